@@ -1,0 +1,194 @@
+"""What an engine must offer: every type that crosses the border between msft and a framework.
+
+All arrays are numpy, all names are canonical: Hugging Face's for weights, PEFT's for adapters.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+
+IGNORE = -100
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One micro-batch of one rank; arrays are int32 [rows, length] except `row_ids`.
+
+    `labels` are aligned with `input_ids`: labels[r, t] is the token to predict after input_ids[r, t],
+    or -100 where nothing is supervised. `segment_ids` tell which example a token belongs to (0 = padding);
+    attention never crosses segments. `row_ids` (int32 [rows]) are the rows' positions in the global batch
+    of the step, over all micro-batches and ranks: what dropout is counted by.
+    """
+
+    input_ids: np.ndarray
+    labels: np.ndarray
+    position_ids: np.ndarray
+    segment_ids: np.ndarray
+    row_ids: np.ndarray
+
+    @property
+    def supervised(self) -> int:
+        """Number of label tokens that count in the loss."""
+        return int((self.labels != IGNORE).sum())
+
+    @property
+    def tokens(self) -> int:
+        """Number of real tokens, padding not counted."""
+        return int((self.segment_ids != 0).sum())
+
+
+@dataclass(frozen=True)
+class Lora:
+    """LoRA as PEFT defines it: W x + alpha / rank * B A dropout(x); `modules` are full HF module paths."""
+
+    rank: int
+    alpha: float
+    dropout: float
+    modules: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """What is trained: adapters, and the base parameters (canonical names) in `parameters`."""
+
+    parameters: tuple[str, ...] = ()
+    lora: Lora | None = None
+
+
+@dataclass(frozen=True)
+class Precision:
+    """Dtypes by name: float32, bfloat16 or float16.
+
+    `parameters` holds frozen weights (tuned ones and optimizer moments are always float32), `compute` is what
+    matrix products run in, `softmax`, `norm` and `rotary` what those run in. Loss and reductions are float32.
+    """
+
+    parameters: str = "float32"
+    compute: str = "float32"
+    softmax: str = "float32"
+    norm: str = "float32"
+    rotary: str = "float32"
+
+
+@dataclass(frozen=True)
+class Optimizer:
+    """AdamW as torch defines it, or MindFormers' FP32StateAdamWeightDecay when `bias_correction` is False.
+
+    Norm weights and biases are decayed only when `decay_norms_and_biases` is True.
+    """
+
+    beta1: float = 0.9
+    beta2: float = 0.999
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+    bias_correction: bool = True
+    decay_norms_and_biases: bool = False
+
+
+@dataclass(frozen=True)
+class LossScale:
+    """Loss scaling: constant when `window` is 0, else halved (by `factor`) on overflow and doubled after `window` good steps."""
+
+    initial: float = 1.0
+    factor: float = 2.0
+    window: int = 0
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """Where and how a model runs; `device` is what `device.pick` returned (cpu, cuda, npu).
+
+    `max_grad_norm` None means no clipping. `recompute` drops a block's activations and computes them again
+    in the backward pass. `parallel` asks for the process group of the launcher (msrun, torchrun).
+    """
+
+    device: str = "cpu"
+    seed: int = 0
+    precision: Precision = field(default_factory=Precision)
+    optimizer: Optimizer = field(default_factory=Optimizer)
+    loss_scale: LossScale = field(default_factory=LossScale)
+    max_grad_norm: float | None = None
+    recompute: bool = False
+    parallel: bool = False
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """One optimizer step: the loss is the mean over all supervised tokens of the global batch.
+
+    `grad_norm` is the global norm before clipping, with any loss scale taken out. A step with an
+    overflow is skipped: parameters, moments and the optimizer's step count stay as they were.
+    """
+
+    loss: float
+    supervised: int
+    grad_norm: float
+    skipped: bool
+    loss_scale: float
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How tokens are chosen: greedy at temperature 0; `stop_ids` end a row and are not returned."""
+
+    max_new_tokens: int = 128
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    seed: int = 0
+    stop_ids: tuple[int, ...] = ()
+
+
+@dataclass
+class EngineState:
+    """Everything a run needs to go on, in float32 arrays by canonical name.
+
+    `weights` holds the tuned tensors: base parameters under HF's names, adapters under PEFT's file names
+    ('base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight', (rank, in)). `first_moment` and
+    `second_moment` have the same keys. `counters`: 'step' (calls of train_step), 'optimizer_step'
+    (steps not skipped), 'loss_scale', 'good_steps' (since the last overflow or growth).
+    """
+
+    weights: dict[str, np.ndarray]
+    first_moment: dict[str, np.ndarray]
+    second_moment: dict[str, np.ndarray]
+    counters: dict[str, float]
+
+
+class Engine(Protocol):
+    """A model on a device, ready to train, score and generate; built by `backend.<engine>.engine.build`."""
+
+    def train_step(self, micro_batches: Sequence[Batch], learning_rate: float) -> StepResult:
+        """One optimizer step over this rank's micro-batches, reduced over all ranks."""
+
+    def evaluate(self, batch: Batch) -> tuple[float, int]:
+        """Summed loss and number of supervised tokens of this rank's batch, without dropout."""
+
+    def token_logprobs(self, batch: Batch, adapter: bool = True) -> np.ndarray:
+        """Log-probability of each label, float32 [rows, length], 0 where nothing is supervised.
+
+        `adapter=False` is the reference model: the adapters are left out.
+        """
+
+    def logits(self, batch: Batch) -> np.ndarray:
+        """Logits of every position, float32 [rows, length, vocabulary], without dropout."""
+
+    def gradients(self, batch: Batch) -> dict[str, np.ndarray]:
+        """Gradients of the batch's mean loss for the tuned parameters, by canonical name, without dropout."""
+
+    def generate(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> list[list[int]]:
+        """The new token ids of each prompt, with a key-value cache; equal on both engines up to rounding."""
+
+    def export_state(self) -> EngineState:
+        """A copy of all tuned tensors, moments and counters."""
+
+    def import_state(self, state: EngineState) -> None:
+        """Take over a state that either engine exported; raises RunError naming what does not fit."""
+
+    def load_adapter(self, weights: dict[str, np.ndarray]) -> None:
+        """Take over adapter tensors under PEFT's file names, without optimizer state."""
+
+    def describe(self) -> dict[str, str]:
+        """What was applied: device, dtypes, attention and optimizer kernels, for the run's report."""

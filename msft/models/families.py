@@ -1,0 +1,23 @@
+"""The registry: `model_type` of a config.json -> the family's module."""
+
+from types import ModuleType
+
+from msft.errors import InputError, did_you_mean
+from msft.models import llama
+from msft.models.spec import ModelSpec
+
+FAMILIES: dict[str, ModuleType] = {llama.MODEL_TYPE: llama}
+
+
+def family(name: str, where: str = "--model") -> ModuleType:
+    """Return the module of a model family by its `model_type`; raises InputError naming the known ones."""
+    if name not in FAMILIES:
+        raise InputError(f"{where}: unknown model family {name!r}{did_you_mean(name, FAMILIES)} (known: {', '.join(sorted(FAMILIES))})")
+    return FAMILIES[name]
+
+
+def spec_from_hf(config: dict, where: str = "config.json") -> ModelSpec:
+    """Return the ModelSpec of a Hugging Face config; the family is its `model_type`."""
+    if not isinstance(config.get("model_type"), str):
+        raise InputError(f"{where}: 'model_type' is missing, so the model family is unknown")
+    return family(config["model_type"], where).spec_from_hf(config, where)
