@@ -12,7 +12,8 @@ FAMILIES: dict[str, ModuleType] = {llama.MODEL_TYPE: llama}
 def family(name: str, where: str = "--model") -> ModuleType:
     """Return the module of a model family by its `model_type`; raises InputError naming the known ones."""
     if name not in FAMILIES:
-        raise InputError(f"{where}: unknown model family {name!r}{did_you_mean(name, FAMILIES)} (known: {', '.join(sorted(FAMILIES))})")
+        known = ", ".join(sorted(FAMILIES))
+        raise InputError(f"{where}: unknown model family {name!r}{did_you_mean(name, FAMILIES)} (known: {known})")
     return FAMILIES[name]
 
 

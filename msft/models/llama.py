@@ -61,12 +61,12 @@ def spec_from_hf(config: dict, where: str = "config.json") -> ModelSpec:
     """
     missing = [key for key in _SIZE_KEYS if not isinstance(config.get(key), int) or config[key] < 1]
     if missing:
-        raise InputError(*(f"{where}: '{key}' must be a whole number above 0, found {config.get(key)!r}" for key in missing))
+        raise InputError(*(f"{where}: '{key}' must be a whole number above 0, not {config.get(key)!r}" for key in missing))
     heads = config["num_attention_heads"]
     kv_heads = config.get("num_key_value_heads") or heads
     head_dim = config.get("head_dim") or config["hidden_size"] // heads
     if heads % kv_heads:
-        raise InputError(f"{where}: num_attention_heads ({heads}) is not a multiple of num_key_value_heads ({kv_heads})")
+        raise InputError(f"{where}: num_attention_heads ({heads}) is no multiple of num_key_value_heads ({kv_heads})")
     if head_dim % 2:
         raise InputError(f"{where}: head_dim ({head_dim}) must be even for rotary embedding")
     theta, scaling = _rope(config)
@@ -106,18 +106,20 @@ def _rope(config: dict) -> tuple[float, dict | None]:
 def hf_config_from_mindformers(model_config: dict) -> dict:
     """Return the `config.json` that MindFormers' `model_config` block (LlamaConfig) describes.
 
-    Defaults are MindFormers 1.3.2's: FFN size 2/3 of 4 x hidden (times `ffn_dim_multiplier`) rounded up to `multiple_of`.
+    Defaults are MindFormers 1.3.2's; without `intermediate_size` the FFN is 2/3 of 4 x hidden (times
+    `ffn_dim_multiplier`), rounded up to `multiple_of`.
     """
     get = model_config.get
     hidden = get("hidden_size", 4096)
     heads = get("num_heads", 32)
     scaling = get("rope_scaling")
+    ffn = _mindformers_ffn_size(hidden, get("multiple_of", 256), get("ffn_dim_multiplier"))
     return {
         "architectures": [ARCHITECTURE],
         "model_type": MODEL_TYPE,
         "vocab_size": get("vocab_size", 32000),
         "hidden_size": hidden,
-        "intermediate_size": get("intermediate_size") or _mindformers_ffn_size(hidden, get("multiple_of", 256), get("ffn_dim_multiplier")),
+        "intermediate_size": get("intermediate_size") or ffn,
         "num_hidden_layers": get("num_layers", 32),
         "num_attention_heads": heads,
         "num_key_value_heads": get("n_kv_heads") or heads,
@@ -174,4 +176,5 @@ def tensor_shapes(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
 
 def linear_modules(spec: ModelSpec) -> list[str]:
     """Return the paths of all linear modules that LoRA can tune, such as 'model.layers.0.self_attn.q_proj'."""
-    return [name.removesuffix(".weight") for name in tensor_shapes(spec) if re.search(r"\.layers\..*_proj\.weight$", name)]
+    weights = [name for name in tensor_shapes(spec) if re.search(r"\.layers\..*_proj\.weight$", name)]
+    return [name.removesuffix(".weight") for name in weights]
