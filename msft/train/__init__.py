@@ -1,0 +1,1 @@
+"""Training runs, engine-neutral: schedules, the loop, metrics, checkpoints, and what a run leaves behind."""

@@ -1,0 +1,54 @@
+"""Learning-rate schedules as functions of the optimizer step.
+
+Steps count from 0: the first update of a run uses the value at 0, as in MindFormers 1.3.2 and transformers.
+Skipped steps do not count, so the rate does not move on an overflow (both toolkits again).
+"""
+
+import math
+from collections.abc import Callable
+
+Schedule = Callable[[int], float]
+
+
+def warmup_length(total_steps: int, ratio: float | None, steps: int | None) -> int:
+    """Return the number of warm-up steps; a ratio wins over a count and is rounded down (MindFormers)."""
+    if ratio is not None:
+        return int(total_steps * ratio)
+    return steps or 0
+
+
+def with_warmup(after: Schedule, peak: float, warmup_steps: int, start: float = 0.0) -> Schedule:
+    """Return a schedule that rises linearly from `start` to `peak` in `warmup_steps`, then follows `after`."""
+
+    def rate(step: int) -> float:
+        if step < warmup_steps:
+            return start + (peak - start) * step / warmup_steps
+        return after(step)
+
+    return rate
+
+
+def constant(peak: float) -> Schedule:
+    """Return `peak` at every step (MindFormers' ConstantWarmUpLR after its warm-up)."""
+    return lambda step: peak
+
+
+def linear(peak: float, total_steps: int, warmup_steps: int = 0) -> Schedule:
+    """Fall linearly from `peak` at the end of the warm-up to 0 at `total_steps` (LinearWithWarmUpLR)."""
+    length = max(1, total_steps - warmup_steps)
+    return lambda step: peak * max(0.0, (total_steps - step) / length)
+
+
+def cosine(
+    peak: float, total_steps: int, warmup_steps: int = 0, end: float = 0.0, num_cycles: float = 0.5
+) -> Schedule:
+    """Fall from `peak` to `end` along `num_cycles` cosine waves; `end` from `total_steps` on (CosineWithWarmUpLR)."""
+    length = max(1, total_steps - warmup_steps)
+
+    def rate(step: int) -> float:
+        if step >= max(1, total_steps):
+            return end
+        wave = 0.5 * (1.0 + math.cos(math.pi * num_cycles * 2.0 * (step - warmup_steps) / length))
+        return end + (peak - end) * max(0.0, wave)
+
+    return rate
