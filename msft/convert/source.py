@@ -20,3 +20,6 @@ class TensorSource(Protocol):
 
     def read(self, name: str) -> np.ndarray:
         """Return one tensor; only this tensor is in memory."""
+
+    def file_of(self, name: str) -> str:
+        """Return the path of the file that holds a tensor, for messages."""

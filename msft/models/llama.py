@@ -23,6 +23,12 @@ MINDFORMERS_LEAF = {
     "up_proj": "w3",
 }
 
+# MindFormers' concatenated cells (`qkv_concat: True`) -> the Hugging Face modules they hold, along axis 0.
+CONCATENATED = {
+    "attention.w_qkv": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+    "feed_forward.w_gate_hidden": ("mlp.gate_proj", "mlp.up_proj"),
+}
+
 _RENAMES = (
     ("model.embed_tokens.weight", "model.tok_embeddings.embedding_weight"),
     (".self_attn.q_proj.", ".attention.wq."),
@@ -61,7 +67,8 @@ def spec_from_hf(config: dict, where: str = "config.json") -> ModelSpec:
     """
     missing = [key for key in _SIZE_KEYS if not isinstance(config.get(key), int) or config[key] < 1]
     if missing:
-        raise InputError(*(f"{where}: '{key}' must be a whole number above 0, not {config.get(key)!r}" for key in missing))
+        wrong = "must be a whole number above 0, not"
+        raise InputError(*(f"{where}: '{key}' {wrong} {config.get(key)!r}" for key in missing))
     heads = config["num_attention_heads"]
     kv_heads = config.get("num_key_value_heads") or heads
     head_dim = config.get("head_dim") or config["hidden_size"] // heads

@@ -1,0 +1,79 @@
+"""Opening weights and configs whatever their format, always under Hugging Face's names."""
+
+import os
+from pathlib import Path
+
+from msft.convert import ckpt, ckpt_names, gguf_file, hf_folder, meta, safetensors_file, torch_file
+from msft.convert.detect import Kind, detect
+from msft.convert.source import TensorSource
+from msft.convert.stored import Stored, StoredTensors
+from msft.errors import InputError
+from msft.models.families import spec_from_hf
+from msft.models.spec import ModelSpec
+
+
+def open_weights(path: str | os.PathLike, spec: ModelSpec | None = None) -> TensorSource:
+    """Open a model's weights under Hugging Face's names.
+
+    `path` is an HF folder (safetensors or `.bin`, one file or shards), a file in it, a MindSpore CKPT, a folder with
+    one CKPT, Meta's folder, or a GGUF file. `spec` is needed only to split a CKPT's `w_qkv`; without it the
+    config beside the file is used. Raises InputError naming file and tensor. Nothing but headers is read, except
+    that a CKPT's CRC, where present, is verified.
+    """
+    kind, file = detect(path)
+    if kind is Kind.META:
+        return meta.open_folder(file)
+    if kind is Kind.GGUF:
+        return gguf_file.open_file(file)
+    return StoredTensors(_canonical(_read_index(kind, file), spec, file))
+
+
+def read_hf_config(path: str | os.PathLike) -> dict:
+    """Return the Hugging Face config of the model at a path (anything that `open_weights` takes, or a config.json).
+
+    Meta's params.json and GGUF's metadata are translated; a CKPT needs a config.json beside it.
+    Raises InputError when there is none.
+    """
+    path = Path(path)
+    if path.is_file() and path.suffix == ".json" and path.name not in ("params.json",):
+        beside = path if not path.name.endswith(".index.json") else path.parent / "config.json"
+        return hf_folder.read_json(beside if path.name not in ("tokenizer.json",) else path.parent / "config.json")
+    if path.is_dir() and (path / "config.json").exists():
+        return hf_folder.read_json(path / "config.json")
+    kind, file = detect(path)
+    if kind is Kind.META:
+        return meta.hf_config(file)
+    if kind is Kind.GGUF:
+        return gguf_file.hf_config(file)
+    config = find_config(file)
+    if config is None:
+        raise InputError(f"{file}: there is no config.json beside it, so the model's sizes are unknown")
+    return hf_folder.read_json(config)
+
+
+def read_spec(path: str | os.PathLike) -> ModelSpec:
+    """Return the ModelSpec of the model at a path; raises InputError like `read_hf_config`."""
+    return spec_from_hf(read_hf_config(path), str(path))
+
+
+def find_config(file: Path) -> Path | None:
+    """Return the config.json beside a weight file, or beside the `rank_0` folder that holds it."""
+    places = [file.parent, file.parent.parent] if file.parent.name.startswith("rank_") else [file.parent]
+    return next((place / "config.json" for place in places if (place / "config.json").is_file()), None)
+
+
+def _read_index(kind: Kind, file: Path) -> dict[str, Stored]:
+    if kind is Kind.CKPT:
+        return ckpt.read_index(file).tensors
+    if kind is Kind.HF:
+        return hf_folder.read_index(file)
+    return (torch_file if kind is Kind.TORCH else safetensors_file).read_index(file)
+
+
+def _canonical(stored: dict[str, Stored], spec: ModelSpec | None, file: Path) -> dict[str, Stored]:
+    if not ckpt_names.are_mindformers(stored):
+        return stored
+    config = find_config(file)
+    if spec is None and config is not None:
+        spec = spec_from_hf(hf_folder.read_json(config), str(config))
+    return ckpt_names.canonical(stored, spec, str(file))
