@@ -41,10 +41,10 @@ def detect(path: str | os.PathLike) -> tuple[Kind, Path]:
         return _folder(path)
     if not path.is_file():
         raise InputError(f"{path}: does not exist{'' if path.parent.is_dir() else ' (nor does its folder)'}")
-    if path.name in _COMPANIONS:
-        return _folder(path.parent)
     if path.name.endswith(".index.json"):
         return Kind.HF, path
+    if is_companion(path):
+        return _folder(path.parent)
     kind = _file(path)
     index = path.parent / (hf_folder.weights_file(path.parent) or "")
     if kind in (Kind.SAFETENSORS, Kind.TORCH) and index.name.endswith(".index.json"):
@@ -53,6 +53,11 @@ def detect(path: str | os.PathLike) -> tuple[Kind, Path]:
     if kind is Kind.TORCH and _is_meta(path.parent) and path.name.startswith("consolidated."):
         return Kind.META, path.parent
     return kind, path
+
+
+def is_companion(path: Path) -> bool:
+    """Whether a file stands for the folder it lies in: an index, a config or a tokenizer file beside the weights."""
+    return path.is_file() and (path.name in _COMPANIONS or path.name.endswith(".index.json"))
 
 
 def _folder(folder: Path) -> tuple[Kind, Path]:

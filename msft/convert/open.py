@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 from msft.convert import ckpt, ckpt_names, gguf_file, hf_folder, meta, safetensors_file, torch_file
-from msft.convert.detect import Kind, detect
+from msft.convert.detect import Kind, detect, is_companion
 from msft.convert.source import TensorSource
 from msft.convert.stored import Stored, StoredTensors
 from msft.errors import InputError
@@ -35,11 +35,11 @@ def read_hf_config(path: str | os.PathLike) -> dict:
     Raises InputError when there is none.
     """
     path = Path(path)
-    if path.is_file() and path.suffix == ".json" and path.name not in ("params.json",):
-        beside = path if not path.name.endswith(".index.json") else path.parent / "config.json"
-        return hf_folder.read_json(beside if path.name not in ("tokenizer.json",) else path.parent / "config.json")
-    if path.is_dir() and (path / "config.json").exists():
-        return hf_folder.read_json(path / "config.json")
+    if path.is_file() and path.suffix == ".json" and not is_companion(path):
+        return hf_folder.read_json(path)
+    folder = path.parent if is_companion(path) else path
+    if (folder / "config.json").is_file():
+        return hf_folder.read_json(folder / "config.json")
     kind, file = detect(path)
     if kind is Kind.META:
         return meta.hf_config(file)
@@ -47,7 +47,7 @@ def read_hf_config(path: str | os.PathLike) -> dict:
         return gguf_file.hf_config(file)
     config = find_config(file)
     if config is None:
-        raise InputError(f"{file}: there is no config.json beside it, so the model's sizes are unknown")
+        raise InputError(f"{file}: there is no {sidecar(file).name} or config.json beside it; its sizes are unknown")
     return hf_folder.read_json(config)
 
 
@@ -56,10 +56,17 @@ def read_spec(path: str | os.PathLike) -> ModelSpec:
     return spec_from_hf(read_hf_config(path), str(path))
 
 
+def sidecar(file: Path) -> Path:
+    """Return where a CKPT's own config lies: `F.config.json` beside `F.ckpt`, since a CKPT cannot hold one."""
+    return file.with_name(f"{file.stem}.config.json")
+
+
 def find_config(file: Path) -> Path | None:
-    """Return the config.json beside a weight file, or beside the `rank_0` folder that holds it."""
+    """Return a weight file's config: its sidecar, or the config.json beside it or beside its `rank_0` folder."""
     places = [file.parent, file.parent.parent] if file.parent.name.startswith("rank_") else [file.parent]
-    return next((place / "config.json" for place in places if (place / "config.json").is_file()), None)
+    return next(
+        (config for config in (sidecar(file), *(place / "config.json" for place in places)) if config.is_file()), None
+    )
 
 
 def _read_index(kind: Kind, file: Path) -> dict[str, Stored]:
