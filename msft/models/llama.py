@@ -146,10 +146,10 @@ def hf_config_from_mindformers(model_config: dict) -> dict:
 
 
 def _mindformers_ffn_size(hidden: int, multiple_of: int, multiplier: float | None) -> int:
+    size = 4 * hidden
     if multiplier:
-        size = int((multiplier + 0.01) * (2 * 4 * hidden // 3))
-    else:
-        size = 2 * 4 * hidden // 3
+        size = int((multiplier + 0.01) * size)
+    size = int(2 * size / 3)
     return multiple_of * ((size + multiple_of - 1) // multiple_of)
 
 
