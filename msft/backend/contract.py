@@ -89,7 +89,7 @@ class Optimizer:
 
 @dataclass(frozen=True)
 class LossScale:
-    """Loss scaling: constant when `window` is 0; else divided by `factor` on overflow, multiplied after `window` good steps."""
+    """Loss scaling: constant when `window` is 0; else / `factor` on overflow, x `factor` after `window` good steps."""
 
     initial: float = 1.0
     factor: float = 2.0

@@ -1,0 +1,64 @@
+"""Autoregressive generation in numpy over an engine's key-value cache: one loop for both engines."""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+
+from msft.backend.contract import Sampling
+
+
+class Session(Protocol):
+    """A batch being generated on an engine; prompts are padded to a multiple of `bucket`."""
+
+    bucket: int
+
+    def prefill(self, input_ids: np.ndarray, padding: np.ndarray) -> np.ndarray:
+        """Take left-padded prompts int32 [rows, length] with `padding` int32 [rows]; return the last logits."""
+
+    def decode(self, tokens: np.ndarray) -> np.ndarray:
+        """Take one more token for each row, int32 [rows]; return the next logits, float32 [rows, vocabulary]."""
+
+
+def generate(session: Session, prompts: Sequence[Sequence[int]], sampling: Sampling) -> list[list[int]]:
+    """Return each prompt's new tokens; prompts are left-padded to one length.
+
+    A row ends at a stop id or after `max_new_tokens`; the batch ends when all rows have ended.
+    """
+    rows = len(prompts)
+    length = -(-max(map(len, prompts)) // session.bucket) * session.bucket
+    padding = np.array([length - len(prompt) for prompt in prompts], dtype=np.int32)
+    input_ids = np.zeros((rows, length), dtype=np.int32)
+    for row, prompt in enumerate(prompts):
+        input_ids[row, padding[row] :] = prompt
+    generators = [np.random.Generator(np.random.Philox(key=[sampling.seed, row])) for row in range(rows)]
+    answers: list[list[int]] = [[] for _ in prompts]
+    running = [True] * rows
+    logits = session.prefill(input_ids, padding)
+    for step in range(sampling.max_new_tokens):
+        tokens = np.array([choose(logits[row], sampling, generators[row]) for row in range(rows)], dtype=np.int32)
+        for row in range(rows):
+            if tokens[row] in sampling.stop_ids:
+                running[row] = False
+            if running[row]:
+                answers[row].append(int(tokens[row]))
+        if not any(running) or step + 1 == sampling.max_new_tokens:
+            break
+        logits = session.decode(tokens)
+    return answers
+
+
+def choose(logits: np.ndarray, sampling: Sampling, generator: np.random.Generator) -> int:
+    """Choose a token from logits float32 [vocabulary]: the largest at temperature 0, else top-k, then top-p."""
+    if sampling.temperature == 0:
+        return int(logits.argmax())
+    order = np.argsort(-logits, kind="stable")
+    if sampling.top_k:
+        order = order[: sampling.top_k]
+    scaled = logits[order].astype(np.float64) / sampling.temperature
+    probabilities = np.exp(scaled - scaled[0])
+    probabilities /= probabilities.sum()
+    if sampling.top_p < 1:
+        kept = int(np.searchsorted(np.cumsum(probabilities), sampling.top_p)) + 1
+        order, probabilities = order[:kept], probabilities[:kept] / probabilities[:kept].sum()
+    return int(order[np.searchsorted(np.cumsum(probabilities), generator.random() * probabilities.sum())])

@@ -1,0 +1,125 @@
+"""The engine both frameworks share: one optimizer step, written once over a model and an optimizer."""
+
+import math
+from collections.abc import Sequence
+from types import ModuleType
+
+import numpy as np
+
+from msft.backend import decoding
+from msft.backend.contract import Batch, EngineState, Runtime, Sampling, StepResult
+from msft.backend.loss_scaler import LossScaler
+from msft.errors import RunError
+
+
+class FrameworkEngine:
+    """Implements `contract.Engine` over the modules of `msft/backend/<engine>/`."""
+
+    def __init__(self, model, optimizer, distributed: ModuleType, session, runtime: Runtime):
+        self.model = model
+        self.optimizer = optimizer
+        self.distributed = distributed
+        self.session = session
+        self.runtime = runtime
+        self.scaler = LossScaler(runtime.loss_scale)
+        self.step = 0
+
+    def train_step(self, micro_batches: Sequence[Batch], learning_rate: float) -> StepResult:
+        """See `contract.Engine.train_step`."""
+        local = sum(batch.supervised for batch in micro_batches)
+        supervised = int(self.distributed.sum_numbers([local])[0])
+        if supervised == 0:
+            raise RunError(f"step {self.step + 1}: no token of the batch is supervised, so there is no loss")
+        scale = self.scaler.value
+        loss, gradients = 0.0, None
+        for batch in micro_batches:
+            if batch.supervised:
+                summed, new = self.model.loss_and_gradients(batch, scale / supervised, self.step)
+                loss += summed
+                gradients = new if gradients is None else self.optimizer.add(gradients, new)
+        gradients = self.distributed.sum_gradients(self.optimizer.zeros() if gradients is None else gradients)
+        loss = self.distributed.sum_numbers([loss])[0] / supervised
+        norm = self.optimizer.global_norm(gradients) / scale
+        overflow = not math.isfinite(norm)
+        if not overflow:
+            self.optimizer.apply(gradients, _clip(norm, self.runtime.max_grad_norm) / scale, learning_rate)
+        self.scaler.update(overflow)
+        self.step += 1
+        return StepResult(loss, supervised, norm, overflow, scale)
+
+    def evaluate(self, batch: Batch) -> tuple[float, int]:
+        """See `contract.Engine.evaluate`."""
+        supervised = batch.supervised
+        return (self.model.loss_sum(batch) if supervised else 0.0), supervised
+
+    def token_logprobs(self, batch: Batch, adapter: bool = True) -> np.ndarray:
+        """See `contract.Engine.token_logprobs`."""
+        if not adapter and not self.model.has_adapter:
+            raise RunError("adapter=False asks for the reference model, but this engine has no adapter to leave out")
+        return self.model.token_logprobs(batch, adapter)
+
+    def logits(self, batch: Batch) -> np.ndarray:
+        """See `contract.Engine.logits`."""
+        return self.model.logits(batch)
+
+    def gradients(self, batch: Batch) -> dict[str, np.ndarray]:
+        """See `contract.Engine.gradients`."""
+        _, gradients = self.model.loss_and_gradients(batch, 1 / max(batch.supervised, 1), None)
+        return self.optimizer.to_numpy(gradients)
+
+    def generate(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> list[list[int]]:
+        """See `contract.Engine.generate`."""
+        if not prompts:
+            return []
+        if not all(prompts):
+            raise RunError("a prompt has no token; start it with the begin token")
+        return decoding.generate(self.session(self.model, sampling.max_new_tokens), prompts, sampling)
+
+    def export_state(self) -> EngineState:
+        """See `contract.Engine.export_state`."""
+        first, second = self.optimizer.moments()
+        counters = {
+            "step": self.step,
+            "optimizer_step": self.optimizer.step,
+            "loss_scale": self.scaler.value,
+            "good_steps": self.scaler.good_steps,
+        }
+        return EngineState(self.model.export_tuned(), first, second, counters)
+
+    def import_state(self, state: EngineState) -> None:
+        """See `contract.Engine.import_state`."""
+        for kind in (state.weights, state.first_moment, state.second_moment):
+            _check_shapes(kind, self.model.tuned_shapes())
+        self.model.import_tuned(state.weights)
+        self.optimizer.load(state.first_moment, state.second_moment, int(state.counters["optimizer_step"]))
+        self.step = int(state.counters["step"])
+        self.scaler.value = float(state.counters["loss_scale"])
+        self.scaler.good_steps = int(state.counters["good_steps"])
+
+    def load_adapter(self, weights: dict[str, np.ndarray]) -> None:
+        """See `contract.Engine.load_adapter`."""
+        shapes = self.model.tuned_shapes()
+        _check_shapes(weights, {name: shape for name, shape in shapes.items() if ".lora_" in name})
+        self.model.import_tuned(weights)
+
+    def describe(self) -> dict[str, str]:
+        """See `contract.Engine.describe`."""
+        return {**self.model.describe(), **self.optimizer.describe()}
+
+
+def _clip(norm: float, limit: float | None) -> float:
+    """The factor of torch's clip_grad_norm_."""
+    return 1.0 if limit is None else min(1.0, limit / (norm + 1e-6))
+
+
+def _check_shapes(given: dict[str, np.ndarray], expected: dict[str, tuple[int, ...]]) -> None:
+    problems = [f"'{name}' is missing" for name in expected if name not in given]
+    problems += [f"'{name}' is not tuned here" for name in given if name not in expected]
+    problems += [
+        f"'{name}' has shape {tuple(array.shape)}, here it is {expected[name]}"
+        for name, array in given.items()
+        if name in expected and tuple(array.shape) != tuple(expected[name])
+    ]
+    if problems:
+        shown = "; ".join(problems[:5]) + (f"; and {len(problems) - 5} more" if len(problems) > 5 else "")
+        raise RunError(f"the state does not fit this engine: {shown}")

@@ -1,0 +1,19 @@
+"""Builds the MindSpore engine."""
+
+import mindspore
+
+from msft.backend.contract import Engine, Runtime, Tuning
+from msft.backend.engine import FrameworkEngine
+from msft.backend.mindspore import distributed
+from msft.backend.mindspore.generation import Session
+from msft.backend.mindspore.model import Model
+from msft.backend.mindspore.optimizer import AdamW
+from msft.models.spec import ModelSpec
+
+
+def build(spec: ModelSpec, source, tuning: Tuning, runtime: Runtime) -> Engine:
+    """Return an engine with the source's weights on the runtime's device."""
+    # Blocks are compiled one by one; what joins them runs as it is written.
+    mindspore.set_context(mode=mindspore.PYNATIVE_MODE)
+    model = Model(spec, source, tuning, runtime)
+    return FrameworkEngine(model, AdamW(model, runtime.optimizer), distributed, Session, runtime)

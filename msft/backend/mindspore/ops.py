@@ -1,0 +1,188 @@
+"""The one place that chooses between fused Ascend kernels and plain operators, and the decoder's mathematics.
+
+The fused kernels exist on Ascend only; each plain form has the same shapes and the same meaning.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import mindspore
+import numpy as np
+from mindspore import Tensor
+from mindspore import ops as operators
+
+from msft.backend import random
+from msft.backend.contract import Precision
+
+# Supervised positions whose logits exist at a time: 256 x 49152 float32 are 50 MB.
+LOSS_CHUNK = 256
+MASKED = -1e30
+
+
+@dataclass(frozen=True)
+class Kernels:
+    """The operators that were chosen for a device.
+
+    rms_norm(hidden, weight, eps), rotary(hidden, cosine, sine), swiglu(gate, up),
+    attention(query [rows, heads, length, dim], key, value [rows, kv_heads, keys, dim], allowed [rows, length, keys]).
+    """
+
+    name: str
+    rms_norm: Callable
+    rotary: Callable
+    swiglu: Callable
+    attention: Callable
+
+
+def kernels(device: str, precision: Precision) -> Kernels:
+    """Choose kernels for a device: fused ones on Ascend (flash attention takes 16-bit floats only), else plain ones."""
+    if device != "npu":
+        plain = "plain operators"
+        return Kernels(plain, _rms_norm(precision), _rotary(precision), _swiglu, _attention(precision))
+    if precision.compute == "float32":
+        name, attention = "fused Ascend norm and SwiGLU, plain attention (float32)", _attention(precision)
+    else:
+        name, attention = "fused Ascend norm, SwiGLU and flash attention", _fused_attention
+    return Kernels(name, _fused_rms_norm, _rotary(precision), _fused_swiglu, attention)
+
+
+def dtype(name: str):
+    """Return MindSpore's dtype of that name (float32, bfloat16, float16)."""
+    return getattr(mindspore, name)
+
+
+def to_numpy(tensor: Tensor) -> np.ndarray:
+    """Return a float32 copy."""
+    return tensor.astype(mindspore.float32).asnumpy().copy()
+
+
+def from_numpy(array: np.ndarray, device: str, kind: str) -> Tensor:
+    """Return a tensor of dtype `kind` that shares nothing with `array`; bfloat16 arrays are ml_dtypes'."""
+    if array.dtype.name == "bfloat16":
+        array = array.astype(np.float32)
+    return Tensor(np.array(array, order="C"), dtype=dtype(kind))
+
+
+def keep_mask(tokens: Tensor, features: Tensor, probability: float) -> Tensor:
+    """`random.keep_mask` on tensors: bool [rows, length, features] from int32 keys."""
+    bits = operators.bitwise_xor(operators.expand_dims(tokens, -1), features)
+    bits = bits * random.MULTIPLIER
+    bits = operators.bitwise_xor(
+        bits, operators.bitwise_and(operators.bitwise_right_shift(bits, random.SHIFT), random.SHIFT_MASK)
+    )
+    bits = bits * random.MULTIPLIER_2
+    return bits >= random.keep_threshold(probability)
+
+
+def dropout(hidden: Tensor, tokens: Tensor, features: Tensor, probability: float) -> Tensor:
+    """Return hidden [rows, length, features] with dropped elements 0 and kept ones scaled up."""
+    keep = keep_mask(tokens, features, probability)
+    return operators.where(keep, hidden / (1 - probability), operators.zeros_like(hidden))
+
+
+def recomputed(function: Callable, differentiated: tuple[int, ...]) -> Callable:
+    """Return `function` compiled so that only its arguments are kept, and its forward pass is run again backwards.
+
+    `differentiated` are the positions of the arguments that get gradients.
+    """
+    forward_pass = mindspore.jit(function)
+
+    def projected(gradient, *arguments):
+        return (function(*arguments) * gradient).sum()
+
+    backward_pass = mindspore.jit(mindspore.grad(projected, tuple(position + 1 for position in differentiated)))
+
+    class Recomputed(mindspore.common._Function):
+        @staticmethod
+        def forward(context, *arguments):
+            context.save_for_backward(*arguments)
+            return forward_pass(*arguments)
+
+        @staticmethod
+        def backward(context, gradient):
+            arguments = context.saved_tensors
+            found = dict(zip(differentiated, backward_pass(gradient, *arguments), strict=True))
+            return tuple(found.get(position) for position in range(len(arguments)))
+
+    return Recomputed.apply
+
+
+def token_losses(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return the cross-entropy of each position, float32 [n]; logits float32 [n, vocabulary], labels int32 [n].
+
+    Written out, because MindSpore's own operator costs three times as much on CPU and gives NaN in float16.
+    """
+    top = operators.stop_gradient(operators.amax(logits, -1, True))
+    normalizer = operators.log(operators.exp(logits - top).sum(-1)) + top.squeeze(-1)
+    return normalizer - operators.gather_elements(logits, 1, labels.expand_dims(-1)).squeeze(-1)
+
+
+def linear(hidden: Tensor, weight: Tensor) -> Tensor:
+    """Return hidden x weight transposed, in hidden's dtype; weight [out, in]."""
+    return operators.dense(hidden, weight.astype(hidden.dtype))
+
+
+def _rms_norm(precision: Precision) -> Callable:
+    kind = dtype(precision.norm)
+
+    def rms_norm(hidden, weight, eps):
+        wide = hidden.astype(kind)
+        scale = operators.rsqrt(operators.mean(operators.square(wide), -1, True) + eps)
+        return (wide * scale).astype(hidden.dtype) * weight.astype(hidden.dtype)
+
+    return rms_norm
+
+
+def _rotary(precision: Precision) -> Callable:
+    kind = dtype(precision.rotary)
+
+    def rotary(hidden, cosine, sine):
+        wide = hidden.astype(kind)
+        half = hidden.shape[-1] // 2
+        turned = operators.concat((-wide[..., half:], wide[..., :half]), -1)
+        return (wide * cosine + turned * sine).astype(hidden.dtype)
+
+    return rotary
+
+
+def _swiglu(gate, up):
+    return operators.silu(gate) * up
+
+
+def _attention(precision: Precision) -> Callable:
+    kind = dtype(precision.softmax)
+
+    def attention(query, key, value, allowed):
+        rows, heads, length, dim = query.shape
+        groups, keys = key.shape[1], key.shape[2]
+        # Grouped heads share one product: the queries of a group stand below one another.
+        query = query.reshape(rows, groups, heads // groups * length, dim)
+        scores = operators.BatchMatMul(transpose_b=True)(query, key).astype(kind) * (dim**-0.5)
+        scores = scores.reshape(rows, groups, heads // groups, length, keys)
+        bias = operators.where(allowed, Tensor(0.0, kind), Tensor(MASKED, kind))
+        scores = scores + bias.expand_dims(1).expand_dims(1)
+        weights = operators.softmax(scores, -1).astype(value.dtype)
+        mixed = operators.BatchMatMul()(weights.reshape(rows, groups, heads // groups * length, keys), value)
+        return mixed.reshape(rows, heads, length, dim)
+
+    return attention
+
+
+def _fused_rms_norm(hidden, weight, eps):
+    return operators.rms_norm(hidden, weight.astype(hidden.dtype), eps)[0]
+
+
+def _fused_swiglu(gate, up):
+    return operators.swiglu(operators.concat((gate, up), -1), -1)
+
+
+def _fused_attention(query, key, value, allowed):
+    return operators.flash_attention_score(
+        query,
+        key,
+        value,
+        query.shape[1],
+        attn_mask=operators.logical_not(allowed).expand_dims(1),
+        scalar_value=query.shape[-1] ** -0.5,
+        input_layout="BNSD",
+    )

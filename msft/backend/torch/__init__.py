@@ -1,0 +1,1 @@
+"""The PyTorch engine: transformers and peft under msft's own loop."""

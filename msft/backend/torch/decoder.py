@@ -1,0 +1,164 @@
+"""A transformers decoder with peft's LoRA, filled from any weight source."""
+
+from contextlib import contextmanager, nullcontext
+
+import numpy as np
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from msft.backend import names, random
+from msft.backend.contract import Lora, Runtime, Tuning
+from msft.backend.torch import ops
+from msft.models import rope
+from msft.models.families import family
+from msft.models.spec import ModelSpec
+
+
+class CounterDropout(nn.Module):
+    """Dropout whose mask is a function of counters; `tokens` (int32 [rows, length]) is set for each batch."""
+
+    def __init__(self, module: str, features: int, probability: float):
+        super().__init__()
+        self.probability = probability
+        self.tokens: torch.Tensor | None = None
+        self.features = nn.Buffer(torch.from_numpy(random.feature_keys(module, features)), persistent=False)
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        if self.tokens is None:
+            return hidden
+        return ops.dropout(hidden, self.tokens, self.features, self.probability)
+
+
+class Decoder:
+    """Weights on the device and the way through them; tuned ones in float32 under canonical names in `tuned`."""
+
+    def __init__(self, spec: ModelSpec, source, tuning: Tuning, runtime: Runtime, kernels: ops.Kernels):
+        self.spec = spec
+        self.runtime = runtime
+        self.network = _load(spec, source, tuning, runtime, kernels)
+        self.tuned: dict[str, nn.Parameter] = {
+            name: self.network.get_parameter(name).requires_grad_() for name in tuning.parameters
+        }
+        self.adapted = None
+        if tuning.lora:
+            self.adapted = _add_lora(self.network, tuning.lora, runtime)
+            for module in tuning.lora.modules:
+                layer = self.network.get_submodule(module)
+                self.tuned[names.lora_a_name(module)] = layer.lora_A["default"].weight
+                self.tuned[names.lora_b_name(module)] = layer.lora_B["default"].weight
+        self.dropouts = [part for part in self.network.modules() if isinstance(part, CounterDropout)]
+        if runtime.recompute:
+            self.network.gradient_checkpointing_enable({"use_reentrant": False})
+
+    @contextmanager
+    def mode(self, dropout_keys: np.ndarray | None, adapter: bool):
+        """Set what holds inside: dropout by token keys (int32 [rows, length]; None = none), adapters on or off."""
+        keys = None if dropout_keys is None else self.tensor(dropout_keys)
+        for dropout in self.dropouts:
+            dropout.tokens = keys
+        self.network.train(self.runtime.recompute)
+        try:
+            with nullcontext() if adapter else self.adapted.disable_adapter():
+                yield
+        finally:
+            for dropout in self.dropouts:
+                dropout.tokens = None
+
+    def hidden(self, input_ids: np.ndarray, position_ids: np.ndarray, segment_ids: np.ndarray) -> torch.Tensor:
+        """Return the final hidden states [rows, length, hidden] of int32 [rows, length] arrays.
+
+        Attention is causal and stays within a segment; padding (segment 0) sees padding.
+        """
+        segments = self.tensor(segment_ids)
+        length = segments.shape[1]
+        causal = torch.ones(length, length, dtype=torch.bool, device=segments.device).tril()
+        allowed = causal & (segments[:, :, None] == segments[:, None, :])
+        with self._autocast():
+            return self.network.model(
+                input_ids=self.tensor(input_ids),
+                position_ids=self.tensor(position_ids),
+                attention_mask=allowed.unsqueeze(1),
+                use_cache=False,
+            ).last_hidden_state
+
+    def cached_hidden(self, input_ids: np.ndarray, position_ids: np.ndarray, real: torch.Tensor, cache) -> torch.Tensor:
+        """Return the last position's hidden states [rows, hidden], the keys and values before it being in `cache`.
+
+        `real` int64 [rows, keys] is 0 on left padding.
+        """
+        with self._autocast():
+            return self.network.model(
+                input_ids=self.tensor(input_ids),
+                position_ids=self.tensor(position_ids),
+                attention_mask=real,
+                past_key_values=cache,
+                use_cache=True,
+            ).last_hidden_state[:, -1]
+
+    def head(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Return the logits, float32 [..., vocabulary]."""
+        with self._autocast():
+            return self.network.lm_head(hidden).float()
+
+    def tensor(self, array: np.ndarray) -> torch.Tensor:
+        """Return an array on the device, dtype kept."""
+        return torch.from_numpy(np.ascontiguousarray(array)).to(self.runtime.device)
+
+    def _autocast(self):
+        compute = self.runtime.precision.compute
+        return torch.autocast(self.runtime.device, ops.dtype(compute), enabled=compute != "float32")
+
+
+def _load(spec: ModelSpec, source, tuning: Tuning, runtime: Runtime, kernels: ops.Kernels) -> nn.Module:
+    config = AutoConfig.for_model(**spec.hf_config)
+    config._attn_implementation = kernels.attention
+    with torch.device("meta"):
+        network = AutoModelForCausalLM.from_config(config, attn_implementation=kernels.attention)
+    tuned = set(tuning.parameters)
+    for name in family(spec.family).tensor_shapes(spec):
+        kind = "float32" if name in tuned else runtime.precision.parameters
+        tensor = ops.from_numpy(source.read(name), runtime.device, kind)
+        owner, _, leaf = name.rpartition(".")
+        setattr(network.get_submodule(owner), leaf, nn.Parameter(tensor, requires_grad=False))
+    network.tie_weights()
+    _rebuild_rotary(network, spec, config, runtime.device)
+    # transformers zeroes the gradient of the padding row, which is a real token where pad = eos.
+    network.model.embed_tokens.padding_idx = None
+    return network
+
+
+def _rebuild_rotary(network: nn.Module, spec: ModelSpec, config, device: str) -> None:
+    """Buffers built under the meta device hold no numbers; the frequencies become those of `models/rope.py`."""
+    rotary = type(network.model.rotary_emb)(config).to(device)
+    inverse, _ = rope.frequencies(spec, spec.max_position_embeddings)
+    rotary.inv_freq.copy_(torch.from_numpy(inverse))
+    rotary.original_inv_freq.copy_(torch.from_numpy(inverse))
+    network.model.rotary_emb = rotary
+
+
+def _add_lora(network: nn.Module, lora: Lora, runtime: Runtime):
+    from peft import LoraConfig, get_peft_model
+
+    config = LoraConfig(
+        r=lora.rank,
+        lora_alpha=lora.alpha,
+        lora_dropout=0.0,
+        target_modules=list(lora.modules),
+        init_lora_weights=False,
+        task_type="CAUSAL_LM",
+    )
+    tuned = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    adapted = get_peft_model(network, config)
+    for parameter in tuned:
+        parameter.requires_grad_()
+    for module in lora.modules:
+        layer = network.get_submodule(module)
+        a, b = layer.lora_A["default"], layer.lora_B["default"]
+        drawn = random.lora_a(runtime.seed, module, lora.rank, layer.in_features)
+        a.weight = nn.Parameter(torch.from_numpy(drawn).to(runtime.device))
+        b.weight = nn.Parameter(torch.zeros(layer.out_features, lora.rank, device=runtime.device))
+        if lora.dropout:
+            dropout = CounterDropout(module, layer.in_features, lora.dropout)
+            layer.lora_dropout["default"] = dropout.to(runtime.device)
+    return adapted

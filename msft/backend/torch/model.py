@@ -1,0 +1,95 @@
+"""What the shared engine asks of a model: losses, gradients, log-probabilities, tuned tensors."""
+
+import numpy as np
+import torch
+
+from msft.backend import random
+from msft.backend.contract import IGNORE, Batch, Runtime, Tuning
+from msft.backend.torch import ops
+from msft.backend.torch.decoder import Decoder
+from msft.models.spec import ModelSpec
+
+
+class Model:
+    """A decoder and its losses; `tuned` holds the tuned tensors under canonical names."""
+
+    def __init__(self, spec: ModelSpec, source, tuning: Tuning, runtime: Runtime):
+        self.runtime = runtime
+        self.kernels = ops.kernels(runtime.device, runtime.precision)
+        self.decoder = Decoder(spec, source, tuning, runtime, self.kernels)
+        self.tuned = self.decoder.tuned
+        self.has_adapter = tuning.lora is not None
+
+    def loss_and_gradients(self, batch: Batch, scale: float, dropout_step: int | None):
+        """Return the summed loss (float) and the gradients of `scale` x that sum for the tuned parameters.
+
+        `dropout_step` is the optimizer step whose dropout masks apply; None means no dropout.
+        """
+        keys = None
+        if dropout_step is not None:
+            keys = random.token_keys(self.runtime.seed, dropout_step, batch.row_ids, batch.input_ids.shape[1])
+        with self.decoder.mode(keys, adapter=True):
+            loss = self._losses(batch).sum()
+            gradients = torch.autograd.grad(loss * scale, list(self.tuned.values()))
+        return loss.item(), dict(zip(self.tuned, gradients, strict=True))
+
+    @torch.no_grad()
+    def loss_sum(self, batch: Batch) -> float:
+        """Return the summed loss of the supervised tokens, without dropout."""
+        with self.decoder.mode(None, adapter=True):
+            return self._losses(batch).sum().item()
+
+    @torch.no_grad()
+    def token_logprobs(self, batch: Batch, adapter: bool) -> np.ndarray:
+        """Return each label's log-probability, float32 [rows, length], 0 where nothing is supervised."""
+        logprobs = np.zeros(batch.labels.shape, dtype=np.float32)
+        with self.decoder.mode(None, adapter):
+            logprobs[batch.labels != IGNORE] = -ops.to_numpy(self._losses(batch))
+        return logprobs
+
+    @torch.no_grad()
+    def logits(self, batch: Batch) -> np.ndarray:
+        """Return all logits, float32 [rows, length, vocabulary]."""
+        with self.decoder.mode(None, adapter=True):
+            return ops.to_numpy(self.decoder.head(self._hidden(batch)))
+
+    def export_tuned(self) -> dict[str, np.ndarray]:
+        """Return copies of the tuned tensors."""
+        return {name: ops.to_numpy(parameter) for name, parameter in self.tuned.items()}
+
+    @torch.no_grad()
+    def import_tuned(self, weights: dict[str, np.ndarray]) -> None:
+        """Overwrite tuned tensors by name."""
+        for name, array in weights.items():
+            self.tuned[name].copy_(ops.from_numpy(array, self.runtime.device, "float32"))
+
+    def tuned_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Return the shapes of the tuned tensors."""
+        return {name: tuple(parameter.shape) for name, parameter in self.tuned.items()}
+
+    def describe(self) -> dict[str, str]:
+        """Say what was applied."""
+        precision = self.runtime.precision
+        norm = "float32" if precision.compute == "float32" else f"float32, result {precision.compute}"
+        return {
+            "device": self.runtime.device,
+            "parameters": f"frozen {precision.parameters}, tuned float32",
+            "compute": precision.compute,
+            "softmax": "float32 accumulation inside scaled_dot_product_attention",
+            "norm": norm,
+            "rotary": "float32 angles",
+            "loss": f"float32, supervised positions only, {ops.LOSS_CHUNK} at a time",
+            "attention": self.kernels.attention,
+            "recompute": str(self.runtime.recompute),
+        }
+
+    def _hidden(self, batch: Batch) -> torch.Tensor:
+        return self.decoder.hidden(batch.input_ids, batch.position_ids, batch.segment_ids)
+
+    def _losses(self, batch: Batch) -> torch.Tensor:
+        """The cross-entropy of each supervised position in reading order, float32 [n]; logits for a chunk at a time."""
+        chosen = self.decoder.tensor(np.flatnonzero(batch.labels != IGNORE))
+        labels = self.decoder.tensor(batch.labels[batch.labels != IGNORE])
+        hidden = self._hidden(batch).flatten(0, 1)[chosen]
+        chunks = zip(hidden.split(ops.LOSS_CHUNK), labels.split(ops.LOSS_CHUNK), strict=True)
+        return torch.cat([ops.token_losses(self.decoder.head(part), answers) for part, answers in chunks])

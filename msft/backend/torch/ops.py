@@ -1,0 +1,65 @@
+"""The one place that chooses between fused kernels and plain operators, and the operators torch lacks."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch.nn import functional
+
+from msft.backend import random
+from msft.backend.contract import Precision
+
+# Supervised positions whose logits exist at a time: 256 x 49152 float32 are 50 MB.
+LOSS_CHUNK = 256
+
+
+@dataclass(frozen=True)
+class Kernels:
+    """What was chosen: transformers' attention implementation, and whether AdamW runs as one fused kernel."""
+
+    attention: str
+    fused_adamw: bool
+
+
+def kernels(device: str, precision: Precision) -> Kernels:
+    """Choose kernels for a device: scaled_dot_product_attention picks flash attention itself where there is one."""
+    return Kernels(attention="sdpa", fused_adamw=device in ("cpu", "cuda"))
+
+
+def dtype(name: str) -> torch.dtype:
+    """Return torch's dtype of that name (float32, bfloat16, float16)."""
+    return getattr(torch, name)
+
+
+def to_numpy(tensor: torch.Tensor) -> np.ndarray:
+    """Return a float32 copy."""
+    return tensor.detach().to(device="cpu", dtype=torch.float32, copy=True).numpy()
+
+
+def from_numpy(array: np.ndarray, device: str, kind: str) -> torch.Tensor:
+    """Return a tensor of dtype `kind` that shares nothing with `array`; bfloat16 arrays are ml_dtypes'."""
+    if array.dtype.name == "bfloat16":
+        tensor = torch.from_numpy(array.view(np.int16).copy()).view(torch.bfloat16)
+    else:
+        tensor = torch.from_numpy(np.array(array, order="C"))
+    return tensor.to(device=device, dtype=dtype(kind))
+
+
+def keep_mask(tokens: torch.Tensor, features: torch.Tensor, probability: float) -> torch.Tensor:
+    """`random.keep_mask` on tensors: bool [rows, length, features] from int32 keys."""
+    bits = tokens.unsqueeze(-1) ^ features
+    bits = bits * random.MULTIPLIER
+    bits = bits ^ ((bits >> random.SHIFT) & random.SHIFT_MASK)
+    bits = bits * random.MULTIPLIER_2
+    return bits >= random.keep_threshold(probability)
+
+
+def dropout(hidden: torch.Tensor, tokens: torch.Tensor, features: torch.Tensor, probability: float) -> torch.Tensor:
+    """Return hidden [rows, length, features] with dropped elements 0 and kept ones scaled up."""
+    keep = keep_mask(tokens, features, probability)
+    return torch.where(keep, hidden / (1 - probability), 0)
+
+
+def token_losses(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Return the cross-entropy of each position, float32 [n]; logits float32 [n, vocabulary], labels int32 [n]."""
+    return functional.cross_entropy(logits, labels.long(), reduction="none")

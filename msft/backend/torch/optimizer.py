@@ -1,0 +1,86 @@
+"""AdamW over named gradients: torch's own, or MindFormers' form without bias correction."""
+
+import numpy as np
+import torch
+from torch.optim.adamw import adamw
+
+from msft.backend import names
+from msft.backend.contract import Optimizer
+from msft.backend.torch import ops
+
+NO_CORRECTION = 10_000_000
+
+
+class AdamW:
+    """Updates a model's tuned parameters in place; moments are float32 by canonical name."""
+
+    def __init__(self, model, settings: Optimizer):
+        self.model = model
+        self.settings = settings
+        self.step = 0
+        self.first = {name: torch.zeros_like(parameter) for name, parameter in model.tuned.items()}
+        self.second = {name: torch.zeros_like(parameter) for name, parameter in model.tuned.items()}
+        self.decayed = {
+            name for name in model.tuned if settings.decay_norms_and_biases or not names.is_norm_or_bias(name)
+        }
+
+    def zeros(self) -> dict[str, torch.Tensor]:
+        """Return gradients of zero, for a rank that has nothing to learn from in a step."""
+        return {name: torch.zeros_like(parameter) for name, parameter in self.model.tuned.items()}
+
+    def add(self, left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Return the sum of two sets of gradients; `left` may be reused."""
+        torch._foreach_add_(list(left.values()), list(right.values()))
+        return left
+
+    def global_norm(self, gradients: dict[str, torch.Tensor]) -> float:
+        """Return the L2 norm over all gradients."""
+        return torch.nn.utils.get_total_norm(list(gradients.values())).item()
+
+    @torch.no_grad()
+    def apply(self, gradients: dict[str, torch.Tensor], factor: float, learning_rate: float) -> None:
+        """Take one step with `factor` x gradients."""
+        settings = self.settings
+        if factor != 1:
+            torch._foreach_mul_(list(gradients.values()), factor)
+        # Without bias correction is with the correction of a step so late that it is 1.
+        taken = self.step if settings.bias_correction else NO_CORRECTION
+        for chosen, decay in ((self.decayed, settings.weight_decay), (set(gradients) - self.decayed, 0.0)):
+            group = [name for name in gradients if name in chosen]
+            adamw(
+                [self.model.tuned[name] for name in group],
+                [gradients[name] for name in group],
+                [self.first[name] for name in group],
+                [self.second[name] for name in group],
+                [],
+                [torch.tensor(float(taken), device=self.first[name].device) for name in group],
+                fused=self.model.kernels.fused_adamw,
+                amsgrad=False,
+                maximize=False,
+                beta1=settings.beta1,
+                beta2=settings.beta2,
+                lr=learning_rate,
+                weight_decay=decay,
+                eps=settings.eps,
+            )
+        self.step += 1
+
+    def moments(self) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+        """Return copies of the first and second moments."""
+        return self.to_numpy(self.first), self.to_numpy(self.second)
+
+    def load(self, first: dict[str, np.ndarray], second: dict[str, np.ndarray], step: int) -> None:
+        """Take over moments and the number of steps taken."""
+        for name in self.model.tuned:
+            self.first[name].copy_(torch.from_numpy(np.array(first[name], dtype=np.float32)))
+            self.second[name].copy_(torch.from_numpy(np.array(second[name], dtype=np.float32)))
+        self.step = step
+
+    def to_numpy(self, tensors: dict[str, torch.Tensor]) -> dict[str, np.ndarray]:
+        """Return float32 copies."""
+        return {name: ops.to_numpy(tensor) for name, tensor in tensors.items()}
+
+    def describe(self) -> dict[str, str]:
+        """Say what was applied."""
+        form = "torch's AdamW" if self.settings.bias_correction else "FP32StateAdamWeightDecay (no bias correction)"
+        return {"optimizer": f"{form}, float32 moments, {len(self.decayed)} of {len(self.model.tuned)} tensors decayed"}

@@ -1,0 +1,97 @@
+"""Rotary embedding frequencies and their scaling kinds, in numpy, once for both engines.
+
+Kinds and keys are transformers' `rope_parameters`: default (RoFormer, arXiv:2104.09864), linear (position
+interpolation, arXiv:2306.15595), dynamic (NTK-aware), llama3, yarn (arXiv:2309.00071).
+"""
+
+import math
+
+import numpy as np
+
+from msft.errors import InputError, did_you_mean
+from msft.models.spec import ModelSpec
+
+
+def frequencies(spec: ModelSpec, length: int) -> tuple[np.ndarray, float]:
+    """Return the inverse frequencies, float32 [head_dim / 2], and the factor on cosine and sine.
+
+    `length` is the longest sequence of the batch: only the dynamic kind depends on it.
+    """
+    scaling = spec.rope_scaling or {"rope_type": "default"}
+    kind = scaling["rope_type"]
+    if kind not in KINDS:
+        raise InputError(f"rope_type: {kind!r} is unknown{did_you_mean(kind, KINDS)} (known: {', '.join(KINDS)})")
+    return KINDS[kind](spec, scaling, length)
+
+
+def tables(spec: ModelSpec, position_ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return cosine and sine, float32 [rows, length, head_dim], for position ids int32 [rows, length].
+
+    Both halves of the last axis hold the same angles, as transformers' rotate_half layout wants.
+    """
+    inverse, factor = frequencies(spec, int(position_ids.max()) + 1)
+    angles = np.arange(int(position_ids.max()) + 1, dtype=np.float32)[:, None] * inverse[None, :]
+    angles = np.concatenate([angles, angles], axis=-1)
+    cosine, sine = np.cos(angles) * np.float32(factor), np.sin(angles) * np.float32(factor)
+    return cosine[position_ids], sine[position_ids]
+
+
+def _inverse(base: float, dim: int) -> np.ndarray:
+    exponents = np.arange(0, dim, 2, dtype=np.float32) / np.float32(dim)
+    return np.float32(1) / np.power(np.float32(base), exponents)
+
+
+def _default(spec: ModelSpec, scaling: dict, length: int) -> tuple[np.ndarray, float]:
+    return _inverse(spec.rope_theta, spec.head_dim), 1.0
+
+
+def _linear(spec: ModelSpec, scaling: dict, length: int) -> tuple[np.ndarray, float]:
+    return _inverse(spec.rope_theta, spec.head_dim) / np.float32(scaling["factor"]), 1.0
+
+
+def _dynamic(spec: ModelSpec, scaling: dict, length: int) -> tuple[np.ndarray, float]:
+    dim, factor = spec.head_dim, scaling["factor"]
+    stretch = max(length, spec.max_position_embeddings) / spec.max_position_embeddings
+    return _inverse(spec.rope_theta * (factor * stretch - (factor - 1)) ** (dim / (dim - 2)), dim), 1.0
+
+
+def _llama3(spec: ModelSpec, scaling: dict, length: int) -> tuple[np.ndarray, float]:
+    inverse = _inverse(spec.rope_theta, spec.head_dim)
+    low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
+    turns = scaling["original_max_position_embeddings"] * inverse / (2 * math.pi)
+    # Fast frequencies stay, slow ones are divided, those between are blended.
+    keep = np.clip((turns - low) / (high - low), 0, 1).astype(np.float32)
+    return (keep * inverse + (1 - keep) * inverse / np.float32(scaling["factor"])).astype(np.float32), 1.0
+
+
+def _yarn(spec: ModelSpec, scaling: dict, length: int) -> tuple[np.ndarray, float]:
+    dim, base = spec.head_dim, spec.rope_theta
+    original = scaling.get("original_max_position_embeddings") or spec.max_position_embeddings
+    factor = scaling.get("factor") or spec.max_position_embeddings / original
+
+    def dimension(rotations: float) -> float:
+        return dim * math.log(original / (rotations * 2 * math.pi)) / (2 * math.log(base))
+
+    low, high = dimension(scaling.get("beta_fast") or 32), dimension(scaling.get("beta_slow") or 1)
+    if scaling.get("truncate", True):
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, dim - 1)
+    steps = (np.arange(dim // 2, dtype=np.float32) - low) / max(high - low, 0.001)
+    interpolate = np.clip(steps, 0, 1).astype(np.float32)
+    inverse = _inverse(base, dim)
+    blended = inverse / np.float32(factor) * interpolate + inverse * (1 - interpolate)
+    return blended.astype(np.float32), _yarn_factor(scaling, factor)
+
+
+def _yarn_factor(scaling: dict, factor: float) -> float:
+    def magnitude(scale: float) -> float:
+        return 1.0 if factor <= 1 else 0.1 * scale * math.log(factor) + 1.0
+
+    if scaling.get("attention_factor") is not None:
+        return scaling["attention_factor"]
+    if scaling.get("mscale") and scaling.get("mscale_all_dim"):
+        return magnitude(scaling["mscale"]) / magnitude(scaling["mscale_all_dim"])
+    return magnitude(1)
+
+
+KINDS = {"default": _default, "linear": _linear, "dynamic": _dynamic, "llama3": _llama3, "yarn": _yarn}
