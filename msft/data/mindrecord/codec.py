@@ -15,7 +15,7 @@ _WIDTHS = np.array([1, 2, 4, 8], np.int64)
 
 
 def _kept_bytes(itemsize: int) -> np.ndarray:
-    """Return which of an element's bytes are stored, for each width class, as one unsigned integer of `itemsize` bytes."""
+    """Return the bytes stored of an element, for each width class, as a mask in one integer of `itemsize` bytes."""
     kept = np.arange(itemsize) < _WIDTHS[:, None]
     return kept.view(f"<u{itemsize}").ravel()
 
