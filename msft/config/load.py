@@ -1,0 +1,87 @@
+"""Reading a recipe: YAML, then the command line's values, then every check, all problems at once."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from msft.config.yaml_lines import Document, Keys, Problem, dotted, read_yaml
+from msft.errors import InputError
+
+
+def load_recipe(path: str | Path, overrides: Sequence[str] = ()):
+    """Return the frozen `msft.config.schema.Recipe` of a YAML file with the command line's values put in.
+
+    `overrides` are words: MindFormers' flags (`--epochs 3`), `--any.dotted.key value`, `any.dotted.key=value`.
+    Precedence: flags over file over defaults. Raises InputError with one line a problem, each naming file and
+    line or flag.
+    """
+    document = read_yaml(path)
+    from msft.config.overrides import apply_overrides
+
+    problems = _repeated_datasets(document)
+    apply_overrides(document, overrides)
+    recipe, found = _validate(document)
+    problems += document.problems + found
+    if problems:
+        ordered = sorted(problems, key=lambda problem: (problem.place.order, problem.path))
+        raise InputError(*dict.fromkeys(str(problem) for problem in ordered))
+    return recipe
+
+
+def _validate(document: Document) -> tuple[Any, list[Problem]]:
+    """Check types and ranges, then the rules between keys on what is left when the wrong keys are taken out."""
+    from msft.config.checks import cross_checks
+    from msft.config.report import ignored_keys
+
+    recipe, problems, wrong = _parse(document)
+    if recipe is None:
+        return None, problems
+    problems += [problem for path, problem in cross_checks(recipe, document) if not _touches(path, wrong)]
+    recipe._name = document.name
+    recipe._source = {dotted(path): place.text for path, place in document.values.items() if path}
+    recipe._ignored = ignored_keys(recipe, document)
+    return recipe, problems
+
+
+def _parse(document: Document):
+    from pydantic import ValidationError
+
+    from msft.config.problems import from_pydantic
+    from msft.config.schema import Recipe
+
+    data, problems, wrong = document.data, [], set()
+    for _ in range(8):
+        try:
+            return Recipe.model_validate(data), problems, wrong
+        except ValidationError as error:
+            found = [from_pydantic(item, document) for item in error.errors(include_url=False)]
+        problems += [problem for _, problem in found]
+        wrong |= {path for path, _ in found}
+        data = _without(data, wrong)
+    return None, problems, wrong
+
+
+def _without(data: Any, wrong: set[Keys], path: Keys = ()) -> Any:
+    if isinstance(data, dict):
+        return {key: _without(item, wrong, (*path, key)) for key, item in data.items() if (*path, key) not in wrong}
+    if isinstance(data, list):
+        inner = ((index, item) for index, item in enumerate(data) if (*path, index) not in wrong)
+        return [_without(item, wrong, (*path, index)) for index, item in inner]
+    return data
+
+
+def _touches(path: Keys, wrong: set[Keys]) -> bool:
+    """Whether a path is inside, or around, something that is already reported."""
+    return any(path[: len(other)] == other or other[: len(path)] == path for other in wrong)
+
+
+def _repeated_datasets(document: Document) -> list[Problem]:
+    """`train_dataset_task.dataset_config` must repeat `train_dataset`, which is the one that is read."""
+    problems = []
+    for name in ("train_dataset", "eval_dataset"):
+        task = document.data.get(f"{name}_task")
+        path = (f"{name}_task", "dataset_config")
+        if isinstance(task, dict) and task.get("dataset_config") not in (None, document.data.get(name)):
+            message = f"differs from {name}, which is the block that is read (write it there, or as *{name})"
+            problems.append(Problem(document.place(path, of_key=True), dotted(path), message))
+    return problems

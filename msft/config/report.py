@@ -1,0 +1,73 @@
+"""Keys that were written and have no meaning here: never silent."""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from msft.config.block import Block
+from msft.config.markers import OnlyOn, Unused
+from msft.config.schema import Recipe
+from msft.config.schema_train import OtherCallback
+from msft.config.yaml_lines import Document, Keys, Place, dotted
+
+
+class Ignored(NamedTuple):
+    """A key without meaning here: where it stands, its dotted path, and why it does nothing."""
+
+    place: Place
+    path: str
+    why: str
+
+    def __str__(self) -> str:
+        return f"{self.place.text}: {self.path}: {self.why}"
+
+
+def ignored_keys(recipe: Recipe, document: Document) -> list[Ignored]:
+    """Return what was written and is not used, in the order of the file and the command line."""
+    found = [*_marked(recipe, recipe), *_outvoted(recipe)]
+    ignored = [Ignored(document.place(path, of_key=True), dotted(path), why) for path, why in found]
+    return sorted(ignored, key=lambda entry: (entry.place.order, entry.path))
+
+
+def ignored_lines(recipe: Recipe) -> list[str]:
+    """Return what is ignored for the console: a headline, then one line a reason with the keys and their lines."""
+    reasons: dict[str, list[str]] = {}
+    for entry in recipe.ignored:
+        where = entry.place.text.rsplit(":", 1)[-1]
+        reasons.setdefault(entry.why, []).append(f"{entry.path} ({where})")
+    if not reasons:
+        return []
+    lines = [f"  {', '.join(keys)}: {why}" for why, keys in reasons.items()]
+    return [f"{recipe.name}: {len(recipe.ignored)} keys do nothing here (line numbers in brackets):", *lines]
+
+
+def _marked(recipe: Recipe, block: Block, path: Keys = ()) -> Iterator[tuple[Keys, str]]:
+    if isinstance(block, OtherCallback):
+        yield path, block.WHY
+        return
+    for name in block.model_fields_set:
+        field = type(block).model_fields[name]
+        inner, value = (*path, field.alias or name), getattr(block, name)
+        for mark in field.metadata:
+            if isinstance(mark, Unused):
+                yield inner, mark.why
+            if isinstance(mark, OnlyOn) and mark.backend != recipe.backend:
+                yield inner, f"it is for backend {mark.backend}; {mark.why}"
+        for index, entry in enumerate(value if isinstance(value, list) else [value]):
+            if isinstance(entry, Block):
+                yield from _marked(recipe, entry, (*inner, index) if isinstance(value, list) else inner)
+
+
+def _outvoted(recipe: Recipe) -> Iterator[tuple[Keys, str]]:
+    """Keys that lose against another one that says the same thing."""
+    runner, schedule, config = recipe.runner_config, recipe.lr_schedule, recipe.model.config
+    if runner.batch_size and recipe.train_dataset.batch_size not in (None, runner.batch_size):
+        yield ("train_dataset", "batch_size"), f"runner_config.batch_size ({runner.batch_size}) wins"
+    if schedule.learning_rate is not None and recipe.optimizer.learning_rate not in (None, schedule.learning_rate):
+        yield ("optimizer", "learning_rate"), f"lr_schedule.learning_rate ({schedule.learning_rate:g}) wins"
+    if schedule.warmup_ratio is not None:
+        for name in {"warmup_steps", "warmup_epochs"} & schedule.model_fields_set:
+            yield ("lr_schedule", name), "lr_schedule.warmup_ratio wins"
+    if recipe.backend == "mindspore" and recipe.device and recipe.context.device_target:
+        yield ("context", "device_target"), f"device ({recipe.device}) wins"
+    if config and config.checkpoint_name_or_path and recipe.load_checkpoint:
+        yield ("model", "model_config", "checkpoint_name_or_path"), "load_checkpoint wins"

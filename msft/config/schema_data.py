@@ -1,0 +1,89 @@
+"""The dataset blocks."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from msft.config.block import Block
+from msft.config.markers import Alias, Count, Positive, Refused, Switch, Texts, Unused
+
+Workers = Annotated[Any, Unused("batches are built in numpy, in this process")]
+
+
+def _refused(why: str, *neutral: Any) -> Any:
+    return Annotated[Any, Refused(why, neutral)]
+
+
+class DataLoader(Block):
+    """A MindRecord file, a folder of them, or in `dataset_files` a list."""
+
+    type: Literal["MindDataset"] = "MindDataset"
+    dataset_dir: str = ""
+    dataset_files: Texts = []
+    shuffle: Switch = True
+    num_samples: Count | None = None
+    num_parallel_workers: Workers = None
+    columns_list: Annotated[Any, Unused("columns are chosen by input_columns")] = None
+    num_shards: Annotated[Any, Unused("the launcher decides how many processes there are")] = None
+    shard_id: Annotated[Any, Unused("the launcher decides how many processes there are")] = None
+
+
+class EvalLoader(DataLoader):
+    """The same for evaluation: rows in the file's order."""
+
+    shuffle: Switch = False
+
+
+class Dataset(Block):
+    """What is trained on. Without `labels` among `input_columns` every token but padding is supervised."""
+
+    data_loader: DataLoader = DataLoader()
+    input_columns: Texts = ["input_ids", "labels"]
+    batch_size: Positive | None = None
+    drop_remainder: Switch = True
+    repeat: Positive = 1
+    padding: Literal["longest", "bucket", "max_length"] = "bucket"
+    bucket_size: Positive = 64
+    num_parallel_workers: Workers = None
+    python_multiprocessing: Workers = None
+    numa_enable: Workers = None
+    prefetch_size: Workers = None
+    max_rowsize: Workers = None
+    cache: Workers = None
+    offload: Workers = None
+    auto_tune: Workers = None
+    filepath_prefix: Workers = None
+    autotune_per_step: Workers = None
+    profile: Workers = None
+    do_eval: Annotated[Any, Unused("evaluation is asked for by the recipe's do_eval")] = None
+    seed: Annotated[Any, Unused("the order of rows follows the recipe's seed")] = None
+    output_columns: Annotated[Any, Unused("columns are chosen by input_columns")] = None
+    column_order: Annotated[Any, Unused("columns are chosen by input_columns")] = None
+    pad_token_id: Annotated[Any, Unused("the pad token is the model's")] = None
+    dynamic_batch: Annotated[Any, Unused("lengths are chosen by padding and bucket_size")] = None
+    divisor: Annotated[Any, Unused("lengths are chosen by padding and bucket_size")] = None
+    remainder: Annotated[Any, Unused("lengths are chosen by padding and bucket_size")] = None
+    eod_reset: _refused("attention that restarts at an end-of-document token is not built", False) = None
+    eod_token_id: Annotated[Any, Unused("it belongs to eod_reset")] = None
+    per_batch_map: _refused("python functions in a recipe are not run", "") = None
+
+
+class EvalDataset(Dataset):
+    """What is evaluated on: every row counts."""
+
+    data_loader: EvalLoader = EvalLoader()
+    drop_remainder: Switch = False
+
+
+class TrainTask(Block):
+    """MindFormers' second name of the dataset; only the block `train_dataset` is read."""
+
+    type: Literal["CausalLanguageModelDataset"] = "CausalLanguageModelDataset"
+    dataset_config: Annotated[Any, Alias("train_dataset")] = Field(default=None, exclude=True)
+
+
+class EvalTask(Block):
+    """MindFormers' second name of the dataset; only the block `eval_dataset` is read."""
+
+    type: Literal["CausalLanguageModelDataset"] = "CausalLanguageModelDataset"
+    dataset_config: Annotated[Any, Alias("eval_dataset")] = Field(default=None, exclude=True)

@@ -1,0 +1,172 @@
+"""Which modules get adapters and which parameters are trained, from patterns in either vocabulary.
+
+MindFormers 1.3.2: `target_modules` and `exclude_layers` are regular expressions matched (`re.match`) on leaf
+cell names; `freeze_include` and `freeze_exclude` are shell patterns (`fnmatch`) on parameter names.
+"""
+
+import re
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
+
+from msft.errors import InputError, did_you_mean
+from msft.models.families import family
+from msft.models.spec import ModelSpec
+
+
+def lora_modules(
+    patterns: str | Sequence[str] | None,
+    spec: ModelSpec,
+    exclude_layers: Sequence[str] = (),
+    where: str = "target_modules",
+) -> tuple[str, ...]:
+    """Return the Hugging Face paths of the linear modules that the regular expressions choose, in model order.
+
+    A pattern chooses a module when it matches the start of its leaf name or path in Hugging Face's names
+    (`q_proj`) or MindFormers' (`wq`, `model.layers.0.attention.wq`). A list is a choice between its patterns;
+    None is the family's default. `exclude_layers` takes modules out: by leaf, path, or a block around it.
+    Raises InputError for a pattern that is no regular expression or matches nothing.
+    """
+    kind = family(spec.family)
+    modules = kind.linear_modules(spec)
+    if patterns is None:
+        wanted = set(kind.DEFAULT_LORA_TARGETS)
+        chosen = [module for module in modules if _leaf(module) in wanted]
+    else:
+        patterns = [patterns] if isinstance(patterns, str) else list(patterns)
+        compiled = _compile(patterns, where)
+        names = {module: _names(module, kind) for module in modules}
+        _refuse_idle(compiled, names, kind, where)
+        chosen = [module for module in modules if any(_hits(regex, names[module]) for regex in compiled)]
+    if exclude_layers:
+        excluding = _compile(exclude_layers, where.replace("target_modules", "exclude_layers"))
+        chosen = [module for module in chosen if not _excluded(module, excluding, kind)]
+    if not chosen:
+        raise InputError(f"{where}: matches no module that exclude_layers leaves ({_existing(modules, kind)})")
+    return tuple(chosen)
+
+
+def trained_adapters(
+    modules: Sequence[str],
+    spec: ModelSpec,
+    freeze_include: Sequence[str] = (),
+    freeze_exclude: Sequence[str] = (),
+    where: str = "freeze_include",
+) -> tuple[str, ...]:
+    """Return the modules whose adapters `freeze_include` leaves free; a frozen adapter stays 0, so it is left out.
+
+    Raises InputError when patterns freeze only A or B of an adapter, or all adapters.
+    """
+    kind = family(spec.family)
+    free = []
+    for module in modules:
+        frozen = [
+            _any_matches(names, freeze_include) and not _any_matches(names, freeze_exclude)
+            for names in _adapter_names(module, kind)
+        ]
+        if frozen[0] != frozen[1]:
+            raise InputError(f"{where}: freezes only one of the two matrices of the adapter of {module}")
+        if not frozen[0]:
+            free.append(module)
+    if not free:
+        raise InputError(f"{where}: freezes all adapters, so nothing is left to train")
+    return tuple(free)
+
+
+def tuned_parameters(
+    spec: ModelSpec,
+    freeze_include: Sequence[str] = (),
+    freeze_exclude: Sequence[str] = (),
+    lora: bool = True,
+    where: tuple[str, str] = ("freeze_include", "freeze_exclude"),
+) -> tuple[str, ...]:
+    """Return the base parameters that are trained, by Hugging Face name.
+
+    With LoRA none is, without it all are. A shell pattern in `freeze_include` freezes what it matches, one in
+    `freeze_exclude` sets it free; a parameter that both match stays as it was (mindpet's freeze_delta).
+    Raises InputError for a pattern that matches neither a parameter nor an adapter.
+    """
+    kind = family(spec.family)
+    names = {name: (name, kind.to_mindformers(name)) for name in kind.tensor_shapes(spec)}
+    adapters = [pair for module in kind.linear_modules(spec) for pair in _adapter_names(module, kind)] if lora else []
+    for patterns, place in zip((freeze_include, freeze_exclude), where, strict=True):
+        _refuse_idle_shell(patterns, [*names.values(), *adapters], place)
+    chosen = []
+    for name, both in names.items():
+        frozen, freed = _any_matches(both, freeze_include), _any_matches(both, freeze_exclude)
+        if (freed and not frozen) or (not lora and frozen == freed):
+            chosen.append(name)
+    return tuple(chosen)
+
+
+def _leaf(path: str) -> str:
+    return path.rsplit(".", 1)[-1]
+
+
+def _names(module: str, kind) -> tuple[str, ...]:
+    """The four names of a module: leaf and path, Hugging Face's and MindFormers'."""
+    mindformers = kind.to_mindformers(module + ".").removesuffix(".")
+    return (_leaf(module), module, _leaf(mindformers), mindformers)
+
+
+def _compile(patterns: Sequence[str], where: str) -> list[re.Pattern]:
+    compiled, problems = [], []
+    for pattern in patterns:
+        try:
+            compiled.append(re.compile(pattern))
+        except (re.error, RecursionError, OverflowError) as error:
+            problems.append(f"{where}: {pattern!r} is no regular expression: {error}")
+    if problems:
+        raise InputError(*problems)
+    return compiled
+
+
+def _hits(regex: re.Pattern, names: Sequence[str]) -> bool:
+    return any(regex.match(name) for name in names)
+
+
+def _refuse_idle(compiled: list[re.Pattern], names: dict, kind, where: str) -> None:
+    idle = [regex.pattern for regex in compiled if not any(_hits(regex, every) for every in names.values())]
+    if idle or not compiled:
+        known = _existing(list(names), kind)
+        leaves = [name for every in names.values() for name in (every[0], every[2])]
+        problems = [f"{where}: {pattern!r} matches no module{_near(pattern, leaves)} ({known})" for pattern in idle]
+        raise InputError(*(problems or [f"{where}: names no module ({known})"]))
+
+
+def _near(pattern: str, leaves: Sequence[str]) -> str:
+    """The nearest existing leaf to the last word of a pattern."""
+    words = re.findall(r"\w+", pattern)
+    return did_you_mean(words[-1], leaves) if words else ""
+
+
+def _existing(modules: Sequence[str], kind) -> str:
+    leaves = dict.fromkeys(map(_leaf, modules))
+    theirs = ", ".join(kind.MINDFORMERS_LEAF[leaf] for leaf in leaves if leaf in kind.MINDFORMERS_LEAF)
+    return f"there are {', '.join(leaves)}; in MindFormers' names {theirs}"
+
+
+def _excluded(module: str, excluding: list[re.Pattern], kind) -> bool:
+    """MindFormers skips a cell, and all inside it, when a pattern matches the cell's own name."""
+    for path in (module, kind.to_mindformers(module + ".").removesuffix(".")):
+        parts = path.split(".")
+        names = {*parts, *(".".join(parts[: end + 1]) for end in range(len(parts)))}
+        if any(_hits(regex, tuple(names)) for regex in excluding):
+            return True
+    return False
+
+
+def _adapter_names(module: str, kind) -> tuple[tuple[str, str], tuple[str, str]]:
+    """What PEFT and MindFormers call the A and the B of a module's adapter."""
+    cell = kind.to_mindformers(module + ".")
+    return tuple((f"{module}.lora_{x}.weight", f"{cell}mindpet_delta_lora_{x.lower()}") for x in "AB")
+
+
+def _any_matches(names: Sequence[str], patterns: Sequence[str]) -> bool:
+    return any(fnmatchcase(name, pattern) for pattern in patterns for name in names)
+
+
+def _refuse_idle_shell(patterns: Sequence[str], every: Sequence[tuple[str, str]], where: str) -> None:
+    idle = [pattern for pattern in patterns if not any(_any_matches(names, [pattern]) for names in every)]
+    if idle:
+        hint = f"names look like {every[1][0]} or {every[1][1]}, * stands for any text"
+        raise InputError(*(f"{where}: {pattern!r} matches no parameter ({hint})" for pattern in idle))
