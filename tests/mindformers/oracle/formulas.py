@@ -23,7 +23,9 @@ def main(cases: str, out: str) -> None:
         steps = [ms.Tensor(step, ms.int32) for step in range(given["steps"])]
         rates.append([float(ms.Tensor(schedule(step)).asnumpy().reshape(())) for step in steps])
     sizes = [
-        LlamaFeedForward(hidden, hidden_dim=4 * hidden, multiple_of=multiple_of, ffn_dim_multiplier=multiplier).hidden_dim
+        LlamaFeedForward(
+            hidden, hidden_dim=4 * hidden, multiple_of=multiple_of, ffn_dim_multiplier=multiplier
+        ).hidden_dim
         for hidden, multiple_of, multiplier in given["ffn"]
     ]
     with open(out, "w", encoding="utf-8") as file:

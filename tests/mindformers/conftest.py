@@ -1,0 +1,147 @@
+"""What every test of the exchange with MindFormers uses: the oracle's processes and one tiny model."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import mindformers_recipe
+import numpy as np
+import pytest
+
+ORACLE = Path(__file__).parent / "oracle"
+PYTHON = mindformers_recipe.ENVIRONMENT / "bin/python"
+
+
+def run(command, folder: Path, timeout: int = 300) -> str:
+    """Run a command in `folder`; return its standard output, or fail the test with the end of what it said."""
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run(
+        [str(word) for word in command], cwd=folder, env=environment, capture_output=True, text=True, timeout=timeout
+    )
+    if done.returncode:
+        said = (done.stdout + done.stderr)[-4000:]
+        pytest.fail(f"{' '.join(map(str, command))} ended with {done.returncode}:\n{said}", pytrace=False)
+    return done.stdout
+
+
+@pytest.fixture(scope="session")
+def oracle(tmp_path_factory):
+    """Call `oracle("logits.py", ...)` to run one of the oracle's programs inside MindFormers' environment."""
+    if not PYTHON.exists():
+        pytest.fail(f"{PYTHON} is missing: run `make test-mindformers`, which installs it", pytrace=False)
+    folder = tmp_path_factory.mktemp("mindformers")
+    return lambda program, *arguments: run([PYTHON, ORACLE / program, *arguments], folder)
+
+
+@pytest.fixture(scope="session")
+def msft(tmp_path_factory):
+    """Call `msft("convert_weight", ...)` to run one of our commands as a user would."""
+    folder = tmp_path_factory.mktemp("msft")
+    return lambda command, *arguments: run([sys.executable, "-m", "msft", command, *arguments], folder)
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory, msft):
+    """A random Llama as transformers wrote it (`folder`), its CKPT by our converter, and its logits for `ids`."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    sizes = mindformers_recipe.MODEL
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=sizes["vocab_size"],
+        hidden_size=sizes["hidden_size"],
+        intermediate_size=176,
+        num_hidden_layers=sizes["num_layers"],
+        num_attention_heads=sizes["num_heads"],
+        num_key_value_heads=sizes["n_kv_heads"],
+        max_position_embeddings=mindformers_recipe.SEQ_LENGTH,
+        rms_norm_eps=1e-5,
+        initializer_range=0.1,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
+    )
+    model = LlamaForCausalLM(config).eval()
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if name.endswith("norm.weight"):
+                weight.add_(0.1 * torch.randn_like(weight))
+    base = tmp_path_factory.mktemp("tiny")
+    model.save_pretrained(base / "hf")
+    # MindFormers' attention mask takes rows of exactly seq_length; the second is padded half-way.
+    ids = np.random.default_rng(1).integers(3, sizes["vocab_size"], (2, mindformers_recipe.SEQ_LENGTH), dtype=np.int32)
+    ids[1, mindformers_recipe.SEQ_LENGTH // 2 :] = 0
+    np.save(base / "ids.npy", ids)
+    with torch.no_grad():
+        logits = model(torch.tensor(ids, dtype=torch.int64)).logits.numpy()
+    ckpt = base / "tiny.ckpt"
+    msft("convert_weight", "--model", "llama", "--input_path", base / "hf", "--output_path", ckpt)
+    return SimpleNamespace(
+        hf=base / "hf", ckpt=ckpt, ids=ids, ids_file=base / "ids.npy", logits=logits, state=model.state_dict()
+    )
+
+
+@pytest.fixture(scope="session")
+def records(tmp_path_factory):
+    """A MindRecord file of 10 padded rows with masked labels: 20 steps of 2 rows in 4 epochs."""
+    from msft.data.mindrecord.writer import MindRecordWriter
+
+    path = tmp_path_factory.mktemp("records") / "train.mindrecord"
+    length = mindformers_recipe.SEQ_LENGTH + 1
+    random = np.random.default_rng(2)
+    with MindRecordWriter(path, {"input_ids": "int32", "labels": "int32"}) as writer:
+        for _ in range(10):
+            end = random.integers(length // 3, length + 1)
+            ids = np.zeros(length, np.int32)
+            ids[:end] = random.integers(3, mindformers_recipe.MODEL["vocab_size"], end)
+            labels = np.full(length, -100, np.int32)
+            labels[10:end] = ids[10:end]
+            labels[20:30] = -100
+            writer.write({"input_ids": ids, "labels": labels})
+    return path
+
+
+@pytest.fixture(scope="session")
+def train_there(tmp_path_factory, oracle, tiny):
+    """Call `train_there(kind, data, changes)` to train with MindFormers; returns its recipe and all it left."""
+
+    def train(kind: str, data: Path, changes: dict | None = None):
+        folder = tmp_path_factory.mktemp(f"{kind}_there")
+        output = folder / "output"
+        recipe = mindformers_recipe.write(folder / "recipe.yaml", kind, data, tiny.ckpt, output, changes)
+        oracle("train.py", recipe, folder / "run")
+        [checkpoint] = (output / "checkpoint/rank_0").glob("*.ckpt")
+        [network] = (output / "checkpoint_network/rank_0").glob("*.ckpt")
+        facts = json.loads((folder / "run.json").read_text())
+        first = dict(np.load(folder / "run.npz"))
+        return SimpleNamespace(recipe=recipe, first=first, checkpoint=checkpoint, network=network, **facts)
+
+    return train
+
+
+@pytest.fixture(scope="session")
+def full_run(train_there, records):
+    """20 steps of MindFormers' own full fine-tuning."""
+    return train_there("finetune", records)
+
+
+@pytest.fixture(scope="session")
+def lora_run(train_there, records):
+    """20 steps of MindFormers' own LoRA fine-tuning."""
+    return train_there("lora", records)
+
+
+@pytest.fixture(scope="session")
+def their_logits(oracle, tiny, tmp_path_factory):
+    """Call `their_logits(recipe, ckpt)` for the logits of MindFormers' model on `tiny.ids`."""
+
+    def compute(recipe: Path, ckpt: Path) -> np.ndarray:
+        out = tmp_path_factory.mktemp("logits") / "logits.npz"
+        oracle("logits.py", recipe, ckpt, tiny.ids_file, out)
+        return np.load(out)["logits"]
+
+    return compute

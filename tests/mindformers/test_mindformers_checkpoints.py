@@ -1,0 +1,70 @@
+"""What MindFormers' training leaves must load here: checkpoints with optimizer state, and adapters."""
+
+import numpy as np
+import pytest
+
+from msft.convert.adapter import adapter_lora, read_adapter, write_adapter
+
+pytestmark = pytest.mark.mindformers
+
+LORA_ALPHA = 16
+
+
+@pytest.fixture(scope="module")
+def full_logits(full_run, their_logits):
+    return their_logits(full_run.recipe, full_run.checkpoint)
+
+
+@pytest.fixture(scope="module")
+def lora_logits(lora_run, their_logits):
+    return their_logits(lora_run.recipe, lora_run.checkpoint)
+
+
+def transformers_logits(folder, ids, adapter=None):
+    import torch
+    from peft import PeftModel
+    from transformers import LlamaForCausalLM
+
+    model = LlamaForCausalLM.from_pretrained(folder)
+    if adapter is not None:
+        model = PeftModel.from_pretrained(model, adapter)
+    with torch.no_grad():
+        return model.eval()(torch.tensor(ids, dtype=torch.int64)).logits.numpy()
+
+
+def assert_same_on_real_tokens(theirs, ours, tiny):
+    real = tiny.ids != 0
+    assert np.abs(theirs - tiny.logits)[real].max() > 0.1, "training changed nothing"
+    np.testing.assert_allclose(ours[real], theirs[real], atol=2e-5)
+
+
+@pytest.mark.parametrize("file", ["checkpoint", "network"])
+def test_its_checkpoint_becomes_a_hugging_face_model(full_run, full_logits, tiny, msft, tmp_path, file):
+    arguments = ("--input_path", getattr(full_run, file), "--output_path", tmp_path / "hf")
+    msft("convert_weight", "--model", "llama", "--reversed", "True", *arguments, "--config", full_run.recipe)
+    assert_same_on_real_tokens(full_logits, transformers_logits(tmp_path / "hf", tiny.ids), tiny)
+
+
+@pytest.mark.parametrize("file", ["checkpoint", "network"])
+def test_its_adapter_merges_into_its_final_logits(lora_run, lora_logits, tiny, msft, tmp_path, file):
+    files = ("--adapter", getattr(lora_run, file), "--output_path", tmp_path / "merged")
+    msft("merge", "--model", tiny.ckpt, *files, "--config", lora_run.recipe, "--lora_alpha", LORA_ALPHA)
+    assert_same_on_real_tokens(lora_logits, transformers_logits(tmp_path / "merged", tiny.ids), tiny)
+
+
+def test_its_adapter_becomes_a_peft_adapter(lora_run, lora_logits, tiny, tmp_path):
+    config, weights = read_adapter(lora_run.checkpoint)
+    lora = adapter_lora(config, weights, "CKPT", LORA_ALPHA)
+    write_adapter(tmp_path / "adapter", lora, weights, str(tiny.hf))
+    ours = transformers_logits(tiny.hf, tiny.ids, tmp_path / "adapter")
+    assert_same_on_real_tokens(lora_logits, ours, tiny)
+
+
+def test_the_base_in_its_lora_checkpoint_is_bit_equal_to_ours(lora_run, tiny, msft, tmp_path):
+    from safetensors.torch import load_file
+
+    arguments = ("--input_path", lora_run.checkpoint, "--output_path", tmp_path / "hf", "--config", lora_run.recipe)
+    msft("convert_weight", "--model", "llama", "--reversed", "True", *arguments)
+    back = load_file(tmp_path / "hf/model.safetensors")
+    assert back.keys() == tiny.state.keys()
+    assert all(back[name].equal(tiny.state[name]) for name in back)
