@@ -16,7 +16,7 @@ from msft.convert.detect import Kind, detect
 from msft.convert.dtypes import FLOATS, Cast
 from msft.convert.hf_folder import read_json
 from msft.convert.source import TensorInfo
-from msft.convert.stored import Stored, StoredTensors
+from msft.convert.stored import Stored, StoredTensors, readable
 from msft.errors import InputError
 from msft.files import atomic_path, write_json
 from msft.models.adapters import PEFT_PREFIX, is_mindformers_adapter, mindformers_to_peft, peft_names
@@ -34,10 +34,11 @@ def read_adapter(path: str | os.PathLike, family_name: str = "llama") -> tuple[d
     the base model's; a CKPT knows no alpha, so `lora_alpha` is None in its config. Raises InputError.
     """
     path = Path(path)
-    if (path / CONFIG).is_file():
-        config, source = read_json(path / CONFIG), StoredTensors(_read_peft_index(path))
-    else:
-        config, source = _open_ckpt(path, family_name)
+    with readable(path):
+        if (path / CONFIG).is_file():
+            config, source = read_json(path / CONFIG), StoredTensors(_read_peft_index(path))
+        else:
+            config, source = _open_ckpt(path, family_name)
     weights = {name: source.read(name) for name in source.tensors}
     adapter_lora(config, weights, str(path))
     return config, weights

@@ -5,6 +5,7 @@ from enum import Enum
 from pathlib import Path
 
 from msft.convert import hf_folder, safetensors_file
+from msft.convert.stored import readable
 from msft.errors import InputError
 
 
@@ -36,7 +37,16 @@ def detect(path: str | os.PathLike) -> tuple[Kind, Path]:
     A folder may be an HF folder, a Meta folder, or hold one CKPT or GGUF (a CKPT also under `rank_0`); a file
     beside the weights stands for its folder. Raises InputError saying what was found instead.
     """
-    path = Path(path)
+    with readable(path):
+        return _detect(Path(path))
+
+
+def is_companion(path: Path) -> bool:
+    """Whether a file stands for the folder it lies in: an index, a config or a tokenizer file beside the weights."""
+    return path.is_file() and (path.name in _COMPANIONS or path.name.endswith(".index.json"))
+
+
+def _detect(path: Path) -> tuple[Kind, Path]:
     if path.is_dir():
         return _folder(path)
     if not path.is_file():
@@ -53,11 +63,6 @@ def detect(path: str | os.PathLike) -> tuple[Kind, Path]:
     if kind is Kind.TORCH and _is_meta(path.parent) and path.name.startswith("consolidated."):
         return Kind.META, path.parent
     return kind, path
-
-
-def is_companion(path: Path) -> bool:
-    """Whether a file stands for the folder it lies in: an index, a config or a tokenizer file beside the weights."""
-    return path.is_file() and (path.name in _COMPANIONS or path.name.endswith(".index.json"))
 
 
 def _folder(folder: Path) -> tuple[Kind, Path]:

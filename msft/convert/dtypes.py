@@ -92,12 +92,11 @@ class Cast:
     def _cast(self, name: str, part: np.ndarray, target: np.dtype) -> np.ndarray:
         if part.dtype == target:
             return np.ascontiguousarray(part)
-        with np.errstate(over="ignore"):
+        with np.errstate(all="ignore"):
             result = np.ascontiguousarray(part.astype(target))
-        if target.itemsize <= part.dtype.itemsize:
             overflows = int((np.isinf(result) & np.isfinite(part)).sum())
-            if overflows:
-                self.overflows[name] = self.overflows.get(name, 0) + overflows
+        if overflows:
+            self.overflows[name] = self.overflows.get(name, 0) + overflows
         return result
 
 

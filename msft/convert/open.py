@@ -6,7 +6,7 @@ from pathlib import Path
 from msft.convert import ckpt, ckpt_names, gguf_file, hf_folder, meta, safetensors_file, torch_file
 from msft.convert.detect import Kind, detect, is_companion
 from msft.convert.source import TensorSource
-from msft.convert.stored import Stored, StoredTensors
+from msft.convert.stored import Stored, StoredTensors, readable
 from msft.errors import InputError
 from msft.models.families import spec_from_hf
 from msft.models.spec import ModelSpec
@@ -20,12 +20,13 @@ def open_weights(path: str | os.PathLike, spec: ModelSpec | None = None) -> Tens
     config beside the file is used. Raises InputError naming file and tensor. Nothing but headers is read, except
     that a CKPT's CRC, where present, is verified.
     """
-    kind, file = detect(path)
-    if kind is Kind.META:
-        return meta.open_folder(file)
-    if kind is Kind.GGUF:
-        return gguf_file.open_file(file)
-    return StoredTensors(_canonical(_read_index(kind, file), spec, file))
+    with readable(path):
+        kind, file = detect(path)
+        if kind is Kind.META:
+            return meta.open_folder(file)
+        if kind is Kind.GGUF:
+            return gguf_file.open_file(file)
+        return StoredTensors(_canonical(_read_index(kind, file), spec, file))
 
 
 def read_hf_config(path: str | os.PathLike) -> dict:

@@ -1,5 +1,6 @@
 """Tensors that lie in files as plain bytes, whatever the format around them."""
 
+import contextlib
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -60,6 +61,15 @@ def rows(entry: Stored, start: int, stop: int) -> Stored:
         position += length
     info = TensorInfo((stop - start, *entry.info.shape[1:]), entry.info.dtype)
     return entry._replace(info=info, extents=tuple(extents))
+
+
+@contextlib.contextmanager
+def readable(path: str | os.PathLike):
+    """Turn the system's refusals to read (no permission, a broken disk) into one InputError."""
+    try:
+        yield
+    except OSError as error:
+        raise InputError(f"{error.filename or path}: cannot be read: {error.strerror or error}") from error
 
 
 def _fill(content: np.ndarray, name: str, entry: Stored) -> None:

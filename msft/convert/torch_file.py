@@ -7,6 +7,7 @@ import math
 import os
 import struct
 import zipfile
+import zlib
 from pathlib import Path
 
 from msft.convert import torch_pickle
@@ -30,7 +31,7 @@ def read_index(path: str | os.PathLike) -> dict[str, Stored]:
     try:
         with zipfile.ZipFile(path) as archive:
             state, records = _read_archive(path, archive)
-    except (zipfile.BadZipFile, struct.error, EOFError, NotImplementedError, RuntimeError, UnicodeError) as error:
+    except (zipfile.BadZipFile, zlib.error, struct.error, EOFError, OSError, ValueError, RuntimeError) as error:
         raise InputError(f"{path}: no file of torch.save, or truncated or damaged: {error}") from error
     if not isinstance(state, dict):
         raise InputError(f"{path}: holds a {type(state).__name__}, not a state dict of tensors")

@@ -7,16 +7,15 @@ Format: pickle protocols 2 to 5 as torch.save writes them for state dicts.
 import pickletools
 from typing import NamedTuple
 
-from msft.convert.dtypes import TORCH_STORAGE
+from msft.convert.dtypes import MINDSPORE, TORCH_STORAGE
 from msft.errors import InputError
 
 
 class Storage(NamedTuple):
-    """A storage of the file: its key (the record 'data/KEY'), dtype (None = untyped bytes) and number of elements."""
+    """A storage of the file: its key (the record 'data/KEY') and dtype (None = untyped bytes)."""
 
     key: str
     dtype: str | None
-    count: int
 
 
 class PickledTensor(NamedTuple):
@@ -178,11 +177,11 @@ class _Machine:
         _expect(self.stack[-1], dict)
 
     def do_binpersid(self, _):
-        kind, storage, key, _, count = _expect(self.stack.pop(), tuple)
+        kind, storage, key, _device, _count = _expect(self.stack.pop(), tuple)
         name = _expect(storage, _Global).name
         if kind != "storage" or name not in _STORAGES:
             raise _Refused(f"the pickle names a storage of type {name}, which is not supported")
-        self.stack.append(Storage(_expect(key, str), _STORAGES[name], _expect(count, int)))
+        self.stack.append(Storage(_expect(key, str), _STORAGES[name]))
 
 
 def _expect(value, kind: type):
@@ -207,7 +206,7 @@ def _ordered(arguments: tuple) -> dict:
 
 def _dtype(value) -> str:
     name = _expect(value, _Global).name.removeprefix("torch.")
-    if name not in TORCH_STORAGE.values():
+    if name not in MINDSPORE.values():
         raise _Refused(f"the pickle has a tensor of dtype {name}, which is not supported")
     return name
 
