@@ -1,5 +1,6 @@
 """MindFormers' own Llama 2 recipes, shrunk to run on a CPU in seconds; both toolkits read the file written here."""
 
+import re
 from pathlib import Path
 
 import yaml
@@ -12,9 +13,10 @@ DTYPES = ("compute_dtype", "layernorm_compute_type", "softmax_compute_type", "ro
 
 
 def shipped_recipes() -> list[Path]:
-    """Return MindFormers' full and LoRA fine-tuning recipes for Llama 2, from its wheel."""
+    """Return MindFormers' recipes for Llama 2 from its wheel, but for quantization and other adapters than LoRA."""
     folder = ENVIRONMENT / "lib/python3.11/site-packages/configs/llama2"
-    return sorted(folder.glob("finetune_llama2_*b.yaml")) + sorted(folder.glob("lora_llama2_*b.yaml"))
+    other = re.compile(r"ptq|rtn|quant|tuning|slora")
+    return [path for path in sorted(folder.glob("*.yaml")) if not other.search(path.name.split("_llama2_")[1])]
 
 
 def write(path: Path, kind: str, data: Path, checkpoint: Path, output: Path, changes: dict | None = None) -> Path:
