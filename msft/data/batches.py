@@ -7,9 +7,9 @@ import numpy as np
 from msft.backend.contract import IGNORE, Batch
 from msft.console import note
 from msft.data.collate import EMPTY, PADDINGS, Example, align, collate, width_of
+from msft.data.dataset import RowDataset
 from msft.data.order import FILL, Plan
 from msft.data.prefetch import prefetch as ahead
-from msft.data.dataset import RowDataset
 from msft.errors import InputError, did_you_mean
 
 

@@ -73,6 +73,9 @@ class MindRecordWriter:
         values, dtype = np.asarray(values), self._columns[name]
         if values.ndim != 1:
             raise InputError(f"row {self.rows}: column {name!r} has shape {values.shape}, not one dimension")
+        if not len(values):
+            # MindDataset returns uninitialised memory for an empty array.
+            raise InputError(f"row {self.rows}: column {name!r} is empty, which MindSpore cannot read")
         if values.dtype == dtype:
             return values
         cast = values.astype(dtype) if np.can_cast(values.dtype, dtype, "same_kind") else None
@@ -117,7 +120,8 @@ class MindRecordWriter:
 
     def _discard(self) -> None:
         for shard in self._shards:
-            shard.close()
+            with contextlib.suppress(OSError, sqlite3.Error):
+                shard.close()
             files.remove(shard.path)
             files.remove(shard.database)
 
