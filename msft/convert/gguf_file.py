@@ -141,7 +141,7 @@ def _llama3_scaling(path: Path, metadata: dict, factors: np.ndarray) -> dict:
     """Find the Llama 3 scaling that gives these factors, since GGUF keeps only the result."""
     scaling = {
         "rope_type": "llama3",
-        "factor": float(factors.max()),
+        "factor": float(f"{factors.max():.6g}"),
         "low_freq_factor": 1.0,
         "high_freq_factor": 4.0,
         "original_max_position_embeddings": 8192,

@@ -65,6 +65,8 @@ def _byte_level(path: Path, metadata: dict):
     pre = metadata.get("tokenizer.ggml.pre", "gpt-2")
     if pre not in _SPLITS:
         raise InputError(f"{path}: splits words as {pre!r}, which is not known (known: {', '.join(sorted(_SPLITS))})")
+    if not metadata.get("tokenizer.ggml.merges"):
+        raise InputError(f"{path}: its vocabulary lacks merges")
     merges = [tuple(merge.split(" ")) for merge in metadata["tokenizer.ggml.merges"]]
     # Llama 3 and tekken take a word that is a token as it is, even where the merges do not lead to it.
     whole_words = pre not in ("gpt-2", "smollm", "qwen2")
