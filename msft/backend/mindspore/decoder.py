@@ -10,7 +10,7 @@ from functools import cache
 
 import mindspore
 import numpy as np
-from mindspore import Parameter, Tensor
+from mindspore import Tensor
 from mindspore import ops as operators
 
 from msft.backend import names, random
@@ -32,8 +32,10 @@ class Decoder:
         self.kernels = kernels
         self.scaling = tuning.lora.alpha / tuning.lora.rank if tuning.lora else 0.0
         self.dropout = tuning.lora.dropout if tuning.lora else 0.0
-        self.tuned: dict[str, Parameter] = {}
-        self.weights: dict[str, Tensor] = {}
+        # Plain tensors, because MindSpore compiles a function anew for every Parameter it is called with.
+        self.tuned: dict[str, Tensor] = {}
+        self.frozen: dict[str, Tensor] = {}
+        self.tuned_names: dict[str, str] = {}
         tuned = set(tuning.parameters)
         for name in family(spec.family).tensor_shapes(spec):
             self._place(name, source.read(name), name if name in tuned else None)
@@ -69,11 +71,11 @@ class Decoder:
         allowed = self.tensor(causal & (segment_ids[:, :, None] == segment_ids[:, None, :]))
         cosine, sine = self._rotary(position_ids)
         tokens = self.tensor(np.zeros((1, 1), np.int32)) if self.dropout_tokens is None else self.dropout_tokens
-        hidden = self.embed(self.weights["model.embed_tokens.weight"], self.tensor(input_ids))
-        for layout, tensors in self.layers:
+        hidden = self.embed(self.weight("model.embed_tokens.weight"), self.tensor(input_ids))
+        for layout, names_of_layer in self.layers:
             block = self.block(layout, self.dropout_tokens is not None, self.adapter)
-            hidden = block(hidden, cosine, sine, allowed, tokens, *tensors)
-        return self.norm(hidden, self.weights["model.norm.weight"])
+            hidden = block(hidden, cosine, sine, allowed, tokens, *map(self.weight, names_of_layer))
+        return self.norm(hidden, self.weight("model.norm.weight"))
 
     def cached_hidden(self, input_ids: np.ndarray, position_ids: np.ndarray, real: Tensor, cache) -> Tensor:
         """Return the last position's hidden states [rows, hidden], the keys and values before it being in `cache`.
@@ -82,20 +84,23 @@ class Decoder:
         [keys, values] [rows, kv_heads, capacity, head_dim] by layer, `cache.slot` the first free slot; both move on.
         """
         cosine, sine = self._rotary(position_ids)
-        hidden = self.embed(self.weights["model.embed_tokens.weight"], self.tensor(input_ids))
+        hidden = self.embed(self.weight("model.embed_tokens.weight"), self.tensor(input_ids))
         length = input_ids.shape[1]
         slots = self.tensor(np.arange(cache.slot, cache.slot + length, dtype=np.int32))
-        for number, (layout, tensors) in enumerate(self.layers):
-            keys, values = cache.layers[number]
-            hidden, keys, values = self.cached_block(layout)(hidden, cosine, sine, real, slots, keys, values, *tensors)
-            cache.layers[number] = [keys, values]
+        for number, (layout, names_of_layer) in enumerate(self.layers):
+            block, tensors = self.cached_block(layout), map(self.weight, names_of_layer)
+            hidden, *cache.layers[number] = block(hidden, cosine, sine, real, slots, *cache.layers[number], *tensors)
         cache.slot += length
-        return self.norm(hidden[:, -1], self.weights["model.norm.weight"])
+        return self.norm(hidden[:, -1], self.weight("model.norm.weight"))
 
     def head(self, hidden: Tensor) -> Tensor:
         """Return the logits, float32 [..., vocabulary]."""
         tied = self.spec.tie_word_embeddings
-        return self.project(hidden, self.weights["model.embed_tokens.weight" if tied else "lm_head.weight"])
+        return self.project(hidden, self.weight("model.embed_tokens.weight" if tied else "lm_head.weight"))
+
+    def weight(self, name: str) -> Tensor:
+        """Return a tensor by its name in the model, tuned or frozen."""
+        return self.tuned[self.tuned_names[name]] if name in self.tuned_names else self.frozen[name]
 
     def tensor(self, array: np.ndarray) -> Tensor:
         """Return an array on the device, dtype kept."""
@@ -107,26 +112,25 @@ class Decoder:
 
     def _place(self, name: str, array: np.ndarray, tuned_as: str | None) -> None:
         if tuned_as:
-            self.tuned[tuned_as] = Parameter(ops.from_numpy(array, self.runtime.device, "float32"), name=tuned_as)
-            self.weights[name] = self.tuned[tuned_as]
+            self.tuned_names[name] = tuned_as
+            self.tuned[tuned_as] = ops.from_numpy(array, self.runtime.device, "float32")
         else:
-            self.weights[name] = ops.from_numpy(array, self.runtime.device, self.runtime.precision.parameters)
+            self.frozen[name] = ops.from_numpy(array, self.runtime.device, self.runtime.precision.parameters)
 
     def _add_lora(self, lora: Lora) -> None:
         for module in lora.modules:
-            rows, columns = self.weights[f"{module}.weight"].shape
+            rows, columns = self.weight(f"{module}.weight").shape
             drawn = random.lora_a(self.runtime.seed, module, lora.rank, columns)
             self._place(f"{module}.lora_A.weight", drawn, names.lora_a_name(module))
             zeros = np.zeros((rows, lora.rank), dtype=np.float32)
             self._place(f"{module}.lora_B.weight", zeros, names.lora_b_name(module))
-            self.weights[f"{module}.features"] = self.tensor(random.feature_keys(module, columns))
+            self.frozen[f"{module}.features"] = self.tensor(random.feature_keys(module, columns))
 
-    def _layer(self, number: int) -> tuple[tuple[tuple[str, bool], ...], list[Tensor]]:
-        """A layer's layout, (name within the layer, tuned or not) for each tensor, and the tensors in that order."""
+    def _layer(self, number: int) -> tuple[tuple[tuple[str, bool], ...], list[str]]:
+        """A layer's layout, (name within the layer, tuned or not) for each tensor, and the tensors' whole names."""
         prefix = f"model.layers.{number}."
-        own = {name.removeprefix(prefix): tensor for name, tensor in self.weights.items() if name.startswith(prefix)}
-        layout = tuple((name, isinstance(tensor, Parameter)) for name, tensor in own.items())
-        return layout, list(own.values())
+        own = [name for name in (*self.frozen, *self.tuned_names) if name.startswith(prefix)]
+        return tuple((name.removeprefix(prefix), name in self.tuned_names) for name in own), own
 
     def _block(self, layout, dropout: bool, adapter: bool):
         """The compiled block of layers of one layout, recomputed in the backward pass where the runtime asks."""

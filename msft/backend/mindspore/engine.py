@@ -13,6 +13,7 @@ from msft.models.spec import ModelSpec
 
 def build(spec: ModelSpec, source, tuning: Tuning, runtime: Runtime) -> Engine:
     """Return an engine with the source's weights on the runtime's device."""
+    mindspore.set_device({"npu": "Ascend", "cuda": "GPU", "cpu": "CPU"}[runtime.device])
     # Blocks are compiled one by one; what joins them runs as it is written.
     mindspore.set_context(mode=mindspore.PYNATIVE_MODE)
     model = Model(spec, source, tuning, runtime)

@@ -2,7 +2,7 @@
 
 import mindspore
 import numpy as np
-from mindspore import ParameterTuple, Tensor
+from mindspore import Tensor
 from mindspore import ops as operators
 
 from msft.backend import random
@@ -19,10 +19,14 @@ class Model:
         self.runtime = runtime
         self.kernels = ops.kernels(runtime.device, runtime.precision)
         self.decoder = Decoder(spec, source, tuning, runtime, self.kernels)
-        self.tuned = self.decoder.tuned
         self.has_adapter = tuning.lora is not None
         self.select = mindspore.jit(_select)
         self.token_losses = mindspore.jit(ops.token_losses)
+
+    @property
+    def tuned(self) -> dict[str, Tensor]:
+        """The tuned tensors; the optimizer puts new ones in their place."""
+        return self.decoder.tuned
 
     def loss_and_gradients(self, batch: Batch, scale: float, dropout_step: int | None):
         """Return the summed loss (float) and the gradients of `scale` x that sum for the tuned parameters.
@@ -33,15 +37,20 @@ class Model:
         if dropout_step is not None:
             keys = random.token_keys(self.runtime.seed, dropout_step, batch.row_ids, batch.input_ids.shape[1])
 
-        def scaled_loss():
+        tuned = self.tuned
+
+        def scaled_loss(*tensors):
+            self.decoder.tuned = dict(zip(tuned, tensors, strict=True))
             loss = self._losses(batch).sum()
             return loss * scale, loss
 
-        tuned = ParameterTuple(self.tuned.values())
-        with self.decoder.mode(keys, adapter=True):
-            differentiate = mindspore.value_and_grad(scaled_loss, None, weights=tuned, has_aux=True)
-            (_, loss), gradients = differentiate()
-        return float(loss.asnumpy()), dict(zip(self.tuned, gradients, strict=True))
+        differentiate = mindspore.value_and_grad(scaled_loss, tuple(range(len(tuned))), has_aux=True)
+        try:
+            with self.decoder.mode(keys, adapter=True):
+                (_, loss), gradients = differentiate(*tuned.values())
+        finally:
+            self.decoder.tuned = tuned
+        return float(loss.asnumpy()), dict(zip(tuned, gradients, strict=True))
 
     def loss_sum(self, batch: Batch) -> float:
         """Return the summed loss of the supervised tokens, without dropout."""
@@ -67,7 +76,7 @@ class Model:
     def import_tuned(self, weights: dict[str, np.ndarray]) -> None:
         """Overwrite tuned tensors by name."""
         for name, array in weights.items():
-            self.tuned[name].set_data(ops.from_numpy(array, self.runtime.device, "float32"))
+            self.tuned[name] = ops.from_numpy(array, self.runtime.device, "float32")
 
     def tuned_shapes(self) -> dict[str, tuple[int, ...]]:
         """Return the shapes of the tuned tensors."""

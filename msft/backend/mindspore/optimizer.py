@@ -49,10 +49,9 @@ class AdamW:
         decay, keep = _scalar(1 - learning_rate * settings.weight_decay), _scalar(1.0)
         for name, parameter in self.model.tuned.items():
             shrink = decay if name in self.decayed else keep
-            new, self.first[name], self.second[name] = self.update(
+            self.model.tuned[name], self.first[name], self.second[name] = self.update(
                 parameter, gradients[name], self.first[name], self.second[name], shrink, *scalars
             )
-            parameter.set_data(new)
 
     def moments(self) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
         """Return copies of the first and second moments."""
