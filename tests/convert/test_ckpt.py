@@ -13,7 +13,20 @@ from msft.convert.source import TensorInfo
 from msft.convert.stored import StoredTensors
 from msft.errors import InputError
 
-DTYPES = ["float64", "float32", "float16", "int64", "int32", "int16", "int8", "uint64", "uint32", "uint16", "uint8", "bool"]
+DTYPES = [
+    "float64",
+    "float32",
+    "float16",
+    "int64",
+    "int32",
+    "int16",
+    "int8",
+    "uint64",
+    "uint32",
+    "uint16",
+    "uint8",
+    "bool",
+]
 
 
 def arrays() -> dict[str, np.ndarray]:
@@ -57,8 +70,12 @@ def test_we_read_what_mindspore_writes(tmp_path, crc):
     import mindspore
 
     params = [
-        {"name": name, "data": mindspore.Tensor(array.astype(np.float32), mindspore.bfloat16)
-         if array.dtype == ml_dtypes.bfloat16 else mindspore.Tensor(array)}
+        {
+            "name": name,
+            "data": mindspore.Tensor(array.astype(np.float32), mindspore.bfloat16)
+            if array.dtype == ml_dtypes.bfloat16
+            else mindspore.Tensor(array),
+        }
         for name, array in arrays().items()
     ]
     extra = {"epoch_num": 3, "learning_rate": 0.5, "run": "späte Läufe", "last": True}

@@ -62,7 +62,9 @@ def test_transformers_gives_the_same_logits_after_the_round_trip(tmp_path, hf_fo
     from transformers import LlamaForCausalLM
 
     write_ckpt(open_weights(hf_folder), spec, tmp_path / "x.ckpt", qkv_concat=True)
-    write_hf_folder(open_weights(tmp_path / "x.ckpt"), read_spec(tmp_path / "x.ckpt"), tmp_path / "out", shard_bytes=9000)
+    write_hf_folder(
+        open_weights(tmp_path / "x.ckpt"), read_spec(tmp_path / "x.ckpt"), tmp_path / "out", shard_bytes=9000
+    )
     again = LlamaForCausalLM.from_pretrained(tmp_path / "out").eval()
     ids = torch.arange(40).reshape(2, 20)
     with torch.no_grad():
@@ -79,8 +81,10 @@ def test_the_ckpt_holds_mindformers_names(tmp_path, hf_folder, spec, expected, q
     layer = "model.layers.1"
     assert np.array_equal(params["model.tok_embeddings.embedding_weight"], expected["model.embed_tokens.weight"])
     assert np.array_equal(params["model.norm_out.weight"], expected["model.norm.weight"])
-    q, k, v, gate, up = (expected[f"{layer}.{name}.weight"] for name in (
-        "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "mlp.gate_proj", "mlp.up_proj"))
+    q, k, v, gate, up = (
+        expected[f"{layer}.{name}.weight"]
+        for name in ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "mlp.gate_proj", "mlp.up_proj")
+    )
     if qkv_concat:
         assert len(params) == 3 + 2 * 6
         assert np.array_equal(params[f"{layer}.attention.w_qkv.weight"], np.concatenate([q, k, v]))
@@ -128,8 +132,9 @@ def test_casts_round_as_torch_does(origin, target, monkeypatch):
     assert np.array_equal(ours.view(bits.dtype)[~nan], bits[~nan])
     finite = np.isfinite(array.astype(np.float32))
     assert cast.overflows.get("w", 0) == int((np.isinf(ours.astype(np.float32)) & finite).sum())
-    assert bool(cast.overflows) == ((origin, target) in {("float32", "float16"), ("bfloat16", "float16"),
-                                                         ("float32", "bfloat16")})
+    assert bool(cast.overflows) == (
+        (origin, target) in {("float32", "float16"), ("bfloat16", "float16"), ("float32", "bfloat16")}
+    )
 
 
 def test_overflow_is_reported(tmp_path, expected, write_folder, spec, capsys):
@@ -137,7 +142,9 @@ def test_overflow_is_reported(tmp_path, expected, write_folder, spec, capsys):
     tensors["model.norm.weight"][:3] = [1e5, -7e4, 65504]
     write_ckpt(open_weights(write_folder(tensors)), spec, tmp_path / "x.ckpt", "float16")
     report = capsys.readouterr().err
-    assert "2 numbers in 1 tensors are too large for float16 and became infinite (most in model.norm.weight: 2)" in report
+    assert (
+        "2 numbers in 1 tensors are too large for float16 and became infinite (most in model.norm.weight: 2)" in report
+    )
     assert json.loads((tmp_path / "x.config.json").read_text())["torch_dtype"] == "float16"
 
 
@@ -176,7 +183,12 @@ def test_generation_config_and_companions(tmp_path, hf_folder, spec):
     companions = {"tokenizer.json": tmp_path / "tokenizer.json", "chat_template.jinja": b"hi"}
     write_hf_folder(open_weights(hf_folder), spec, tmp_path / "out", companions=companions)
     assert sorted(file.name for file in (tmp_path / "out").iterdir()) == [
-        "chat_template.jinja", "config.json", "generation_config.json", "model.safetensors", "tokenizer.json"]
+        "chat_template.jinja",
+        "config.json",
+        "generation_config.json",
+        "model.safetensors",
+        "tokenizer.json",
+    ]
     generation = json.loads((tmp_path / "out" / "generation_config.json").read_text())
     assert generation == {"_from_model_config": True, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
 

@@ -12,10 +12,21 @@ from msft.convert.check import check_against
 from msft.convert.open import open_weights, read_hf_config, read_spec
 from msft.errors import InputError
 
-NAMES = {"self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v",
-         "self_attn.o_proj": "attn_output", "mlp.gate_proj": "ffn_gate", "mlp.down_proj": "ffn_down",
-         "mlp.up_proj": "ffn_up", "input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm",
-         "model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output", "model.layers": "blk"}
+NAMES = {
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.down_proj": "ffn_down",
+    "mlp.up_proj": "ffn_up",
+    "input_layernorm": "attn_norm",
+    "post_attention_layernorm": "ffn_norm",
+    "model.embed_tokens": "token_embd",
+    "model.norm": "output_norm",
+    "lm_head": "output",
+    "model.layers": "blk",
+}
 
 
 def gguf_name(name: str) -> str:
@@ -66,13 +77,31 @@ def test_plain_tensors_are_equal(tmp_path, expected, spec, same_bits):
         check_against(spec, source)
         assert all(same_bits(source.read(name), array) for name, array in expected.items())
     read = read_spec(path)
-    for key in ("hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads", "head_dim",
-                "rope_theta", "rms_norm_eps", "tie_word_embeddings", "bos_token_id", "eos_token_ids", "vocab_size"):
+    for key in (
+        "hidden_size",
+        "intermediate_size",
+        "num_attention_heads",
+        "num_key_value_heads",
+        "head_dim",
+        "rope_theta",
+        "rms_norm_eps",
+        "tie_word_embeddings",
+        "bos_token_id",
+        "eos_token_ids",
+        "vocab_size",
+    ):
         assert getattr(read, key) == getattr(spec, key), key
 
 
-@pytest.mark.parametrize("kind", [gguf.GGMLQuantizationType.Q8_0, gguf.GGMLQuantizationType.Q4_1,
-                                  gguf.GGMLQuantizationType.BF16, gguf.GGMLQuantizationType.F16])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        gguf.GGMLQuantizationType.Q8_0,
+        gguf.GGMLQuantizationType.Q4_1,
+        gguf.GGMLQuantizationType.BF16,
+        gguf.GGMLQuantizationType.F16,
+    ],
+)
 def test_quantised_tensors_equal_transformers(tmp_path, expected, kind):
     """transformers loads the same file: its weights, row order included, are the oracle."""
     from transformers import AutoModelForCausalLM
@@ -97,18 +126,32 @@ def test_a_tied_model_and_llama_3_rotary_factors(tmp_path, expected):
     from transformers import LlamaConfig
     from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-    scaling = {"rope_type": "llama3", "factor": 32.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
-               "original_max_position_embeddings": 8192, "rope_theta": 500000.0}
-    config = LlamaConfig(hidden_size=512, num_attention_heads=4, max_position_embeddings=131072, rope_parameters=scaling)
+    scaling = {
+        "rope_type": "llama3",
+        "factor": 32.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 8192,
+        "rope_theta": 500000.0,
+    }
+    config = LlamaConfig(
+        hidden_size=512, num_attention_heads=4, max_position_embeddings=131072, rope_parameters=scaling
+    )
     scaled, _ = ROPE_INIT_FUNCTIONS["llama3"](config, "cpu")
     plain = 500000.0 ** -(torch.arange(64) / 64)
     tensors = {name: array for name, array in expected.items() if name != "lm_head.weight"}
-    path = write_gguf(tmp_path / "x.gguf", tensors, extra={"rope_freqs.weight": (plain / scaled).float().numpy()},
-                      metadata=[lambda writer: writer.add_float32("llama.rope.freq_base", 500000.0)])
+    path = write_gguf(
+        tmp_path / "x.gguf",
+        tensors,
+        extra={"rope_freqs.weight": (plain / scaled).float().numpy()},
+        metadata=[lambda writer: writer.add_float32("llama.rope.freq_base", 500000.0)],
+    )
     read = read_hf_config(path)
     assert read["tie_word_embeddings"] is True
     assert read["rope_scaling"] == {key: value for key, value in scaling.items() if key != "rope_theta"}
-    other = write_gguf(tmp_path / "y.gguf", tensors, extra={"rope_freqs.weight": np.linspace(1, 9, 64, dtype=np.float32)})
+    other = write_gguf(
+        tmp_path / "y.gguf", tensors, extra={"rope_freqs.weight": np.linspace(1, 9, 64, dtype=np.float32)}
+    )
     with pytest.raises(InputError, match="y.gguf: its rotary factors"):
         read_hf_config(other)
 

@@ -12,28 +12,58 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_token
 from msft.convert.gguf_tokenizer import tokenizer_files
 from msft.errors import InputError
 
-WORDS = ("the quick brown fox jumps over lazy dogs while Anna counts 12345 sheep in 1984 and it's fine we'll see "
-         "Grüße aus Köln naïve façade ÉCOLE straße 日本語 テスト 한국어 Привет мир שלום مرحبا 😀 👩‍👩‍👧 ½ ² ①").split()
+WORDS = (
+    "the quick brown fox jumps over lazy dogs while Anna counts 12345 sheep in 1984 and it's fine we'll see "
+    "Grüße aus Köln naïve façade ÉCOLE straße 日本語 テスト 한국어 Привет мир שלום مرحبا 😀 👩‍👩‍👧 ½ ² ①"
+).split()
 TEXTS = [
-    "Hello world", " leading", "trailing ", "  two  spaces   three", "a\n\n b\t\tc\r\nd", "12345 678", "x = 3.14e-5;",
-    "  12", ":\n\n2. second\n 3. third", "don't I'LL it's we've", "    def f(x):\n        return x + 1\n", "", " ", "   ",
-    "é e\u0301 \u00a0nbsp\u200bzero\u3000wide", "日本語のテスト。12個", "😀👩‍👩‍👧 ½①", "\x00\x01\ufffd", "<|im_start|>user\nhi<|im_end|>\n",
-    "<|im_start|><|im_end|>text<|im_end|>", "a<think>b", "snake_case camelCase HTTPServer2 v1.2.3 (a,b) [c] {d}…",
+    "Hello world",
+    " leading",
+    "trailing ",
+    "  two  spaces   three",
+    "a\n\n b\t\tc\r\nd",
+    "12345 678",
+    "x = 3.14e-5;",
+    "  12",
+    ":\n\n2. second\n 3. third",
+    "don't I'LL it's we've",
+    "    def f(x):\n        return x + 1\n",
+    "",
+    " ",
+    "   ",
+    "é e\u0301 \u00a0nbsp\u200bzero\u3000wide",
+    "日本語のテスト。12個",
+    "😀👩‍👩‍👧 ½①",
+    "\x00\x01\ufffd",
+    "<|im_start|>user\nhi<|im_end|>\n",
+    "<|im_start|><|im_end|>text<|im_end|>",
+    "a<think>b",
+    "snake_case camelCase HTTPServer2 v1.2.3 (a,b) [c] {d}…",
 ]
-TEMPLATE = "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
+TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
+)
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 
 
 def corpus(seed: int = 0) -> list[str]:
     rng = random.Random(seed)
-    made = [" " * rng.choice([0, 0, 1, 3]) + rng.choice([" ", " ", "\n", "  "]).join(rng.choices(WORDS, k=12)) for _ in range(200)]
+    made = [
+        " " * rng.choice([0, 0, 1, 3]) + rng.choice([" ", " ", "\n", "  "]).join(rng.choices(WORDS, k=12))
+        for _ in range(200)
+    ]
     return TEXTS + made
 
 
 def write_gguf(path, metadata):
     writer = gguf.GGUFWriter(path, "llama")
-    for add, value in ((writer.add_block_count, 1), (writer.add_embedding_length, 8), (writer.add_feed_forward_length, 8),
-                       (writer.add_head_count, 2), (writer.add_context_length, 512)):
+    for add, value in (
+        (writer.add_block_count, 1),
+        (writer.add_embedding_length, 8),
+        (writer.add_feed_forward_length, 8),
+        (writer.add_head_count, 2),
+        (writer.add_context_length, 512),
+    ):
         add(value)
     for name, value in metadata.items():
         getattr(writer, f"add_{name}")(value)
@@ -59,7 +89,10 @@ def trained(splits) -> Tokenizer:
     tokenizer.decoder = decoders.ByteLevel()
     special = [AddedToken(token, normalized=False, special=True) for token in SPECIAL]
     trainer = trainers.BpeTrainer(
-        vocab_size=900, special_tokens=special, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+        vocab_size=900,
+        special_tokens=special,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
     )
     tokenizer.train_from_iterator(corpus(1) * 3, trainer)
     tokenizer.add_tokens([AddedToken("<think>", normalized=False, special=False)])
@@ -68,16 +101,32 @@ def trained(splits) -> Tokenizer:
 
 def metadata_of(tokenizer: Tokenizer, pre: str) -> dict:
     vocabulary = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
-    merges = [" ".join(merge) if isinstance(merge, list) else merge for merge in json.loads(tokenizer.to_str())["model"]["merges"]]
+    merges = [
+        " ".join(merge) if isinstance(merge, list) else merge
+        for merge in json.loads(tokenizer.to_str())["model"]["merges"]
+    ]
     kinds = [3 if token in SPECIAL else 4 if token == "<think>" else 1 for token, _ in vocabulary]
-    return {"tokenizer_model": "gpt2", "tokenizer_pre": pre, "token_list": [token for token, _ in vocabulary],
-            "token_types": kinds, "token_merges": merges, "bos_token_id": 1, "eos_token_id": 2, "unk_token_id": 0,
-            "pad_token_id": 2, "add_bos_token": False, "chat_template": TEMPLATE}
+    return {
+        "tokenizer_model": "gpt2",
+        "tokenizer_pre": pre,
+        "token_list": [token for token, _ in vocabulary],
+        "token_types": kinds,
+        "token_merges": merges,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "unk_token_id": 0,
+        "pad_token_id": 2,
+        "add_bos_token": False,
+        "chat_template": TEMPLATE,
+    }
 
 
 BYTES = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
 GPT2 = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
-LLAMA3 = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+")
+LLAMA3 = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 # How the tokenizer.json of GPT-2, SmolLM2 and Llama 3 cut text.
 KINDS = {
     "gpt-2": [GPT2],
@@ -95,11 +144,17 @@ def test_byte_level_tokenizers_keep_their_ids(tmp_path, pre):
     for text in corpus():
         ids = original.encode(text).ids
         assert tokenizer(text).input_ids == ids, text
-        assert tokenizer.decode(ids, skip_special_tokens=False) == original.decode(ids, skip_special_tokens=False) == text
+        assert (
+            tokenizer.decode(ids, skip_special_tokens=False) == original.decode(ids, skip_special_tokens=False) == text
+        )
     assert tokenizer.convert_tokens_to_ids(SPECIAL) == [0, 1, 2]
     assert tokenizer("<|im_start|>").input_ids == [1] and tokenizer("<|im_end|>").input_ids == [2]
     assert (tokenizer.bos_token, tokenizer.eos_token, tokenizer.unk_token, tokenizer.pad_token) == (
-        "<|im_start|>", "<|im_end|>", "<|endoftext|>", "<|im_end|>")
+        "<|im_start|>",
+        "<|im_end|>",
+        "<|endoftext|>",
+        "<|im_end|>",
+    )
     chat = tokenizer.apply_chat_template([{"role": "user", "content": "hi 1"}], tokenize=False)
     assert chat == "<|im_start|>user\nhi 1<|im_end|>\n"
 
@@ -133,10 +188,19 @@ def sentencepiece_metadata(model: bytes) -> tuple[dict, object]:
 
     processor = sentencepiece.SentencePieceProcessor(model_proto=model)
     ids = range(processor.get_piece_size())
-    kinds = [6 if processor.is_byte(i) else 3 if processor.is_control(i) else 2 if processor.is_unknown(i) else 1 for i in ids]
-    return {"tokenizer_model": "llama", "token_list": [processor.id_to_piece(i) for i in ids], "token_types": kinds,
-            "token_scores": [processor.get_score(i) for i in ids], "bos_token_id": processor.bos_id(),
-            "eos_token_id": processor.eos_id(), "unk_token_id": processor.unk_id()}, processor
+    kinds = [
+        6 if processor.is_byte(i) else 3 if processor.is_control(i) else 2 if processor.is_unknown(i) else 1
+        for i in ids
+    ]
+    return {
+        "tokenizer_model": "llama",
+        "token_list": [processor.id_to_piece(i) for i in ids],
+        "token_types": kinds,
+        "token_scores": [processor.get_score(i) for i in ids],
+        "bos_token_id": processor.bos_id(),
+        "eos_token_id": processor.eos_id(),
+        "unk_token_id": processor.unk_id(),
+    }, processor
 
 
 def test_sentencepiece_vocabularies_keep_their_ids(tmp_path):
@@ -145,16 +209,25 @@ def test_sentencepiece_vocabularies_keep_their_ids(tmp_path):
 
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(corpus(1) * 3), model_writer=model, vocab_size=700, model_type="bpe", byte_fallback=True,
-        normalization_rule_name="identity", remove_extra_whitespaces=False, split_digits=True,
-        allow_whitespace_only_pieces=True, minloglevel=2,
+        sentence_iterator=iter(corpus(1) * 3),
+        model_writer=model,
+        vocab_size=700,
+        model_type="bpe",
+        byte_fallback=True,
+        normalization_rule_name="identity",
+        remove_extra_whitespaces=False,
+        split_digits=True,
+        allow_whitespace_only_pieces=True,
+        minloglevel=2,
     )
     check_sentencepiece(tmp_path, model.getvalue())
 
 
 def test_mistrals_sentencepiece_model(tmp_path):
     """A real model of 32000 pieces, of the same kind as Llama 2's."""
-    check_sentencepiece(tmp_path, (importlib.resources.files("mistral_common") / "data" / "tokenizer.model.v1").read_bytes())
+    check_sentencepiece(
+        tmp_path, (importlib.resources.files("mistral_common") / "data" / "tokenizer.model.v1").read_bytes()
+    )
 
 
 def check_sentencepiece(tmp_path, model: bytes) -> None:

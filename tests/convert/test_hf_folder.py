@@ -101,7 +101,9 @@ def test_links_of_the_hub_cache_are_followed(sharded, tmp_path, expected, same_b
 def test_an_index_that_lies_is_named(sharded, tmp_path):
     def change(index, folder):
         index["weight_map"]["model.norm.weight"] = next(
-            file.name for file in sorted(folder.glob("model-0*")) if file.name != index["weight_map"]["model.norm.weight"]
+            file.name
+            for file in sorted(folder.glob("model-0*"))
+            if file.name != index["weight_map"]["model.norm.weight"]
         )
         index["weight_map"]["invented"] = index["weight_map"]["lm_head.weight"]
 
@@ -128,7 +130,9 @@ def test_a_truncated_shard_is_named(sharded, tmp_path):
         open_weights(changed_index(sharded, tmp_path, change))
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"weight_map": {"a": 1}}', '{"weight_map": []}', "\xff", "[" * 99999])
+@pytest.mark.parametrize(
+    "text", ["", "[]", "{}", '{"weight_map": {"a": 1}}', '{"weight_map": []}', "\xff", "[" * 99999]
+)
 def test_a_damaged_index_is_named(tmp_path, text):
     (tmp_path / "model.safetensors.index.json").write_bytes(text.encode("latin-1"))
     with pytest.raises(InputError, match="index.json"):

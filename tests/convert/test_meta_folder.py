@@ -20,10 +20,19 @@ def meta_state(expected) -> dict[str, torch.Tensor]:
         rows, columns = weight.shape
         return weight.reshape(heads, 2, rows // heads // 2, columns).transpose(1, 2).reshape(rows, columns)
 
-    names = {"self_attn.q_proj": "attention.wq", "self_attn.k_proj": "attention.wk", "self_attn.v_proj": "attention.wv",
-             "self_attn.o_proj": "attention.wo", "mlp.gate_proj": "feed_forward.w1", "mlp.down_proj": "feed_forward.w2",
-             "mlp.up_proj": "feed_forward.w3", "input_layernorm": "attention_norm", "post_attention_layernorm": "ffn_norm",
-             "embed_tokens": "tok_embeddings", "lm_head": "output"}
+    names = {
+        "self_attn.q_proj": "attention.wq",
+        "self_attn.k_proj": "attention.wk",
+        "self_attn.v_proj": "attention.wv",
+        "self_attn.o_proj": "attention.wo",
+        "mlp.gate_proj": "feed_forward.w1",
+        "mlp.down_proj": "feed_forward.w2",
+        "mlp.up_proj": "feed_forward.w3",
+        "input_layernorm": "attention_norm",
+        "post_attention_layernorm": "ffn_norm",
+        "embed_tokens": "tok_embeddings",
+        "lm_head": "output",
+    }
     state = {}
     for name, array in expected.items():
         tensor = torch.from_numpy(array)
@@ -41,8 +50,11 @@ def write_meta(folder, state, ranks, embedding_axis=1, params=None):
     for rank in range(ranks):
         part = {}
         for name, tensor in state.items():
-            axis = embedding_axis if "tok_embeddings" in name else next(
-                (axis for leaf, axis in AXES.items() if leaf in name), None)
+            axis = (
+                embedding_axis
+                if "tok_embeddings" in name
+                else next((axis for leaf, axis in AXES.items() if leaf in name), None)
+            )
             part[name] = tensor if axis is None else tensor.chunk(ranks, axis)[rank].clone()
         part["rope.freqs"] = torch.ones(4)
         torch.save(part, folder / f"consolidated.{rank:02}.pth")
@@ -58,7 +70,9 @@ def test_ranks_are_joined_and_rotary_rows_reordered(tmp_path, expected, spec, ra
         source = open_weights(path)
         check_against(spec, source)
         for name, array in expected.items():
-            assert np.array_equal(source.read(name).astype(np.float32), torch.from_numpy(array).bfloat16().float().numpy()), name
+            assert np.array_equal(
+                source.read(name).astype(np.float32), torch.from_numpy(array).bfloat16().float().numpy()
+            ), name
     assert source.tensors["lm_head.weight"].dtype == "bfloat16"
     check_against(read_spec(folder), source)
 
@@ -80,11 +94,23 @@ def test_the_logits_are_the_models(tmp_path, expected, model):
 
 
 def test_the_config_of_llama_3_1(tmp_path, expected):
-    params = {"dim": 32, "n_layers": 2, "n_heads": 4, "n_kv_heads": 2, "norm_eps": 1e-5, "rope_theta": 5e5,
-              "use_scaled_rope": True}
+    params = {
+        "dim": 32,
+        "n_layers": 2,
+        "n_heads": 4,
+        "n_kv_heads": 2,
+        "norm_eps": 1e-5,
+        "rope_theta": 5e5,
+        "use_scaled_rope": True,
+    }
     config = read_hf_config(write_meta(tmp_path / "meta", meta_state(expected), 1, params=params))
-    assert config["rope_scaling"] == {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0,
-                                      "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
+    assert config["rope_scaling"] == {
+        "rope_type": "llama3",
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 8192,
+    }
     assert (config["intermediate_size"], config["vocab_size"], config["rope_theta"]) == (48, 96, 5e5)
 
 

@@ -106,8 +106,11 @@ def test_several_ckpts_in_a_folder_are_listed(ckpt_file):
         (lambda path: path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:1\n"), "Git LFS pointer"),
         (lambda path: (path.mkdir(), (path / "adapter_config.json").write_text("{}")), "is a LoRA adapter"),
         (
-            lambda path: (path.mkdir(), (path / "adapter_model.safetensors").write_text("{}"),
-                          (path / "adapter_config.json").write_text("{}")),
+            lambda path: (
+                path.mkdir(),
+                (path / "adapter_model.safetensors").write_text("{}"),
+                (path / "adapter_config.json").write_text("{}"),
+            ),
             "is a LoRA adapter",
         ),
         (lambda path: path.write_bytes(b"\x89HDF\r\n\x1a\n" + bytes(100)), "is no weight file"),
@@ -141,18 +144,23 @@ def test_missing_unexpected_misshaped_and_integer_tensors_come_in_one_error(writ
     with pytest.raises(InputError) as error:
         check_against(spec, open_weights(folder))
     file = str(folder / "model.safetensors")
-    assert sorted(error.value.problems) == sorted([
-        f"{file}: tensor 'model.norm.weight' [32] is missing, did you mean 'model.norm.wieght'?",
-        f"{file}: unexpected tensor 'model.norm.wieght' [32]",
-        f"{file}: tensor 'model.layers.1.mlp.down_proj.weight' has shape [48, 32], but the config says [32, 48]",
-        f"{file}: tensor 'model.layers.0.self_attn.q_proj.weight' holds int8; quantised weights are not supported",
-    ])
+    assert sorted(error.value.problems) == sorted(
+        [
+            f"{file}: tensor 'model.norm.weight' [32] is missing, did you mean 'model.norm.wieght'?",
+            f"{file}: unexpected tensor 'model.norm.wieght' [32]",
+            f"{file}: tensor 'model.layers.1.mlp.down_proj.weight' has shape [48, 32], but the config says [32, 48]",
+            f"{file}: tensor 'model.layers.0.self_attn.q_proj.weight' holds int8; quantised weights are not supported",
+        ]
+    )
 
 
 def test_the_list_of_problems_stays_readable(write_folder, expected, spec):
     with pytest.raises(InputError) as error:
         check_against(spec, open_weights(write_folder({f"x.{name}": value for name, value in expected.items()})))
-    assert len(error.value.problems) == 21 and error.value.problems[-1] == "... and 22 more tensors that do not fit the config"
+    assert (
+        len(error.value.problems) == 21
+        and error.value.problems[-1] == "... and 22 more tensors that do not fit the config"
+    )
 
 
 def test_harmless_extras(write_folder, expected, spec, capsys):

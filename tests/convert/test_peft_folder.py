@@ -71,7 +71,9 @@ def test_we_read_what_peft_writes(tmp_path, hf_folder, safe):
     from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
     from transformers import LlamaForCausalLM
 
-    config = LoraConfig(r=3, lora_alpha=5, lora_dropout=0.1, target_modules=r".*\.1\..*(k_proj|up_proj)", task_type="CAUSAL_LM")
+    config = LoraConfig(
+        r=3, lora_alpha=5, lora_dropout=0.1, target_modules=r".*\.1\..*(k_proj|up_proj)", task_type="CAUSAL_LM"
+    )
     model = get_peft_model(LlamaForCausalLM.from_pretrained(hf_folder), config)
     state = get_peft_model_state_dict(model)
     model.save_pretrained(tmp_path)
@@ -152,11 +154,18 @@ def test_what_is_no_plain_lora_is_refused(tmp_path, spec, change, message):
     ("change", "message"),
     [
         (lambda w: w.pop(next(name for name in w if "lora_B" in name)), "lacks lora_B"),
-        (lambda w: w.update({"base_model.model.lm_head.weight": np.zeros((2, 2))}), "'base_model.model.lm_head.weight'"),
+        (
+            lambda w: w.update({"base_model.model.lm_head.weight": np.zeros((2, 2))}),
+            "'base_model.model.lm_head.weight'",
+        ),
         (lambda w: w.update({peft_names("model.layers.0.self_attn.q_proj")[1]: np.zeros((32, 3))}), "different ranks"),
         (
-            lambda w: w.update({name: np.zeros((2, 32)) if "lora_A" in name else np.zeros((32, 2))
-                                for name in peft_names("model.layers.0.self_attn.q_proj")}),
+            lambda w: w.update(
+                {
+                    name: np.zeros((2, 32)) if "lora_A" in name else np.zeros((32, 2))
+                    for name in peft_names("model.layers.0.self_attn.q_proj")
+                }
+            ),
             r"different ranks \(\[2, 4\]\)",
         ),
         (lambda w: w.clear(), "holds no tensors"),

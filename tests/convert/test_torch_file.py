@@ -34,8 +34,19 @@ def as_numpy(tensor: torch.Tensor) -> np.ndarray:
 def states() -> dict[str, torch.Tensor]:
     torch.manual_seed(0)
     base = torch.randn(6, 8)
-    dtypes = (torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.int16,
-              torch.int8, torch.uint8, torch.bool, torch.uint16)
+    dtypes = (
+        torch.float64,
+        torch.float32,
+        torch.float16,
+        torch.bfloat16,
+        torch.int64,
+        torch.int32,
+        torch.int16,
+        torch.int8,
+        torch.uint8,
+        torch.bool,
+        torch.uint16,
+    )
     return {
         **{f"plain.{dtype}": (base * 3).abs().to(dtype) for dtype in dtypes},
         "base": base,

@@ -7,8 +7,15 @@ from msft.models import llama
 from msft.models.adapters import mindformers_to_peft, peft_names, peft_to_mindformers
 from msft.models.families import spec_from_hf
 
-CONFIG = {"model_type": "llama", "vocab_size": 40, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 11,
-          "num_attention_heads": 4, "num_key_value_heads": 2}
+CONFIG = {
+    "model_type": "llama",
+    "vocab_size": 40,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 11,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+}
 
 
 @pytest.mark.parametrize(
@@ -61,8 +68,10 @@ def test_adapter_names_go_to_mindformers_and_back():
         for name in peft_names(module):
             assert mindformers_to_peft(peft_to_mindformers(name, llama), llama) == name
     assert peft_names("model.layers.3.mlp.up_proj")[0] == "base_model.model.model.layers.3.mlp.up_proj.lora_A.weight"
-    assert (peft_to_mindformers("base_model.model.model.layers.3.mlp.up_proj.lora_B.weight", llama)
-            == "model.layers.3.feed_forward.w3.mindpet_delta_lora_b")
+    assert (
+        peft_to_mindformers("base_model.model.model.layers.3.mlp.up_proj.lora_B.weight", llama)
+        == "model.layers.3.feed_forward.w3.mindpet_delta_lora_b"
+    )
 
 
 @pytest.mark.parametrize(
@@ -70,7 +79,10 @@ def test_adapter_names_go_to_mindformers_and_back():
     [
         ({"hidden_size": 4096, "multiple_of": 256}, 11008),  # Llama 2 7B
         ({"hidden_size": 5120, "multiple_of": 256, "num_heads": 40}, 13824),  # 13B
-        ({"hidden_size": 8192, "multiple_of": 4096, "ffn_dim_multiplier": 1.3, "num_heads": 64, "n_kv_heads": 8}, 28672),
+        (
+            {"hidden_size": 8192, "multiple_of": 4096, "ffn_dim_multiplier": 1.3, "num_heads": 64, "n_kv_heads": 8},
+            28672,
+        ),
         ({"hidden_size": 64, "multiple_of": 16, "num_heads": 4}, 176),
         ({"hidden_size": 64, "intermediate_size": 100, "num_heads": 4}, 100),
     ],
@@ -96,8 +108,11 @@ def test_every_impossible_size_is_named_at_once():
         ({"rope_theta": 5e5}, 5e5, None),
         ({"rope_parameters": {"rope_type": "default", "rope_theta": 5e5}}, 5e5, None),
         ({"rope_scaling": {"type": "linear", "factor": 2.0}}, 10000.0, {"rope_type": "linear", "factor": 2.0}),
-        ({"rope_parameters": {"rope_type": "llama3", "rope_theta": 5e5, "factor": 8.0}}, 5e5,
-         {"rope_type": "llama3", "factor": 8.0}),
+        (
+            {"rope_parameters": {"rope_type": "llama3", "rope_theta": 5e5, "factor": 8.0}},
+            5e5,
+            {"rope_type": "llama3", "factor": 8.0},
+        ),
     ],
 )
 def test_rope_of_transformers_4_and_5(change, theta, scaling):
