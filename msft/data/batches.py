@@ -46,7 +46,7 @@ class BatchStream:
         self._batch_size, self._micro_batches = batch_size, gradient_accumulation_steps
         self._rank, self._world = rank, world
         self._pad_id, self._padding, self._bucket_size, self._vocab_size = pad_id, padding, bucket_size, vocab_size
-        self._check_settings(num_samples, epochs)
+        self._check_settings(num_samples, epochs, seed)
         self._plan = Plan(
             rows=len(dataset) if num_samples is None else min(num_samples, len(dataset)),
             global_batch=batch_size * world * gradient_accumulation_steps,
@@ -66,7 +66,7 @@ class BatchStream:
         self._handed_out = dict.fromkeys(("steps", "tokens", "supervised_tokens"), 0)
         self._announced = False
 
-    def _check_settings(self, num_samples: int | None, epochs: int) -> None:
+    def _check_settings(self, num_samples: int | None, epochs: int, seed: int) -> None:
         where, problems = self._where, []
         counts = {
             "batch_size": self._batch_size,
@@ -76,6 +76,8 @@ class BatchStream:
             "num_samples": 1 if num_samples is None else num_samples,
         }
         problems += [f"{where}: {name} is {count}, it must be 1 or more" for name, count in counts.items() if count < 1]
+        if seed < 0:
+            problems.append(f"{where}: seed is {seed}, it must be 0 or more")
         if self._padding not in PADDINGS:
             near = did_you_mean(self._padding, PADDINGS)
             problems.append(f"{where}: unknown padding {self._padding!r}{near} (known: {', '.join(PADDINGS)})")

@@ -1,4 +1,4 @@
-"""Damaged, foreign and crafted MindRecord files: one InputError naming the file; no traceback, hang or big allocation."""
+"""Damaged, foreign and crafted MindRecord files: one error naming the file; no traceback, hang or big allocation."""
 
 import json
 import shutil
