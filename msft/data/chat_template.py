@@ -1,0 +1,106 @@
+"""A tokenizer's own chat template: Jinja as transformers renders it, in a sandbox."""
+
+import json
+from collections.abc import Sequence
+from datetime import datetime
+
+import jinja2
+import jinja2.ext
+import jinja2.nodes
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from msft.data.formats import BadRow, Turn
+from msft.errors import InputError
+
+
+class Generation(jinja2.ext.Extension):
+    """`{% generation %} ... {% endgeneration %}`: the template's own marks around what the assistant says."""
+
+    tags = {"generation"}
+
+    def __init__(self, environment):
+        super().__init__(environment)
+        self.blocks: list[str] | None = None
+        self.spans: list[tuple[int, int]] = []
+
+    def parse(self, parser):
+        line = next(parser.stream).lineno
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        return jinja2.nodes.CallBlock(self.call_method("_mark"), [], [], body).set_lineno(line)
+
+    def _mark(self, caller) -> str:
+        text = caller()
+        if self.blocks is not None:
+            start = sum(map(len, self.blocks))
+            self.spans.append((start, start + len(text)))
+        return text
+
+
+class ChatTemplate:
+    """A chat template of a tokenizer; `marks_answers` when it has `{% generation %}` blocks.
+
+    Rendering raises BadRow with the template's own words when it refuses a conversation.
+    """
+
+    adds_prefix = False
+    stop_strings: tuple[str, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
+
+    def __init__(self, source: str, named_tokens: dict[str, str], name: str = "chat"):
+        self.name = name
+        environment = _environment()
+        self._generation = environment.extensions[Generation.identifier]
+        self._named_tokens = dict(named_tokens)
+        try:
+            self._template = environment.from_string(source)
+            blocks = environment.parse(source).find_all(jinja2.nodes.CallBlock)
+        except jinja2.TemplateSyntaxError as error:
+            raise InputError(f"chat template {name!r} line {error.lineno}: {error.message}") from None
+        self.marks_answers = any(_is_generation(block) for block in blocks)
+
+    def render(self, system: str | None, turns: Sequence[Turn], prompt: bool = False) -> str:
+        """Return the text of a conversation; `prompt` ends it with the opening of an answer."""
+        return self.render_marked(system, turns, prompt)[0]
+
+    def render_marked(
+        self, system: str | None, turns: Sequence[Turn], prompt: bool = False
+    ) -> tuple[str, list[tuple[int, int]]]:
+        """Return the text and the [start, end) of each `{% generation %}` block in it."""
+        messages = [{"role": "system", "content": system}] if system is not None else []
+        messages += [{"role": turn.role, "content": turn.text} for turn in turns]
+        variables = {**self._named_tokens, "messages": messages, "tools": None, "documents": None}
+        context = self._template.new_context({**variables, "add_generation_prompt": prompt})
+        self._generation.blocks, self._generation.spans = [], []
+        try:
+            for block in self._template.root_render_func(context):
+                self._generation.blocks.append(block)
+        except Exception as error:  # whatever a template does wrong is about this row
+            raise BadRow(f"refused by the chat template: {error}") from None
+        return "".join(self._generation.blocks), self._generation.spans
+
+
+def _is_generation(block: jinja2.nodes.CallBlock) -> bool:
+    method = block.call.node
+    return isinstance(method, jinja2.nodes.ExtensionAttribute) and method.identifier == Generation.identifier
+
+
+def _environment() -> ImmutableSandboxedEnvironment:
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[Generation, jinja2.ext.loopcontrols]
+    )
+    environment.filters["tojson"] = _to_json
+    environment.globals["raise_exception"] = _raise_exception
+    environment.globals["strftime_now"] = _now
+    return environment
+
+
+def _to_json(value, ensure_ascii=False, indent=None, separators=None, sort_keys=False) -> str:
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+
+
+def _raise_exception(message: str):
+    raise jinja2.TemplateError(message)
+
+
+def _now(format: str) -> str:
+    return datetime.now().strftime(format)

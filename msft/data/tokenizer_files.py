@@ -1,0 +1,89 @@
+"""The small files of a tokenizer folder: tokenizer_config.json, special tokens, chat templates."""
+
+import json
+import shutil
+from pathlib import Path
+
+from msft.errors import InputError
+
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+)
+TEMPLATE_FOLDER = "additional_chat_templates"
+NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+
+
+def read_json(path: Path) -> dict:
+    """Return a JSON object, {} when there is no such file; raises InputError naming the file."""
+    if not path.is_file():
+        return {}
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path}: not JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise InputError(f"{path}: a JSON object is expected")
+    return value
+
+
+def token_text(token) -> str | None:
+    """Return the text of a token as configs write it: a string, or an object with `content`."""
+    return token.get("content") if isinstance(token, dict) else token if isinstance(token, str) else None
+
+
+def read_config(folder: Path) -> dict:
+    """Return tokenizer_config.json; older folders' special_tokens_map.json overrides its tokens, as transformers reads it."""
+    config = read_json(folder / "tokenizer_config.json")
+    if "added_tokens_decoder" not in config:
+        config |= read_json(folder / "special_tokens_map.json")
+    return config
+
+
+def named_tokens(config: dict) -> dict[str, str]:
+    """Return the texts of 'bos_token', 'eos_token' ... and of the config's own `*_token` entries."""
+    names = [*NAMED_TOKENS, *(key for key in config if key.endswith("_token") and key not in NAMED_TOKENS)]
+    found = {name: token_text(config.get(name)) for name in names}
+    extra = config.get("extra_special_tokens")
+    if isinstance(extra, dict):
+        found |= {name: token_text(token) for name, token in extra.items()}
+    return {name: text for name, text in found.items() if text is not None}
+
+
+def extra_tokens(config: dict) -> list[str]:
+    """Return the texts of the further special tokens that have no name."""
+    extra = config.get("extra_special_tokens") or config.get("additional_special_tokens") or []
+    return [text for text in map(token_text, extra) if text is not None] if isinstance(extra, list) else []
+
+
+def chat_templates(folder: Path, config: dict) -> dict[str, str]:
+    """Return the chat templates by name: files win over entries of tokenizer_config.json, as in transformers."""
+    file, more = folder / "chat_template.jinja", folder / TEMPLATE_FOLDER
+    from_files = {"default": file.read_text(encoding="utf-8")} if file.is_file() else {}
+    for extra in sorted(more.glob("*.jinja")) if more.is_dir() else ():
+        from_files[extra.stem] = extra.read_text(encoding="utf-8")
+    if from_files:
+        return from_files
+    entry = config.get("chat_template")
+    if isinstance(entry, str):
+        return {"default": entry}
+    if isinstance(entry, dict):
+        return {name: source for name, source in entry.items() if isinstance(source, str)}
+    named = [item for item in entry or () if isinstance(item, dict) and {"name", "template"} <= item.keys()]
+    return {item["name"]: item["template"] for item in named}
+
+
+def copy_files(folder: Path, target: Path) -> None:
+    """Copy the tokenizer's files of `folder` into `target`."""
+    target.mkdir(parents=True, exist_ok=True)
+    for name in TOKENIZER_FILES:
+        if (folder / name).is_file():
+            shutil.copyfile(folder / name, target / name)
+    if (folder / TEMPLATE_FOLDER).is_dir():
+        shutil.copytree(folder / TEMPLATE_FOLDER, target / TEMPLATE_FOLDER, dirs_exist_ok=True)
