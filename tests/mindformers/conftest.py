@@ -107,18 +107,21 @@ def records(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def train_there(tmp_path_factory, oracle, tiny):
-    """Call `train_there(kind, data, changes)` to train with MindFormers; returns its recipe and all it left."""
+    """Call `train_there(kind, data)` to train with MindFormers; returns the recipe and all that the run left.
 
-    def train(kind: str, data: Path, changes: dict | None = None):
+    `changes` and `ours` are `mindformers_recipe.write`'s.
+    """
+
+    def train(kind: str, data: Path, changes: dict | None = None, ours: bool = False):
         folder = tmp_path_factory.mktemp(f"{kind}_there")
         output = folder / "output"
-        recipe = mindformers_recipe.write(folder / "recipe.yaml", kind, data, tiny.ckpt, output, changes)
+        recipe = mindformers_recipe.write(folder / "recipe.yaml", kind, data, tiny.ckpt, output, changes, ours)
         oracle("train.py", recipe, folder / "run")
         [checkpoint] = (output / "checkpoint/rank_0").glob("*.ckpt")
         [network] = (output / "checkpoint_network/rank_0").glob("*.ckpt")
         facts = json.loads((folder / "run.json").read_text())
-        first = dict(np.load(folder / "run.npz"))
-        return SimpleNamespace(recipe=recipe, first=first, checkpoint=checkpoint, network=network, **facts)
+        start = folder / "run.ckpt"
+        return SimpleNamespace(recipe=recipe, start=start, checkpoint=checkpoint, network=network, **facts)
 
     return train
 
@@ -136,6 +139,21 @@ def lora_run(train_there, records):
 
 
 @pytest.fixture(scope="session")
+def adamw_run(train_there, records):
+    """Full fine-tuning by MindFormers with its AdamW, a linear schedule, dynamic loss scale and no clipping."""
+    changes = {
+        "optimizer": {"type": "AdamW", "betas": [0.9, 0.95], "eps": 1e-8, "learning_rate": 1e-3, "weight_decay": 0.1},
+        "lr_schedule": {"type": "LinearWithWarmUpLR", "learning_rate": 1e-3, "warmup_steps": 3, "total_steps": 24},
+        "runner_wrapper": {
+            "type": "MFTrainOneStepCell",
+            "scale_sense": {"type": "DynamicLossScaleUpdateCell", "loss_scale_value": 4096, "scale_factor": 2}
+            | {"scale_window": 1000},
+        },
+    }
+    return train_there("finetune", records, changes)
+
+
+@pytest.fixture(scope="session")
 def their_logits(oracle, tiny, tmp_path_factory):
     """Call `their_logits(recipe, ckpt)` for the logits of MindFormers' model on `tiny.ids`."""
 
@@ -143,5 +161,32 @@ def their_logits(oracle, tiny, tmp_path_factory):
         out = tmp_path_factory.mktemp("logits") / "logits.npz"
         oracle("logits.py", recipe, ckpt, tiny.ids_file, out)
         return np.load(out)["logits"]
+
+    return compute
+
+
+@pytest.fixture(scope="session")
+def engine_logits(tiny):
+    """Call `engine_logits(backend, weights, adapter=None, alpha=None)` for our engine's logits on `tiny.ids`."""
+    from importlib import import_module
+
+    from msft.backend.contract import Batch, Runtime, Tuning
+    from msft.convert.adapter import adapter_lora, read_adapter
+    from msft.convert.open import open_weights, read_spec
+
+    spec = read_spec(tiny.hf)
+    positions = np.tile(np.arange(tiny.ids.shape[1], dtype=np.int32), (len(tiny.ids), 1))
+    real = (tiny.ids != 0).astype(np.int32)
+    unlabelled = np.full_like(tiny.ids, -100)
+    batch = Batch(tiny.ids, unlabelled, positions, real, np.arange(len(tiny.ids), dtype=np.int32))
+
+    def compute(backend: str, weights: Path, adapter: Path | None = None, alpha: float | None = None) -> np.ndarray:
+        config, factors = read_adapter(adapter) if adapter else ({}, {})
+        lora = adapter_lora(config, factors, str(adapter), alpha) if adapter else None
+        build = import_module(f"msft.backend.{backend}.engine").build
+        engine = build(spec, open_weights(weights, spec), Tuning(lora=lora), Runtime())
+        if lora:
+            engine.load_adapter(factors)
+        return engine.logits(batch)
 
     return compute

@@ -7,6 +7,7 @@ import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
 ENVIRONMENT = ROOT / ".venv-mindformers"
+SHIPPED = ENVIRONMENT / "lib/python3.11/site-packages/configs/llama2"
 MODEL = {"hidden_size": 64, "num_layers": 2, "num_heads": 4, "n_kv_heads": 2, "vocab_size": 256, "multiple_of": 16}
 SEQ_LENGTH = 192
 DTYPES = ("compute_dtype", "layernorm_compute_type", "softmax_compute_type", "rotary_dtype", "param_init_type")
@@ -14,18 +15,20 @@ DTYPES = ("compute_dtype", "layernorm_compute_type", "softmax_compute_type", "ro
 
 def shipped_recipes() -> list[Path]:
     """Return MindFormers' recipes for Llama 2 from its wheel, but for quantization and other adapters than LoRA."""
-    folder = ENVIRONMENT / "lib/python3.11/site-packages/configs/llama2"
     other = re.compile(r"ptq|rtn|quant|tuning|slora")
-    return [path for path in sorted(folder.glob("*.yaml")) if not other.search(path.name.split("_llama2_")[1])]
+    return [path for path in sorted(SHIPPED.glob("*.yaml")) if not other.search(path.name.split("_llama2_")[1])]
 
 
-def write(path: Path, kind: str, data: Path, checkpoint: Path, output: Path, changes: dict | None = None) -> Path:
-    """Write a small copy of MindFormers' `{lora,finetune}_llama2_7b.yaml` (`kind`) and return its path.
+def write(
+    path: Path, kind: str, data: Path, checkpoint: Path, output: Path, changes: dict | None = None, ours: bool = False
+) -> Path:
+    """Write a small copy of MindFormers' (or our) `{lora,finetune}_llama2_7b.yaml` (`kind`) and return its path.
 
     Everything runs in float32 with plain operators, dropout 0 and unshuffled data. `changes` replaces
     single values by dotted key.
     """
-    source = next(file for file in shipped_recipes() if file.name == f"{kind}_llama2_7b.yaml")
+    folder = ROOT / "configs/llama2" if ours else SHIPPED
+    source = folder / f"{kind}_llama2_7b.yaml"
     recipe = yaml.safe_load(source.read_text(encoding="utf-8"))
     recipe |= {"load_checkpoint": str(checkpoint), "output_dir": str(output), "use_parallel": False}
     recipe["runner_config"] = {"epochs": 4, "batch_size": 2, "sink_mode": False, "sink_size": -1}

@@ -45,6 +45,17 @@ def test_its_checkpoint_becomes_a_hugging_face_model(full_run, full_logits, tiny
     assert_same_on_real_tokens(full_logits, transformers_logits(tmp_path / "hf", tiny.ids), tiny)
 
 
+@pytest.mark.parametrize("backend", ["mindspore", "torch"])
+def test_its_checkpoint_loads_in_our_engines(full_run, full_logits, engine_logits, tiny, backend):
+    assert_same_on_real_tokens(full_logits, engine_logits(backend, full_run.checkpoint), tiny)
+
+
+@pytest.mark.parametrize("backend", ["mindspore", "torch"])
+def test_its_adapter_loads_in_our_engines(lora_run, lora_logits, engine_logits, tiny, backend):
+    ours = engine_logits(backend, tiny.ckpt, lora_run.checkpoint, LORA_ALPHA)
+    assert_same_on_real_tokens(lora_logits, ours, tiny)
+
+
 @pytest.mark.parametrize("file", ["checkpoint", "network"])
 def test_its_adapter_merges_into_its_final_logits(lora_run, lora_logits, tiny, msft, tmp_path, file):
     files = ("--adapter", getattr(lora_run, file), "--output_path", tmp_path / "merged")
@@ -68,3 +79,11 @@ def test_the_base_in_its_lora_checkpoint_is_bit_equal_to_ours(lora_run, tiny, ms
     back = load_file(tmp_path / "hf/model.safetensors")
     assert back.keys() == tiny.state.keys()
     assert all(back[name].equal(tiny.state[name]) for name in back)
+
+
+def test_mindformers_computes_its_final_logits_from_our_merged_ckpt(
+    full_run, lora_run, lora_logits, their_logits, tiny, msft, tmp_path
+):
+    files = ("--adapter", lora_run.checkpoint, "--output_path", tmp_path / "merged.ckpt")
+    msft("merge", "--model", tiny.hf, *files, "--lora_alpha", LORA_ALPHA)
+    assert_same_on_real_tokens(lora_logits, their_logits(full_run.recipe, tmp_path / "merged.ckpt"), tiny)

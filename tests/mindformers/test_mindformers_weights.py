@@ -31,6 +31,13 @@ def test_mindformers_computes_transformers_logits_from_our_ckpt(their_logits, ti
     np.testing.assert_allclose(theirs[real], tiny.logits[real], atol=1e-5)
 
 
+@pytest.mark.parametrize("backend", ["mindspore", "torch"])
+def test_our_engine_computes_the_same_from_the_ckpt(engine_logits, tiny, joined, backend):
+    real = tiny.ids != 0
+    for file in (tiny.ckpt, joined):
+        np.testing.assert_allclose(engine_logits(backend, file)[real], tiny.logits[real], atol=1e-5)
+
+
 def test_every_tensor_has_the_name_that_mindformers_converter_gives_it(oracle, tiny, tmp_path):
     names = list(tiny.state)
     (tmp_path / "names.json").write_text(json.dumps(names))
