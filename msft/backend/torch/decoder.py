@@ -49,7 +49,7 @@ class Decoder:
                 self.tuned[names.lora_b_name(module)] = layer.lora_B["default"].weight
         self.dropouts = [part for part in self.network.modules() if isinstance(part, CounterDropout)]
         if runtime.recompute:
-            self.network.gradient_checkpointing_enable({"use_reentrant": False})
+            self.network.activation_checkpointing_enable({"use_reentrant": False})
 
     @contextmanager
     def mode(self, dropout_keys: np.ndarray | None, adapter: bool):

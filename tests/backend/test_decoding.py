@@ -1,0 +1,59 @@
+"""Protects: how tokens are chosen and when generation stops, on hand-made logits."""
+
+import numpy as np
+
+from msft.backend.contract import Sampling
+from msft.backend.decoding import choose, generate
+
+
+class Scripted:
+    """A session whose row r says token script[r][n] at its n-th step."""
+
+    bucket = 4
+
+    def __init__(self, script):
+        self.script, self.step = script, 0
+
+    def _logits(self):
+        logits = np.zeros((len(self.script), 10), np.float32)
+        for row, tokens in enumerate(self.script):
+            logits[row, tokens[min(self.step, len(tokens) - 1)]] = 1
+        self.step += 1
+        return logits
+
+    def prefill(self, input_ids, padding):
+        self.input_ids, self.padding = input_ids, padding
+        return self._logits()
+
+    def decode(self, tokens):
+        return self._logits()
+
+
+def test_prompts_are_left_padded_to_the_bucket():
+    session = Scripted([[1], [1]])
+    generate(session, [[5, 6, 7, 8, 9], [3]], Sampling(max_new_tokens=1))
+    assert session.input_ids.tolist() == [[0, 0, 0, 5, 6, 7, 8, 9], [0, 0, 0, 0, 0, 0, 0, 3]]
+    assert session.padding.tolist() == [3, 7]
+
+
+def test_a_row_ends_at_its_stop_id_which_is_not_returned_while_others_go_on():
+    answers = generate(Scripted([[1, 2, 9, 5], [3, 9, 4, 4], [6, 6, 6, 6]]), [[1]] * 3, Sampling(4, stop_ids=(9,)))
+    assert answers == [[1, 2], [3], [6, 6, 6, 6]]
+
+
+def test_top_k_and_top_p_keep_the_likely_tokens_and_temperature_flattens():
+    logits = np.log(np.array([0.5, 0.3, 0.15, 0.05], np.float32))
+    generator = np.random.default_rng(0)
+
+    def shares(**settings):
+        sampling = Sampling(temperature=settings.pop("temperature", 1.0), **settings)
+        drawn = [choose(logits, sampling, generator) for _ in range(4000)]
+        return np.bincount(drawn, minlength=4) / 4000
+
+    assert np.abs(shares() - [0.5, 0.3, 0.15, 0.05]).max() < 0.04
+    assert np.abs(shares(top_k=2) - [0.625, 0.375, 0, 0]).max() < 0.04
+    # 0.5 alone is below 0.7, so the second is kept too: the smallest set that reaches top_p.
+    assert np.abs(shares(top_p=0.7) - [0.625, 0.375, 0, 0]).max() < 0.04
+    flat = np.array([0.5, 0.3, 0.15, 0.05]) ** 0.5
+    assert np.abs(shares(temperature=2.0) - flat / flat.sum()).max() < 0.04
+    assert choose(logits, Sampling(), generator) == 0

@@ -1,0 +1,71 @@
+"""Protects: rotary frequencies equal transformers' for every scaling kind."""
+
+import numpy as np
+import pytest
+from transformers import LlamaConfig
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+
+from msft.errors import InputError
+from msft.models import llama, rope
+
+SIZES = {
+    "model_type": "llama",
+    "vocab_size": 32,
+    "hidden_size": 256,
+    "intermediate_size": 64,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 1024,
+}
+LLAMA3 = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 256,
+}
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 256}
+
+
+@pytest.mark.parametrize(
+    "scaling",
+    [
+        None,
+        {"rope_type": "linear", "factor": 4.0},
+        {"rope_type": "dynamic", "factor": 2.0},
+        LLAMA3,
+        YARN,
+        {**YARN, "beta_fast": 16, "beta_slow": 2, "attention_factor": 1.2},
+        {**YARN, "mscale": 0.7, "mscale_all_dim": 1.0, "truncate": False},
+    ],
+)
+@pytest.mark.parametrize("length", [100, 3000])
+def test_frequencies_are_transformers(scaling, length):
+    theta = 500000.0
+    parameters = {"rope_theta": theta, **(scaling or {"rope_type": "default"})}
+    config = LlamaConfig(**{**SIZES, "rope_parameters": parameters})
+    if scaling:
+        expected, factor = ROPE_INIT_FUNCTIONS[scaling["rope_type"]](config, seq_len=length)
+    else:
+        expected, factor = LlamaRotaryEmbedding.compute_default_rope_parameters(config)
+    spec = llama.spec_from_hf({**SIZES, "rope_theta": theta, "rope_scaling": scaling})
+    inverse, ours = rope.frequencies(spec, length)
+    np.testing.assert_allclose(inverse, expected.numpy(), rtol=1e-6)
+    assert ours == pytest.approx(factor, rel=1e-9)
+    assert inverse.dtype == np.float32
+
+
+def test_tables_follow_the_position_ids():
+    spec = llama.spec_from_hf({**SIZES, "rope_theta": 10000.0})
+    cosine, sine = rope.tables(spec, np.array([[0, 3, 1]], np.int32))
+    assert cosine.shape == (1, 3, 64)
+    np.testing.assert_allclose(cosine[0, 0], 1)
+    # The second frequency of 64 dimensions is 10000^(-2/64) = 0.749894; both halves hold the same angles.
+    np.testing.assert_allclose(sine[0, 1, [1, 33]], np.sin(3 * 0.7498942), rtol=1e-5)
+
+
+def test_an_unknown_kind_is_named():
+    spec = llama.spec_from_hf({**SIZES, "rope_scaling": {"rope_type": "lama3", "factor": 2.0}})
+    with pytest.raises(InputError, match="did you mean 'llama3'"):
+        rope.frequencies(spec, 10)
