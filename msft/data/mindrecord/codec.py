@@ -9,8 +9,7 @@ import numpy as np
 
 COMPRESSED = (np.dtype("<i4"), np.dtype("<i8"))
 
-_CLASS_SHIFTS = np.array([6, 4, 2, 0], np.uint8)
-_CLASSES_OF_BYTE = (np.arange(256, dtype=np.uint8)[:, None] >> _CLASS_SHIFTS & 3).view("<u4").ravel()
+_CLASSES_OF_BYTE = (np.arange(256)[:, None] >> [6, 4, 2, 0] & 3).astype(np.uint8).view("<u4").ravel()
 _WIDTHS = np.array([1, 2, 4, 8], np.int64)
 
 
@@ -33,9 +32,17 @@ def compress(values: np.ndarray) -> bytes:
         classes += values != values.astype(np.int32)
     padded = np.zeros(-(-len(values) // 4) * 4, np.uint8)
     padded[: len(values)] = classes
-    bitmap = np.bitwise_or.reduce(padded.reshape(-1, 4) << _CLASS_SHIFTS, axis=1)
-    kept = _KEPT[values.itemsize].take(classes).view(bool)
-    return len(values).to_bytes(4, "big") + bitmap.tobytes() + np.compress(kept, values.view(np.uint8)).tobytes()
+    bitmap = padded[0::4] << 6 | padded[1::4] << 4 | padded[2::4] << 2 | padded[3::4]
+    wide = _end_of_nonzero(classes)
+    kept = _KEPT[values.itemsize].take(classes[:wide]).view(bool)
+    head = np.compress(kept, values[:wide].view(np.uint8)).tobytes()
+    return len(values).to_bytes(4, "big") + bitmap.tobytes() + head + values[wide:].astype(np.int8).tobytes()
+
+
+def _end_of_nonzero(values: np.ndarray) -> int:
+    """Return where the zeros at the end begin: padding takes one byte an element and need not be sorted out."""
+    nonzero = values.nonzero()[0]
+    return int(nonzero[-1]) + 1 if len(nonzero) else 0
 
 
 def decompress(data: memoryview | bytes, dtype: np.dtype) -> np.ndarray:
@@ -44,14 +51,19 @@ def decompress(data: memoryview | bytes, dtype: np.dtype) -> np.ndarray:
     body = 4 + -(-count // 4)
     if body + count > len(data):
         raise ValueError(f"an integer array of {count} elements does not fit its {len(data)} bytes")
-    classes = _CLASSES_OF_BYTE.take(np.frombuffer(data, np.uint8, body - 4, 4)).view(np.uint8)[:count]
-    if count and classes.max() > _WIDEST[dtype.itemsize]:
+    bitmap = np.frombuffer(data, np.uint8, body - 4, 4)
+    wide = min(count, 4 * _end_of_nonzero(bitmap))
+    classes = _CLASSES_OF_BYTE.take(bitmap[: -(-wide // 4)]).view(np.uint8)[:wide]
+    if wide and classes.max() > _WIDEST[dtype.itemsize]:
         raise ValueError(f"an integer array holds elements wider than {dtype.name}")
     ends = _WIDTHS.take(classes).cumsum()
-    size = int(ends[-1]) if count else 0
-    if body + size != len(data):
-        raise ValueError(f"an integer array of {count} elements takes {body + size} bytes, not {len(data)}")
-    return _widen(bytes(data[body:]), classes, ends, dtype)
+    tail = body + (int(ends[-1]) if wide else 0)
+    if tail + count - wide != len(data):
+        raise ValueError(f"an integer array of {count} elements takes {tail + count - wide} bytes, not {len(data)}")
+    values = np.empty(count, dtype)
+    values[:wide] = _widen(bytes(data[body:tail]), classes, ends, dtype)
+    values[wide:] = np.frombuffer(data, np.int8, count - wide, tail)
+    return values
 
 
 def _widen(data: bytes, classes: np.ndarray, ends: np.ndarray, dtype: np.dtype) -> np.ndarray:
