@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -214,3 +216,38 @@ def test_more_files_than_may_be_open_at_once(tmp_path, monkeypatch):
     dataset = open_mindrecord(tmp_path)
     seen = {dataset.row(index)["input_ids"].tobytes() for index in np.random.default_rng(0).permutation(40)}
     assert seen == {row["input_ids"].tobytes() for row in rows}
+
+
+def test_the_digest_follows_the_content_alone(tmp_path):
+    """Equal for renamed and for re-indexed data, different for one changed byte of one row."""
+    write(tmp_path / "x.mindrecord", TOKENS, [token_rows(50)], page_size=1 << 15)
+    expected = open_mindrecord(tmp_path / "x.mindrecord").digest()
+    copy = tmp_path / "other name" / "100% [1]?.mindrecord"
+    copy.parent.mkdir()
+    shutil.copy(tmp_path / "x.mindrecord", copy)
+    assert open_mindrecord(copy).digest() == expected
+    shutil.copy(tmp_path / "x.mindrecord.db", f"{copy}.db")
+    assert open_mindrecord(copy).digest() == expected and len(open_mindrecord(copy)) == 50
+    with open(copy, "r+b") as file:
+        file.seek((1 << 24) + 300)
+        byte = file.read(1)
+        file.seek(-1, 1)
+        file.write(bytes([byte[0] ^ 1]))
+    assert open_mindrecord(copy).digest() != expected
+
+
+def test_no_framework_is_imported(tmp_path):
+    """Writing, reading and batching work where neither framework is installed."""
+    program = """
+import sys
+sys.modules.update(dict.fromkeys(("torch", "mindspore", "transformers", "peft")))
+import numpy as np
+from msft.data.batches import BatchStream
+from msft.data.mindrecord import MindRecordWriter, open_mindrecord
+with MindRecordWriter(sys.argv[1], {"input_ids": "int32"}, shards=2) as writer:
+    for number in range(8):
+        writer.write({"input_ids": np.arange(number, number + 9)})
+print(sum(len(batches) for batches in BatchStream(open_mindrecord(sys.argv[1]), batch_size=2, pad_id=0).steps()))
+"""
+    done = subprocess.run([sys.executable, "-c", program, tmp_path / "x.mindrecord"], capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("4\n", "")
