@@ -43,8 +43,13 @@ class Report:
         """Rows read per second of wall time."""
         return self.rows["read"] / self.seconds if self.seconds else 0.0
 
-    def show(self) -> None:
-        """Print the summary table, then each bad row (the first ones) to standard error."""
+    def drop_bad(self, file: str, row: int, reason: str) -> None:
+        """Count a row that cannot be used."""
+        self.rows["bad"] += 1
+        self.dropped.append(Dropped(file, row, reason))
+
+    def show(self, bad_rows: int | None = SHOWN_BAD_ROWS) -> None:
+        """Print the summary table, then the first `bad_rows` dropped rows (None: all) to standard error."""
         labels = {
             "read": "rows read",
             "written": "rows written",
@@ -55,18 +60,17 @@ class Report:
         table = [(labels[key], count) for key, count in self.rows.items() if count or key in ("read", "written")]
         table += [(f"rows {REMARKS[key]}", count) for key, count in self.remarks.items()]
         names = {"written": "tokens", "supervised": "supervised", "padding": "padding", "cut_off": "tokens cut off"}
-        table += [(names[key], count) for key, count in self.tokens.items() if count or key == "written"]
+        table += [(names[key], count) for key, count in self.tokens.items() if count]
         width = max(len(label) for label, _ in table)
         for label, count in table:
             console.say(f"{label:<{width}}  {count:>12,}")
         for note in self.notes:
             console.say(note)
         console.say(f"{self.seconds:.1f} s, {self.rows_per_second:,.0f} rows/s")
-        bad = [each for each in self.dropped if each.reason]
-        for each in bad[:SHOWN_BAD_ROWS]:
+        for each in self.dropped[:bad_rows]:
             console.warn(f"dropped {each.file} row {each.row}: {each.reason}")
-        if len(bad) > SHOWN_BAD_ROWS:
-            console.warn(f"... and {len(bad) - SHOWN_BAD_ROWS} more dropped rows, all in the report")
+        if bad_rows is not None and len(self.dropped) > bad_rows:
+            console.warn(f"... and {len(self.dropped) - bad_rows} more dropped rows, all in the report")
 
     def write(self, path: str) -> None:
         """Write everything as JSON."""

@@ -39,7 +39,7 @@ def token_text(token) -> str | None:
 
 
 def read_config(folder: Path) -> dict:
-    """Return tokenizer_config.json; older folders' special_tokens_map.json overrides its tokens, as transformers reads it."""
+    """Return tokenizer_config.json; tokens in an older folder's special_tokens_map.json win, as in transformers."""
     config = read_json(folder / "tokenizer_config.json")
     if "added_tokens_decoder" not in config:
         config |= read_json(folder / "special_tokens_map.json")

@@ -1,0 +1,122 @@
+"""Running text -> blocks of tokens: WikiText files and Wikipedia dumps, as MindFormers' llama_preprocess cuts them."""
+
+import re
+from collections.abc import Iterable, Iterator
+from functools import partial
+from itertools import chain, islice, repeat
+from pathlib import Path
+
+import numpy as np
+
+from msft.data.parallel import in_order
+from msft.data.tokenizers import Tokenizer, open_tokenizer
+from msft.errors import InputError
+
+COLUMNS = {"input_ids": "int32"}
+TEXTS_PER_TASK = 256
+
+# WikiText's own tokenization undone, in MindFormers' order; a pattern's second half is the replacement.
+_CLEANING = (
+    (re.escape("s '"), "s'"),
+    (r"/' [0-9]/", "/'[0-9]/"),
+    (re.escape(" @-@ "), "-"),
+    (re.escape(" @,@ "), ","),
+    (re.escape(" @.@ "), "."),
+    *((re.escape(f" {sign} "), f"{sign} ") for sign in ":;.!?,"),
+    (r"\(\s*([^\)]*?)\s*\)", r"(\1)"),
+    (r"\[\s*([^\]]*?)\s*\]", r"[\1]"),
+    (r"{\s*([^}]*?)\s*}", r"{\1}"),
+    (r"\"\s*([^\"]*?)\s*\"", r'"\1"'),
+    (r"'\s*([^']*?)\s*'", r"'\1'"),
+    ("= = = =", "===="),
+    ("= = =", "==="),
+    ("= =", "=="),
+    (" \N{DEGREE SIGN} ", "\N{DEGREE SIGN}"),
+    (" \n", "\n"),
+    ("\n ", "\n"),
+    (" N ", " 1 "),
+    (" 's", "'s"),
+)
+_CLEANERS = [(re.compile(pattern), replacement) for pattern, replacement in _CLEANING]
+
+
+def clean(text: str) -> str:
+    """Undo WikiText's tokenization: ' @-@ ', spaces before punctuation and within brackets and quotes."""
+    for pattern, replacement in _CLEANERS:
+        text = pattern.sub(replacement, text)
+    return text
+
+
+def paragraphs(paths: list[str]) -> Iterator[str]:
+    """Yield the cleaned paragraphs of WikiText files, headings left out; a file is in memory at a time."""
+    for path in paths:
+        for paragraph in clean(_read(path)).split("\n\n"):
+            if paragraph and not paragraph.strip().startswith("="):
+                yield paragraph
+
+
+def lines(paths: list[str]) -> Iterator[str]:
+    """Yield the lines, stripped and not empty, of the first column of parquet files."""
+    try:
+        import pyarrow.parquet as parquet
+    except ImportError:
+        raise InputError("--dataset_type wikipedia reads parquet files with pyarrow: pip install pyarrow") from None
+    for path in paths:
+        try:
+            file = parquet.ParquetFile(path)
+        except (OSError, ValueError) as error:
+            raise InputError(f"{path}: not a parquet file ({error})") from None
+        for batch in file.iter_batches(batch_size=TEXTS_PER_TASK, columns=[file.schema_arrow.names[0]]):
+            for text in batch.column(0).to_pylist():
+                if not isinstance(text, str):
+                    raise InputError(f"{path}: the first column ({file.schema_arrow.names[0]}) must hold text")
+                yield from filter(None, map(str.strip, text.strip().split("\n")))
+
+
+def tokenize(texts: Iterable[str], model_file: str, whole: bool, workers: int) -> Iterator[np.ndarray]:
+    """Yield the tokens of texts in order, some texts at a time; `whole` texts get begin and end tokens."""
+    texts = iter(texts)
+    tasks = iter(lambda: list(islice(texts, TEXTS_PER_TASK)), [])
+    return in_order(_text_encoder, (model_file, whole), tasks, workers)
+
+
+def _text_encoder(model_file: str, whole: bool):
+    tokenizer = open_tokenizer(model_file)
+    return partial(_encode_texts, tokenizer, *(borders(tokenizer) if whole else ((), ())))
+
+
+def borders(tokenizer: Tokenizer) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Return the ids before and after a text in pretraining: the begin token if there is one, and the end token."""
+    return tokenizer.prefix_ids, () if tokenizer.eos_id is None else (tokenizer.eos_id,)
+
+
+def _encode_texts(tokenizer: Tokenizer, before: tuple, after: tuple, texts: list[str]) -> np.ndarray:
+    encodings = tokenizer.encode(texts)
+    return np.concatenate([part for each in encodings for part in (before, each.ids, after)]).astype(np.int32)
+
+
+def blocks(stream: Iterable[np.ndarray], length: int) -> Iterator[np.ndarray]:
+    """Cut a stream of tokens into blocks of `length`; the last yield is the rest, shorter than that."""
+    rest = np.zeros(0, np.int32)
+    for tokens in stream:
+        rest = np.concatenate((rest, tokens))
+        whole = len(rest) // length * length
+        yield from rest[:whole].reshape(-1, length)
+        rest = rest[whole:]
+    yield rest
+
+
+def repeated(stream: Iterable[np.ndarray], times: int) -> Iterator[np.ndarray]:
+    """Yield a stream of tokens `times` over, tokenizing it once."""
+    if times == 1:
+        yield from stream
+        return
+    kept = list(stream)
+    yield from chain.from_iterable(repeat(kept, times))
+
+
+def _read(path: str) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: not UTF-8 text at byte {error.start}") from None
