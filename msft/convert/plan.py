@@ -8,6 +8,7 @@ import numpy as np
 
 from msft.convert.dtypes import Cast
 from msft.convert.source import TensorInfo, TensorSource
+from msft.convert.stored import StoredTensors
 from msft.errors import InputError
 from msft.models.families import family
 from msft.models.spec import ModelSpec
@@ -37,11 +38,18 @@ def plan(
 
 
 def pieces(output: Output, source: TensorSource, cast: Cast) -> Iterator[np.ndarray]:
-    """Yield an output's content as uint8 arrays, with one of its parts in memory at a time."""
+    """Yield an output's content as uint8 arrays, each valid until the next; at most one tensor is in memory."""
     for part in output.parts:
-        array = source.read(part)
-        yield from cast.pieces(part, array)
-        del array
+        for array in _arrays(source, part):
+            yield from cast.pieces(part, array)
+            del array
+
+
+def _arrays(source: TensorSource, name: str) -> Iterator[np.ndarray]:
+    if isinstance(source, StoredTensors):
+        yield from source.parts(name)
+    else:
+        yield source.read(name)
 
 
 def _groups(model: ModuleType, spec: ModelSpec, concatenated: bool) -> list[tuple[str, tuple[str, ...]]]:

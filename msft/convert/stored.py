@@ -2,13 +2,13 @@
 
 import contextlib
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from msft.convert.dtypes import byte_count, numpy_dtype
+from msft.convert.dtypes import PIECE_BYTES, byte_count, numpy_dtype
 from msft.convert.source import TensorInfo
 from msft.errors import InputError
 
@@ -43,6 +43,19 @@ class StoredTensors:
         steps = tuple(stride * dtype.itemsize for stride in entry.strides)
         return np.lib.stride_tricks.as_strided(content.view(dtype), entry.info.shape, steps)
 
+    def parts(self, name: str) -> Iterator[np.ndarray]:
+        """Yield a tensor's elements in C order as flat arrays of a few megabytes, each valid until the next."""
+        entry = self.stored[name]
+        if entry.strides is not None:
+            yield self.read(name)
+            return
+        size = byte_count(entry.info)
+        buffer = np.empty(min(size, PIECE_BYTES), np.uint8)
+        for start in range(0, size, PIECE_BYTES):
+            piece = buffer[: min(PIECE_BYTES, size - start)]
+            _fill(piece, name, _section(entry, start, start + len(piece)))
+            yield piece.view(numpy_dtype(entry.info.dtype))
+
     def file_of(self, name: str) -> str:
         """Return the path of the file that holds a tensor."""
         return str(self.stored[name].file)
@@ -52,15 +65,18 @@ def rows(entry: Stored, start: int, stop: int) -> Stored:
     """Return the part of a stored tensor that holds its rows `start` to `stop` (first axis); nothing is read."""
     count = entry.info.shape[0]
     row_bytes = byte_count(entry.info) // count if count else 0
-    first, last = start * row_bytes, stop * row_bytes
+    info = TensorInfo((stop - start, *entry.info.shape[1:]), entry.info.dtype)
+    return _section(entry, start * row_bytes, stop * row_bytes)._replace(info=info)
+
+
+def _section(entry: Stored, first: int, last: int) -> Stored:
     extents, position = [], 0
     for offset, length in entry.extents:
         low, high = max(first - position, 0), min(last - position, length)
         if low < high:
             extents.append((offset + low, high - low))
         position += length
-    info = TensorInfo((stop - start, *entry.info.shape[1:]), entry.info.dtype)
-    return entry._replace(info=info, extents=tuple(extents))
+    return entry._replace(extents=tuple(extents))
 
 
 @contextlib.contextmanager
