@@ -1,0 +1,143 @@
+"""The training loop: batches in, optimizer steps, records, evaluations and checkpoints out."""
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from msft import console
+from msft.backend.contract import Engine, StepResult
+from msft.data.batches import BatchStream
+from msft.errors import RunError
+from msft.train.metrics import EvalRecord, StepRecord, perplexity
+from msft.train.schedules import Schedule
+
+SumOverRanks = Callable[[Sequence[float]], list[float]]
+
+
+@dataclass
+class Progress:
+    """How far a run is: steps of data taken, steps among them that were skipped, real tokens seen on all ranks."""
+
+    step: int = 0
+    skipped: int = 0
+    tokens: int = 0
+
+
+class Observer(Protocol):
+    """Who hears of steps and evaluations."""
+
+    def step(self, record: StepRecord) -> None:
+        """Called after each training step."""
+
+    def evaluated(self, record: EvalRecord) -> None:
+        """Called after each pass over the evaluation data."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """When what happens, in steps: the run ends after `last_step`; None for an interval means never.
+
+    `evaluate` is called every `eval_steps`, every `eval_epoch_steps` and at the end, `save` every `save_steps` and
+    at the end.
+    """
+
+    last_step: int
+    eval_steps: int | None = None
+    eval_epoch_steps: int | None = None
+    save_steps: int | None = None
+    evaluate: Callable[[int], EvalRecord] | None = None
+    save: Callable[[Progress], None] | None = None
+
+
+def train(
+    engine: Engine,
+    stream: BatchStream,
+    schedule: Schedule,
+    plan: Plan,
+    progress: Progress,
+    observer: Observer,
+    sum_over_ranks: SumOverRanks,
+) -> Progress:
+    """Go from `progress` to `plan.last_step`; the schedule's step is the number of steps not skipped so far.
+
+    Raises RunError at a loss that is not finite; nothing is saved at or after that step.
+    """
+    saved = progress.step
+    began = time.perf_counter()
+    for micro_batches in _up_to(stream, progress.step, plan.last_step):
+        rate = schedule(progress.step - progress.skipped)
+        result = engine.train_step(micro_batches, rate)
+        progress.step += 1
+        _check(result, progress.step, saved)
+        tokens = int(sum_over_ranks([sum(batch.tokens for batch in micro_batches)])[0])
+        progress.tokens += tokens
+        progress.skipped += result.skipped
+        seconds = time.perf_counter() - began
+        epoch = progress.step / stream.steps_per_epoch
+        observer.step(
+            StepRecord(
+                step=progress.step,
+                epoch=epoch,
+                loss=result.loss,
+                learning_rate=rate,
+                grad_norm=result.grad_norm,
+                tokens=tokens,
+                supervised=result.supervised,
+                tokens_per_second=tokens / seconds,
+                seconds=seconds,
+                loss_scale=result.loss_scale,
+                skipped=result.skipped,
+            )
+        )
+        if plan.evaluate and _due(progress.step, plan.last_step, plan.eval_steps, plan.eval_epoch_steps):
+            observer.evaluated(plan.evaluate(progress.step))
+        if plan.save and _due(progress.step, plan.last_step, plan.save_steps):
+            plan.save(progress)
+            saved = progress.step
+        began = time.perf_counter()
+    return progress
+
+
+def _up_to(stream: BatchStream, start: int, last: int):
+    """Yield the stream's steps from `start` to before `last`, and stop its thread whatever happens."""
+    if start >= last:
+        return
+    steps = stream.steps(start)
+    try:
+        for _, micro_batches in zip(range(start, last), steps, strict=False):
+            yield micro_batches
+    finally:
+        steps.close()
+
+
+def _due(step: int, last: int, *intervals: int | None) -> bool:
+    return step == last or any(interval and step % interval == 0 for interval in intervals)
+
+
+def _check(result: StepResult, step: int, saved: int) -> None:
+    if math.isfinite(result.loss):
+        return
+    kept = f"the checkpoint of step {saved} is untouched" if saved else "nothing was saved"
+    raise RunError(
+        f"step {step}: the loss is {result.loss} (gradient norm {result.grad_norm}); the run stops, {kept}. "
+        "A lower learning rate, gradient clipping or a compute dtype with more range usually helps"
+    )
+
+
+def evaluate(engine: Engine, stream: BatchStream, sum_over_ranks: SumOverRanks, step: int, epoch: float) -> EvalRecord:
+    """Return the mean loss over all supervised tokens of an evaluation stream; raises RunError if there are none."""
+    began = time.perf_counter()
+    loss, supervised = 0.0, 0
+    steps = stream.steps()
+    for micro_batches in console.track(steps, stream.total_steps, "evaluating"):
+        for batch in micro_batches:
+            batch_loss, batch_supervised = engine.evaluate(batch)
+            loss += batch_loss
+            supervised += batch_supervised
+    loss, supervised = sum_over_ranks([loss, supervised])
+    if not supervised:
+        raise RunError("eval_dataset: no token is supervised, so there is no loss to measure")
+    mean = loss / supervised
+    return EvalRecord(step, epoch, mean, perplexity(mean), int(supervised), time.perf_counter() - began)

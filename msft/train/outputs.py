@@ -1,0 +1,50 @@
+"""The folder of a run, `output_dir`: what lies in it, and where earlier results go."""
+
+from pathlib import Path
+
+from msft import console
+from msft.train import checkpoint
+
+ADAPTER, MODEL, RECIPE, VERSIONS = "adapter", "model", "recipe.yaml", "versions.json"
+LOG, EVENTS, CURVE, SUMMARY = "trainer_log.jsonl", "tensorboard", "training_loss.png", "train_summary.json"
+EVALUATION, PREDICTIONS = "eval_summary.json", "predictions.jsonl"
+RESULTS = (checkpoint.FOLDER, ADAPTER, MODEL, RECIPE, VERSIONS, LOG, EVENTS, CURVE, SUMMARY)
+EARLIER = "earlier"
+
+
+def is_result(output_dir: Path, path: Path) -> bool:
+    """Whether a path is, or lies in, what a run has written to `output_dir`."""
+    path = path.resolve()
+    return any(path.is_relative_to(place) and place.exists() for place in _places(output_dir))
+
+
+def set_aside(output_dir: Path) -> None:
+    """Move an earlier run's results to `output_dir/earlier/run-N`: a new run neither mixes with nor removes them."""
+    results = [place for place in _places(output_dir) if place.exists()]
+    if results:
+        _move(output_dir, results)
+
+
+def set_aside_after(output_dir: Path, step: int) -> None:
+    """Move an earlier attempt's end results, and its checkpoints of later steps, out of a resumed run's way."""
+    checkpoints = output_dir / checkpoint.FOLDER
+    later = [checkpoints / f"step-{number}" for number in checkpoint.steps_in(checkpoints) if number > step]
+    ends = [output_dir / name for name in (ADAPTER, MODEL, SUMMARY) if (output_dir / name).exists()]
+    if later or ends:
+        _move(output_dir, [*later, *ends])
+
+
+def _places(output_dir: Path) -> list[Path]:
+    return [output_dir.resolve() / name for name in RESULTS]
+
+
+def _move(output_dir: Path, paths: list[Path]) -> None:
+    number = 1
+    while (output_dir / EARLIER / f"run-{number}").exists():
+        number += 1
+    place = output_dir / EARLIER / f"run-{number}"
+    for path in paths:
+        target = place / path.resolve().relative_to(output_dir.resolve())
+        target.parent.mkdir(parents=True, exist_ok=True)
+        path.rename(target)
+    console.note(f"{output_dir}: earlier results were moved to {place}")

@@ -1,0 +1,170 @@
+"""Everything about a run that can be found out, and found wrong, before a framework is imported."""
+
+import importlib.util
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from msft import console
+from msft.backend.contract import Tuning
+from msft.config import derive
+from msft.config.checks import check_paths
+from msft.config.report import ignored_lines
+from msft.config.schema import Recipe
+from msft.config.schema_data import EvalDataset
+from msft.data.dataset import RowDataset
+from msft.errors import InputError
+from msft.models.spec import ModelSpec
+from msft.train import checkpoint, datasets, outputs, sources
+
+NEEDS = {"torch": ("torch", "transformers", "peft"), "mindspore": ("mindspore",)}
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A checked recipe and what it names, opened; `resumed` is the checkpoint to go on from."""
+
+    recipe: Recipe
+    spec: ModelSpec
+    tuning: Tuning
+    weights: sources.Weights
+    train_data: RowDataset | None
+    eval_data: RowDataset | None
+    pad_id: int
+    resumed: Path | None
+
+    @property
+    def output_dir(self) -> Path:
+        """Where the run writes."""
+        return Path(self.recipe.output_dir)
+
+    @property
+    def trains(self) -> bool:
+        """Whether the run changes weights."""
+        return self.recipe.run_mode in ("train", "finetune")
+
+
+def prepare(recipe: Recipe) -> Prepared:
+    """Check and open what a recipe names, and say which of its keys do nothing.
+
+    Raises one InputError with all problems of paths, or else of model, weights and data.
+    """
+    for line in ignored_lines(recipe):
+        console.note(line)
+    recipe = _with_eval_data(recipe)
+    check_paths(recipe)
+    _check_framework(recipe)
+    found = _Problems()
+    trains = recipe.run_mode in ("train", "finetune")
+    resumed = found.of(_resumed, recipe) if trains else None
+    spec = derive.model_spec(recipe)
+    weights = found.of(sources.open_all, recipe, spec, resumed)
+    tuning = found.of(_tuning, recipe, spec, weights, resumed) if weights else None
+    pad_id = found.of(_pad_id, recipe, spec)
+    train_data = found.of(_rows, recipe, "train_dataset", pad_id or 0) if trains else None
+    evaluates = recipe.run_mode == "eval" or trains and recipe.do_eval
+    eval_data = found.of(_rows, recipe, "eval_dataset", pad_id or 0) if evaluates else None
+    if trains and not resumed:
+        found.of(_check_output, recipe)
+    found.raise_any()
+    return Prepared(recipe, spec, tuning, weights, train_data, eval_data, pad_id, resumed)
+
+
+class _Problems:
+    """Collects the problems of several InputErrors."""
+
+    def __init__(self):
+        self.lines: list[str] = []
+
+    def of(self, function: Callable, *arguments):
+        """Return what the function returns, or None when it raised an InputError."""
+        try:
+            return function(*arguments)
+        except InputError as error:
+            self.lines += error.problems
+            return None
+
+    def raise_any(self) -> None:
+        if self.lines:
+            raise InputError(*dict.fromkeys(self.lines))
+
+
+def processes() -> int:
+    """Return how many processes the launcher (torchrun, msrun) started, 1 without one."""
+    return int(os.environ.get("WORLD_SIZE") or os.environ.get("MS_WORKER_NUM") or 1)
+
+
+def _with_eval_data(recipe: Recipe) -> Recipe:
+    """In run_mode eval, training data is evaluated when the recipe names no evaluation data."""
+    named = datasets.paths_of(recipe.eval_dataset) or not datasets.paths_of(recipe.train_dataset)
+    if recipe.run_mode != "eval" or named:
+        return recipe
+    console.note(f"{recipe.name}: eval_dataset names no data, so train_dataset is evaluated")
+    left_out = {"drop_remainder": True, "data_loader": {"shuffle"}}
+    block = recipe.train_dataset.model_dump(exclude_unset=True, exclude=left_out)
+    return recipe.model_copy(update={"eval_dataset": EvalDataset.model_validate(block)})
+
+
+def _check_framework(recipe: Recipe) -> None:
+    absent = [name for name in NEEDS[recipe.backend] if importlib.util.find_spec(name) is None]
+    if absent:
+        where = recipe.source.get("backend", recipe.name)
+        raise InputError(
+            f"{where}: backend {recipe.backend} needs {', '.join(absent)}, which is not installed: "
+            f"pip install 'msft[{recipe.backend}]'"
+        )
+
+
+def _resumed(recipe: Recipe) -> Path | None:
+    """The checkpoint that resume_training asks for; MindFormers names it in load_checkpoint."""
+    asked: bool | str = recipe.resume_training
+    if asked is True and recipe.load_checkpoint and (Path(recipe.load_checkpoint) / checkpoint.STATE).is_file():
+        asked = recipe.load_checkpoint
+    found = checkpoint.find(asked, Path(recipe.output_dir))
+    if asked and found is None:
+        console.note(f"resume_training: {recipe.output_dir} has no checkpoint yet, so the run starts at the beginning")
+    return found
+
+
+def _tuning(recipe: Recipe, spec: ModelSpec, weights: sources.Weights, resumed: Path | None) -> Tuning:
+    """What is trained; a run that trains nothing only carries the adapter it was given."""
+    if recipe.run_mode in ("train", "finetune"):
+        tuning = derive.tuning(recipe, spec)
+        if resumed is None:
+            sources.check_adapter(weights, tuning.lora, recipe.name)
+        return tuning
+    if weights.adapter is None:
+        return Tuning()
+    return Tuning(lora=sources.with_alpha(weights, derive.model_keys(recipe).pet_config, recipe.name))
+
+
+def _pad_id(recipe: Recipe, spec: ModelSpec) -> int:
+    """The id that ends rows: model_config's, or what the pretrained folder's tokenizer pads with."""
+    from msft.data.tokenizers import open_tokenizer
+
+    folder = Path(recipe.model.pretrained) if recipe.model.pretrained else None
+    if folder and any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model")):
+        return open_tokenizer(folder).pad_id
+    return max(spec.pad_token_id or 0, 0)
+
+
+def _rows(recipe: Recipe, name: str, pad_id: int) -> RowDataset:
+    where = recipe.source.get(f"{name}.input_columns", recipe.name)
+    return datasets.open_rows(getattr(recipe, name), name, where, pad_id)
+
+
+def _check_output(recipe: Recipe) -> None:
+    """Refuse inputs that lie among the earlier results that a new run sets aside."""
+    inputs = {
+        "load_checkpoint": recipe.load_checkpoint,
+        "model.pretrained": recipe.model.pretrained,
+    }
+    problems = [
+        f"{recipe.source.get(key, recipe.name)}: {key}: {path} is a result of an earlier run in output_dir "
+        f"({recipe.output_dir}), which a new run sets aside: choose another output_dir"
+        for key, path in inputs.items()
+        if path and outputs.is_result(Path(recipe.output_dir), Path(path))
+    ]
+    if problems:
+        raise InputError(*problems)

@@ -1,0 +1,96 @@
+"""What a training run tells while it runs: progress bar or plain lines, `trainer_log.jsonl`, TensorBoard events."""
+
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+from msft import console
+from msft.train import outputs, tensorboard
+from msft.train.metrics import EvalRecord, StepRecord, TrainerLog
+
+
+class Reporter:
+    """Takes the records of a run from step `start` on; on other ranks than the first it does nothing.
+
+    On a terminal a bar shows the last step's numbers; elsewhere a plain line tells of each `every`-th step.
+    """
+
+    def __init__(self, output_dir: Path, start: int, total_steps: int, every: int):
+        self.total_steps, self.every = total_steps, every
+        self.first = console.is_first_rank()
+        self.sinks: list = []
+        self.bar = None
+        if not self.first:
+            return
+        self.sinks.append(TrainerLog(output_dir / outputs.LOG, start))
+        if tensorboard.installed():
+            self.sinks.append(tensorboard.EventWriter(output_dir / outputs.EVENTS, start))
+        if sys.stderr.isatty():
+            self.bar, self.task = _start_bar(start, total_steps)
+        self.clock = _Clock(total_steps - start)
+
+    def __enter__(self) -> "Reporter":
+        return self
+
+    def __exit__(self, *_) -> None:
+        if self.bar:
+            self.bar.stop()
+        for sink in self.sinks:
+            sink.close()
+
+    def step(self, record: StepRecord) -> None:
+        """Report one training step."""
+        if not self.first:
+            return
+        for sink in self.sinks:
+            sink.write(record)
+        left = self.clock.left(record.seconds)
+        if self.bar:
+            self.bar.update(self.task, completed=record.step, numbers=_numbers(record))
+        elif record.step % self.every == 0 or record.step in (1, self.total_steps):
+            console.note(f"step {record.step}/{self.total_steps} | {_numbers(record)} | {left} left")
+        if record.skipped:
+            console.note(f"step {record.step}: skipped, the gradients overflowed at loss scale {record.loss_scale:g}")
+
+    def evaluated(self, record: EvalRecord) -> None:
+        """Report one pass over the evaluation data."""
+        if not self.first:
+            return
+        for sink in self.sinks:
+            sink.write(record)
+        console.note(f"step {record.step}: eval loss {record.eval_loss:.4f}, perplexity {record.perplexity:.4g}")
+
+
+class _Clock:
+    """Estimates the time left from the steps so far, the first (which may compile) left out where possible."""
+
+    def __init__(self, steps: int):
+        self.steps, self.seconds = steps, []
+
+    def left(self, seconds: float) -> str:
+        self.steps -= 1
+        self.seconds.append(seconds)
+        known = self.seconds[1:] or self.seconds
+        return clock_time(self.steps * sum(known) / len(known))
+
+
+def clock_time(seconds: float) -> str:
+    """Return seconds as H:MM:SS."""
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02}:{rest:02}"
+
+
+def _numbers(record: StepRecord) -> str:
+    values = asdict(record)
+    return (
+        "epoch {epoch:.2f} | loss {loss:.4f} | lr {learning_rate:.3g} | "
+        "grad norm {grad_norm:.3g} | {tokens_per_second:.0f} tokens/s"
+    ).format(**values)
+
+
+def _start_bar(start: int, total_steps: int):
+    from rich.progress import TextColumn
+
+    bar = console.progress(TextColumn("{task.fields[numbers]}"))
+    bar.start()
+    return bar, bar.add_task("training", total=total_steps, completed=start, numbers="")

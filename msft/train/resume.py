@@ -1,0 +1,47 @@
+"""Going on from a checkpoint: what must be as it was, and taking the state over."""
+
+from pathlib import Path
+
+from msft import console
+from msft.backend.contract import EngineState
+from msft.errors import InputError, RunError
+from msft.train import checkpoint
+from msft.train.checkpoint import TrainerState
+from msft.train.loop import Progress
+from msft.train.setup import Session
+from msft.train.weights import read_tuned
+
+
+def check(state: TrainerState, path: Path, *, data: str, rows_per_step: int, seed: int, total_steps: int) -> None:
+    """Raise InputError when the run could not go on exactly where the checkpoint ends; say what else differs.
+
+    The rows of a step are a function of data, seed and rows per step; these must be equal.
+    """
+    problems = []
+    if state.data != data:
+        problems.append(f"{path}: was trained on other data (its SHA-256 differs): give the data it was trained on")
+    if state.rows_per_step != rows_per_step:
+        problems.append(
+            f"{path}: has {state.rows_per_step} rows a step, this run {rows_per_step} (batch_size x "
+            "gradient_accumulation_steps x processes): give settings with the same product"
+        )
+    if state.seed != seed:
+        problems.append(f"{path}: has seed {state.seed}, this run {seed}: the order of rows would differ")
+    if problems:
+        raise InputError(*problems)
+    if state.total_steps != total_steps:
+        console.warn(f"{path}: was made for {state.total_steps} steps, this run has {total_steps}: the rates change")
+
+
+def take_over(session: Session, path: Path, state: TrainerState) -> Progress:
+    """Put a checkpoint's state into the engine; returns how far the run is.
+
+    Raises RunError when ranks found different checkpoints or the tensors do not fit the recipe.
+    """
+    total = session.distributed.sum_numbers([float(state.step)])[0] if session.world > 1 else state.step
+    if total != state.step * session.world:
+        raise RunError(f"resume_training: the processes see different checkpoints; this one sees {path}")
+    first, second = checkpoint.read_moments(path)
+    session.engine.import_state(EngineState(read_tuned(path, state.tuned), first, second, state.counters))
+    console.note(f"resuming after step {state.step} from {path} (written on {state.backend})")
+    return Progress(state.step, state.skipped, state.tokens)

@@ -1,0 +1,156 @@
+"""A run from its recipe to its last line: training, evaluation or prediction."""
+
+from dataclasses import asdict
+
+from msft import console
+from msft.config import derive
+from msft.config.schema import Recipe
+from msft.data.batches import BatchStream
+from msft.files import write_json
+from msft.train import checkpoint, finish, loop, outputs, resume, setup, versions
+from msft.train.metrics import EvalRecord
+from msft.train.predict import predict
+from msft.train.prepare import Prepared, prepare, processes
+from msft.train.reporter import Reporter
+from msft.train.saving import Saver
+
+
+def run(recipe: Recipe, dry: bool = False) -> None:
+    """Do what a recipe's `run_mode` says; `dry` checks everything and tells the plan without importing a framework.
+
+    Raises InputError before a framework is imported wherever that can be known, RunError when the run fails.
+    """
+    prepared = prepare(recipe)
+    if dry:
+        _tell_plan(prepared, processes())
+        console.say("dry run: nothing was started")
+        return
+    if recipe.run_mode == "predict":
+        return predict(prepared)
+    _train(prepared) if prepared.trains else _evaluate(prepared)
+
+
+def _tell_plan(prepared: Prepared, world: int) -> None:
+    stream = setup.train_stream(prepared, 0, world) if prepared.trains else None
+    for line in setup.plan_lines(prepared, stream):
+        console.note(line)
+
+
+def _train(prepared: Prepared) -> None:
+    digest = prepared.train_data.digest()
+    stream = setup.train_stream(prepared, 0, processes())
+    state = _state_to_resume(prepared, stream, digest)
+    _tell_plan(prepared, processes())
+    session = setup.start(prepared)
+    try:
+        _train_on(prepared, session, state, digest)
+    except KeyboardInterrupt:
+        steps = checkpoint.steps_in(prepared.output_dir / checkpoint.FOLDER)
+        if steps:
+            console.note(f"--resume_training True goes on after step {steps[0]}")
+        raise
+    finally:
+        session.distributed.shutdown()
+
+
+def _state_to_resume(prepared: Prepared, stream: BatchStream, digest: str) -> checkpoint.TrainerState | None:
+    if prepared.resumed is None:
+        return None
+    state = checkpoint.read_state(prepared.resumed)
+    resume.check(
+        state,
+        prepared.resumed,
+        data=digest,
+        rows_per_step=stream.report()["rows_per_step"],
+        seed=prepared.recipe.seed,
+        total_steps=stream.total_steps,
+    )
+    return state
+
+
+def _train_on(prepared: Prepared, session: setup.Session, state: checkpoint.TrainerState | None, digest: str) -> None:
+    recipe = prepared.recipe
+    stream = setup.train_stream(prepared, session.rank, session.world)
+    progress = resume.take_over(session, prepared.resumed, state) if state else loop.Progress()
+    start = progress.step
+    session.distributed.sum_numbers([0.0])
+    if session.rank == 0:
+        outputs.set_aside_after(prepared.output_dir, start) if state else outputs.set_aside(prepared.output_dir)
+    saver = _saver(prepared, session, stream, digest)
+    saver.start()
+    last = setup.last_step(recipe, stream)
+    plan = _plan(prepared, session, stream, saver, last)
+    schedule, _ = setup.schedule(derive.schedule(recipe), stream)
+    with Reporter(prepared.output_dir, start, last, derive.log_every(recipe)) as reporter:
+        loop.train(session.engine, stream, schedule, plan, progress, reporter, session.distributed.sum_numbers)
+    adapter, model = saver.results()
+    if session.rank == 0:
+        finish.finish(prepared, session, progress, start, stream.report(), adapter, model)
+
+
+def _saver(prepared: Prepared, session: setup.Session, stream: BatchStream, digest: str) -> Saver:
+    recipe = prepared.recipe
+    data = {"train_dataset": digest}
+    if prepared.eval_data:
+        data["eval_dataset"] = prepared.eval_data.digest()
+    facts = {
+        "total_steps": stream.total_steps,
+        "rows_per_step": stream.report()["rows_per_step"],
+        "seed": recipe.seed,
+        "data": digest,
+        "backend": recipe.backend,
+        "world": session.world,
+    }
+    found = versions.collect(recipe.backend, session.device, session.world, data)
+    return Saver(prepared, session, derive.saving(recipe), found, facts)
+
+
+def _plan(prepared: Prepared, session: setup.Session, stream: BatchStream, saver: Saver, last: int) -> loop.Plan:
+    evaluation = derive.evaluation(prepared.recipe)
+
+    def evaluate(step: int) -> EvalRecord:
+        return _eval_record(prepared, session, step, step / stream.steps_per_epoch)
+
+    def save(progress: loop.Progress) -> None:
+        saver.checkpoint(progress, progress.step / stream.steps_per_epoch)
+
+    return loop.Plan(
+        last_step=last,
+        eval_steps=evaluation and evaluation.every_steps,
+        eval_epoch_steps=evaluation and evaluation.every_epochs and evaluation.every_epochs * stream.steps_per_epoch,
+        save_steps=saver.settings and saver.settings.every_steps,
+        evaluate=evaluate if evaluation else None,
+        save=save if saver.settings else None,
+    )
+
+
+def _eval_record(prepared: Prepared, session: setup.Session, step: int, epoch: float) -> EvalRecord:
+    stream = setup.eval_stream(prepared, session.rank, session.world)
+    return loop.evaluate(session.engine, stream, session.distributed.sum_numbers, step, epoch)
+
+
+def _evaluate(prepared: Prepared) -> None:
+    _tell_plan(prepared, processes())
+    session = setup.start(prepared)
+    try:
+        record = _eval_record(prepared, session, 0, 0.0)
+        if session.rank == 0:
+            write_json(prepared.output_dir / outputs.EVALUATION, _evaluation(prepared, record))
+    finally:
+        session.distributed.shutdown()
+    console.say(
+        f"eval loss {record.eval_loss:.6f}, perplexity {record.perplexity:.6g} "
+        f"over {record.eval_supervised:,} supervised tokens"
+    )
+
+
+def _evaluation(prepared: Prepared, record: EvalRecord) -> dict:
+    values = asdict(record)
+    return {
+        "loss": values["eval_loss"],
+        "perplexity": values["perplexity"],
+        "supervised": values["eval_supervised"],
+        "seconds": values["eval_seconds"],
+        "weights": prepared.weights.describe(),
+        "data_sha256": prepared.eval_data.digest(),
+    }

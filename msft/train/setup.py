@@ -1,0 +1,150 @@
+"""From a checked recipe to an engine on a device, and the words that tell what was applied."""
+
+from dataclasses import dataclass
+from importlib import import_module
+from math import prod
+from types import ModuleType
+
+from msft import console
+from msft.backend.contract import Engine, Runtime, Tuning
+from msft.config import derive
+from msft.config.checks import check_device
+from msft.config.derive import Schedule as ScheduleSettings
+from msft.config.schema import Recipe
+from msft.data.batches import BatchStream, evaluation_batches
+from msft.models.families import family
+from msft.models.spec import ModelSpec
+from msft.train import schedules
+from msft.train.prepare import Prepared, processes
+
+
+@dataclass(frozen=True)
+class Session:
+    """A running engine, its place among the ranks, and the module that adds numbers over them."""
+
+    engine: Engine
+    rank: int
+    world: int
+    device: str
+    distributed: ModuleType
+
+
+def start(prepared: Prepared) -> Session:
+    """Import the framework, choose the device, join the other processes, build the engine, and say what was applied."""
+    recipe = prepared.recipe
+    device_module = import_module(f"msft.backend.{recipe.backend}.device")
+    device, why = device_module.pick(derive.device(recipe))
+    check_device(recipe, device)
+    console.note(f"device: {device} ({why})")
+    distributed = import_module(f"msft.backend.{recipe.backend}.distributed")
+    parallel = processes() > 1
+    rank, world = distributed.initialize(device) if parallel else (0, 1)
+    if parallel:
+        console.note(f"processes: {world}, each with the whole model and its share of every batch")
+    runtime: Runtime = derive.runtime(recipe, device, parallel)
+    engine_module = import_module(f"msft.backend.{recipe.backend}.engine")
+    engine = engine_module.build(prepared.spec, prepared.weights.base, prepared.tuning, runtime)
+    if prepared.weights.factors and prepared.resumed is None:
+        engine.load_adapter(prepared.weights.factors)
+    applied = engine.describe()
+    console.note("applied: " + "; ".join(f"{key} {value}" for key, value in applied.items() if key != "device"))
+    return Session(engine, rank, world, device, distributed)
+
+
+def train_stream(prepared: Prepared, rank: int, world: int) -> BatchStream:
+    """Return the training batches of one rank."""
+    recipe, block = prepared.recipe, prepared.recipe.train_dataset
+    return BatchStream(
+        prepared.train_data,
+        batch_size=derive.micro_batch_size(recipe),
+        gradient_accumulation_steps=derive.gradient_accumulation(recipe),
+        pad_id=prepared.pad_id,
+        rank=rank,
+        world=world,
+        seed=recipe.seed,
+        shuffle=block.data_loader.shuffle,
+        drop_remainder=block.drop_remainder,
+        epochs=derive.epochs(recipe),
+        num_samples=block.data_loader.num_samples,
+        padding=block.padding,
+        bucket_size=block.bucket_size,
+        vocab_size=prepared.spec.vocab_size,
+    )
+
+
+def eval_stream(prepared: Prepared, rank: int, world: int) -> BatchStream:
+    """Return the evaluation batches of one rank."""
+    block = prepared.recipe.eval_dataset
+    return evaluation_batches(
+        prepared.eval_data,
+        batch_size=derive.eval_batch_size(prepared.recipe),
+        pad_id=prepared.pad_id,
+        rank=rank,
+        world=world,
+        num_samples=block.data_loader.num_samples,
+        padding=block.padding,
+        bucket_size=block.bucket_size,
+        vocab_size=prepared.spec.vocab_size,
+    )
+
+
+def last_step(recipe: Recipe, stream: BatchStream) -> int:
+    """Return the step after which the run ends."""
+    return min(stream.total_steps, derive.stop_step(recipe) or stream.total_steps)
+
+
+def schedule(settings: ScheduleSettings, stream: BatchStream) -> tuple[schedules.Schedule, str]:
+    """Return the learning rate as a function of the step, and its description."""
+    total = settings.total_steps or stream.total_steps
+    steps = settings.warmup_steps
+    if settings.warmup_epochs is not None:
+        steps = int(settings.warmup_epochs * stream.steps_per_epoch)
+    warmup = schedules.warmup_length(total, settings.warmup_ratio, steps)
+    peak = settings.learning_rate
+    after = {
+        "cosine": lambda: schedules.cosine(peak, total, warmup, settings.lr_end, settings.num_cycles),
+        "linear": lambda: schedules.linear(peak, total, warmup),
+        "constant": lambda: schedules.constant(peak),
+    }[settings.kind]()
+    description = f"{settings.kind}, peak {peak:g}, warm-up {warmup} of {total} steps"
+    return schedules.with_warmup(after, peak, warmup, settings.warmup_start), description
+
+
+def parameter_counts(spec: ModelSpec, tuning: Tuning) -> tuple[int, int]:
+    """Return (all, tuned) numbers of parameters; adapters count in both."""
+    shapes = family(spec.family).tensor_shapes(spec)
+    adapters = 0
+    if tuning.lora:
+        adapters = sum(tuning.lora.rank * sum(shapes[f"{module}.weight"]) for module in tuning.lora.modules)
+    total = sum(map(prod, shapes.values())) + adapters
+    return total, sum(prod(shapes[name]) for name in tuning.parameters) + adapters
+
+
+def plan_lines(prepared: Prepared, stream: BatchStream | None) -> list[str]:
+    """Say what a run will do: model, what is tuned, data, steps, learning rate."""
+    recipe, spec, tuning = prepared.recipe, prepared.spec, prepared.tuning
+    total, tuned = parameter_counts(spec, tuning)
+    lines = [
+        f"run: {recipe.run_mode} on {recipe.backend}, results in {recipe.output_dir}",
+        f"model: {spec.family}, {spec.num_hidden_layers} layers, hidden {spec.hidden_size}, {total:,} parameters",
+        f"weights: {prepared.weights.describe()}",
+    ]
+    if prepared.trains:
+        what = [f"{len(tuning.parameters)} base tensors"] if tuning.parameters else []
+        if tuning.lora:
+            lora = tuning.lora
+            what.append(f"LoRA rank {lora.rank}, alpha {lora.alpha:g}, dropout {lora.dropout:g}")
+            what.append(f"{len(lora.modules)} modules")
+        lines.append(f"tuned: {', '.join(what)}: {tuned:,} parameters ({100 * tuned / total:.3g} %)")
+    if stream is not None:
+        report, last = stream.report(), last_step(recipe, stream)
+        lines += [
+            f"data: {report['rows']:,} rows of up to {stream.row_length} tokens, "
+            f"{report['rows_per_step']} rows a step, {report['steps_per_epoch']:,} steps an epoch",
+            f"steps: {last:,}" + (f", going on from {prepared.resumed}" if prepared.resumed else ""),
+            f"learning rate: {schedule(derive.schedule(recipe), stream)[1]}",
+        ]
+    if stream is not None and stream.row_length > spec.max_position_embeddings:
+        limit = spec.max_position_embeddings
+        lines.append(f"warning: rows have up to {stream.row_length} tokens, the model was made for {limit}")
+    return lines

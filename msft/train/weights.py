@@ -1,0 +1,60 @@
+"""Writing tuned weights so that others can load them: adapters as PEFT folders, models as Hugging Face folders."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from msft.backend.contract import EngineState, Tuning
+from msft.convert import safetensors_file
+from msft.convert.adapter import CONFIG, WEIGHTS, write_adapter
+from msft.convert.hf_folder import read_index, weights_file
+from msft.convert.source import TensorInfo, TensorSource
+from msft.convert.stored import StoredTensors
+from msft.convert.weights import write_hf_folder
+from msft.models.adapters import PEFT_PREFIX
+from msft.models.spec import ModelSpec
+
+
+class Overlay:
+    """A TensorSource in which tuned tensors (by name) take the place of the base's."""
+
+    def __init__(self, base: TensorSource, tuned: Mapping[str, np.ndarray]):
+        self.base, self.tuned = base, tuned
+        infos = {name: TensorInfo(array.shape, array.dtype.name) for name, array in tuned.items()}
+        self.tensors = {**base.tensors, **infos}
+
+    def read(self, name: str) -> np.ndarray:
+        """Return one tensor."""
+        return self.tuned[name] if name in self.tuned else self.base.read(name)
+
+    def file_of(self, name: str) -> str:
+        """Return where a tensor comes from, for messages."""
+        return "the run's tuned weights" if name in self.tuned else self.base.file_of(name)
+
+
+def write_model(
+    folder: Path, spec: ModelSpec, base: TensorSource, state: EngineState, companions: Mapping[str, bytes | Path]
+) -> None:
+    """Write base and tuned parameters as a new float32 Hugging Face folder, in one rename."""
+    tuned = {name: array for name, array in state.weights.items() if not name.startswith(PEFT_PREFIX)}
+    write_hf_folder(Overlay(base, tuned), spec, folder, dtype="float32", companions=companions)
+
+
+def write_lora(folder: Path, spec: ModelSpec, tuning: Tuning, state: EngineState, base_model: str) -> None:
+    """Write the adapter as a PEFT folder (new, or into one that is there)."""
+    factors = {name: array for name, array in state.weights.items() if name.startswith(PEFT_PREFIX)}
+    write_adapter(folder, tuning.lora, factors, base_model, spec)
+
+
+def read_tuned(folder: Path, names: tuple[str, ...]) -> dict[str, np.ndarray]:
+    """Return the tuned tensors of a checkpoint folder by canonical name."""
+    weights = {}
+    if (folder / CONFIG).is_file():
+        adapter = StoredTensors(safetensors_file.read_index(folder / WEIGHTS))
+        weights = {name: adapter.read(name) for name in adapter.tensors}
+    model = weights_file(folder)
+    if model:
+        source = StoredTensors(read_index(model))
+        weights |= {name: source.read(name) for name in names if name in source.tensors}
+    return weights
