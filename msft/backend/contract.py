@@ -3,7 +3,7 @@
 All arrays are numpy, all names are canonical: Hugging Face's for weights, PEFT's for adapters.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -141,6 +141,10 @@ class Sampling:
     stop_ids: tuple[int, ...] = ()
 
 
+# Called with (row, token) for each new token that is no stop id; returns whether the row ends with it.
+OnToken = Callable[[int, int], bool]
+
+
 @dataclass
 class EngineState:
     """Everything a run needs to go on, in float32 arrays by canonical name.
@@ -178,7 +182,9 @@ class Engine(Protocol):
     def gradients(self, batch: Batch) -> dict[str, np.ndarray]:
         """Gradients of the batch's mean loss for the tuned parameters, by canonical name, without dropout."""
 
-    def generate(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> list[list[int]]:
+    def generate(
+        self, prompts: Sequence[Sequence[int]], sampling: Sampling, on_token: OnToken | None = None
+    ) -> list[list[int]]:
         """The new token ids of each prompt, with a key-value cache; equal on both engines up to rounding."""
 
     def export_state(self) -> EngineState:

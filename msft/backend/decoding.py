@@ -5,7 +5,7 @@ from typing import Protocol
 
 import numpy as np
 
-from msft.backend.contract import Sampling
+from msft.backend.contract import OnToken, Sampling
 
 
 class Session(Protocol):
@@ -20,10 +20,12 @@ class Session(Protocol):
         """Take one more token for each row, int32 [rows]; return the next logits, float32 [rows, vocabulary]."""
 
 
-def generate(session: Session, prompts: Sequence[Sequence[int]], sampling: Sampling) -> list[list[int]]:
+def generate(
+    session: Session, prompts: Sequence[Sequence[int]], sampling: Sampling, on_token: OnToken | None = None
+) -> list[list[int]]:
     """Return each prompt's new tokens; prompts are left-padded to one length.
 
-    A row ends at a stop id or after `max_new_tokens`; the batch ends when all rows have ended.
+    A row ends at a stop id, where `on_token` says so, or after `max_new_tokens`; the batch when all rows have ended.
     """
     rows = len(prompts)
     length = -(-max(map(len, prompts)) // session.bucket) * session.bucket
@@ -38,10 +40,11 @@ def generate(session: Session, prompts: Sequence[Sequence[int]], sampling: Sampl
     for step in range(sampling.max_new_tokens):
         tokens = np.array([choose(logits[row], sampling, generators[row]) for row in range(rows)], dtype=np.int32)
         for row in range(rows):
-            if tokens[row] in sampling.stop_ids:
-                running[row] = False
+            token = int(tokens[row])
+            running[row] = running[row] and token not in sampling.stop_ids
             if running[row]:
-                answers[row].append(int(tokens[row]))
+                answers[row].append(token)
+                running[row] = not (on_token and on_token(row, token))
         if not any(running) or step + 1 == sampling.max_new_tokens:
             break
         logits = session.decode(tokens)

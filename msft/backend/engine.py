@@ -7,7 +7,7 @@ from types import ModuleType
 import numpy as np
 
 from msft.backend import decoding
-from msft.backend.contract import Batch, EngineState, Runtime, Sampling, StepResult
+from msft.backend.contract import Batch, EngineState, OnToken, Runtime, Sampling, StepResult
 from msft.backend.loss_scaler import LossScaler
 from msft.errors import RunError
 
@@ -67,13 +67,15 @@ class FrameworkEngine:
         _, gradients = self.model.loss_and_gradients(batch, 1 / max(batch.supervised, 1), None)
         return self.optimizer.to_numpy(gradients)
 
-    def generate(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> list[list[int]]:
+    def generate(
+        self, prompts: Sequence[Sequence[int]], sampling: Sampling, on_token: OnToken | None = None
+    ) -> list[list[int]]:
         """See `contract.Engine.generate`."""
         if not prompts:
             return []
         if not all(prompts):
             raise RunError("a prompt has no token; start it with the begin token")
-        return decoding.generate(self.session(self.model, sampling.max_new_tokens), prompts, sampling)
+        return decoding.generate(self.session(self.model, sampling.max_new_tokens), prompts, sampling, on_token)
 
     def export_state(self) -> EngineState:
         """See `contract.Engine.export_state`."""

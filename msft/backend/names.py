@@ -1,16 +1,4 @@
-"""Canonical names: how adapters are called in PEFT's files, and which tensors weight decay leaves alone."""
-
-LORA_PREFIX = "base_model.model."
-
-
-def lora_a_name(module: str) -> str:
-    """Return the name of a module's lora_A in `adapter_model.safetensors`."""
-    return f"{LORA_PREFIX}{module}.lora_A.weight"
-
-
-def lora_b_name(module: str) -> str:
-    """Return the name of a module's lora_B in `adapter_model.safetensors`."""
-    return f"{LORA_PREFIX}{module}.lora_B.weight"
+"""Which parameters weight decay leaves alone."""
 
 
 def is_norm_or_bias(name: str) -> bool:

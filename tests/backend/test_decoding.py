@@ -41,6 +41,17 @@ def test_a_row_ends_at_its_stop_id_which_is_not_returned_while_others_go_on():
     assert answers == [[1, 2], [3], [6, 6, 6, 6]]
 
 
+def test_a_row_ends_where_the_caller_says_so_with_that_token_kept():
+    seen = []
+
+    def on_token(row, token):
+        seen.append((row, token))
+        return token == 2
+
+    assert generate(Scripted([[1, 2, 3], [4, 5, 6]]), [[1], [1]], Sampling(3), on_token) == [[1, 2], [4, 5, 6]]
+    assert seen == [(0, 1), (1, 4), (0, 2), (1, 5), (1, 6)]
+
+
 def test_top_k_and_top_p_keep_the_likely_tokens_and_temperature_flattens():
     logits = np.log(np.array([0.5, 0.3, 0.15, 0.05], np.float32))
     generator = np.random.default_rng(0)

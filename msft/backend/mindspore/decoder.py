@@ -13,10 +13,11 @@ import numpy as np
 from mindspore import Tensor
 from mindspore import ops as operators
 
-from msft.backend import names, random
+from msft.backend import random
 from msft.backend.contract import Lora, Runtime, Tuning
 from msft.backend.mindspore import ops
 from msft.models import rope
+from msft.models.adapters import peft_names
 from msft.models.families import family
 from msft.models.spec import ModelSpec
 
@@ -120,10 +121,9 @@ class Decoder:
     def _add_lora(self, lora: Lora) -> None:
         for module in lora.modules:
             rows, columns = self.weight(f"{module}.weight").shape
-            drawn = random.lora_a(self.runtime.seed, module, lora.rank, columns)
-            self._place(f"{module}.lora_A.weight", drawn, names.lora_a_name(module))
-            zeros = np.zeros((rows, lora.rank), dtype=np.float32)
-            self._place(f"{module}.lora_B.weight", zeros, names.lora_b_name(module))
+            name_a, name_b = peft_names(module)
+            self._place(f"{module}.lora_A.weight", random.lora_a(self.runtime.seed, module, lora.rank, columns), name_a)
+            self._place(f"{module}.lora_B.weight", np.zeros((rows, lora.rank), dtype=np.float32), name_b)
             self.frozen[f"{module}.features"] = self.tensor(random.feature_keys(module, columns))
 
     def _layer(self, number: int) -> tuple[tuple[tuple[str, bool], ...], list[str]]:

@@ -7,10 +7,11 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from msft.backend import names, random
+from msft.backend import random
 from msft.backend.contract import Lora, Runtime, Tuning
 from msft.backend.torch import ops
 from msft.models import rope
+from msft.models.adapters import peft_names
 from msft.models.families import family
 from msft.models.spec import ModelSpec
 
@@ -45,8 +46,8 @@ class Decoder:
             self.adapted = _add_lora(self.network, tuning.lora, runtime)
             for module in tuning.lora.modules:
                 layer = self.network.get_submodule(module)
-                self.tuned[names.lora_a_name(module)] = layer.lora_A["default"].weight
-                self.tuned[names.lora_b_name(module)] = layer.lora_B["default"].weight
+                for name, factor in zip(peft_names(module), (layer.lora_A, layer.lora_B), strict=True):
+                    self.tuned[name] = factor["default"].weight
         self.dropouts = [part for part in self.network.modules() if isinstance(part, CounterDropout)]
         if runtime.recompute:
             self.network.activation_checkpointing_enable({"use_reentrant": False})

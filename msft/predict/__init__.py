@@ -1,0 +1,1 @@
+"""From prompts to answers, for `msft generate` and `run_mode: predict`."""

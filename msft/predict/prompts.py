@@ -1,0 +1,57 @@
+"""Prompts as token ids: through a chat template, or as they are."""
+
+from pathlib import Path
+
+from msft.data import encode
+from msft.data.templates import CHAT, open_template
+from msft.data.tokenizers import Tokenizer
+from msft.errors import InputError
+
+
+class Prompts:
+    """Encodes prompts with one template; `template` None takes the texts as they are."""
+
+    def __init__(self, tokenizer: Tokenizer, template: str | None, system: str | None = None):
+        self._tokenizer = tokenizer
+        self._template = open_template(template, tokenizer) if template else None
+        self._system = [{"role": "system", "content": system}] if system else []
+
+    def encode(self, text: str) -> list[int]:
+        """Return the ids that ask for an answer; an empty plain text starts from the begin token.
+
+        Raises InputError when there is no begin token to start from.
+        """
+        if self._template:
+            messages = [*self._system, {"role": "user", "content": text}]
+            return encode.encode_prompt(self._tokenizer, self._template, messages)
+        ids = [*self._tokenizer.prefix_ids, *self._tokenizer.encode([text])[0].ids.tolist()]
+        if ids:
+            return ids
+        if self._tokenizer.bos_id is None:
+            raise InputError("prompt: an empty one needs a tokenizer with a begin token")
+        return [self._tokenizer.bos_id]
+
+    def stop_ids(self, model_ends: tuple[int, ...]) -> tuple[int, ...]:
+        """Return the token ids that end an answer: the model's, the tokenizer's and the template's."""
+        own = encode.stop_ids(self._tokenizer, self._template) if self._template else (self._tokenizer.eos_id,)
+        return tuple(sorted({*model_ends, *own} - {None}))
+
+    def stop_texts(self) -> tuple[str, ...]:
+        """Return the template's plain texts that end an answer."""
+        return encode.stop_strings(self._tokenizer, self._template) if self._template else ()
+
+
+def default_template(tokenizer: Tokenizer) -> str | None:
+    """Return 'chat' for a tokenizer with a chat template, else None."""
+    return CHAT if tokenizer.chat_templates else None
+
+
+def read_prompts(path: Path) -> list[str]:
+    """Return the lines of a UTF-8 text file that are not blank; raises InputError when there are none."""
+    try:
+        lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot be read as UTF-8 text: {error}") from error
+    if not lines:
+        raise InputError(f"{path}: holds no prompt")
+    return lines
