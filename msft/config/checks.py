@@ -1,9 +1,10 @@
 """Rules between keys, and what can only be known when a run starts: paths on disk, the device."""
 
 from collections.abc import Iterator
-from pathlib import Path
+from os.path import exists, isfile, join
 
 from msft.config.block import Block
+from msft.config.derive import weights
 from msft.config.markers import Refused, shown
 from msft.config.schema import Recipe
 from msft.config.schema_model import ModelKeys
@@ -17,6 +18,11 @@ PRECISION_KEYS = (
     "rotary_dtype",
     "param_init_type",
 )
+
+_HALF_ON_CPU = {
+    "bfloat16": "MindSpore has no bfloat16 matrix product on CPU",
+    "float16": "MindSpore's float16 cross-entropy gives NaN on CPU",
+}
 
 
 def cross_checks(recipe: Recipe, document: Document) -> list[tuple[Keys, Problem]]:
@@ -117,34 +123,33 @@ def _missing_data(recipe: Recipe) -> Iterator[tuple[str, str]]:
 
 
 def _missing_weights(recipe: Recipe) -> Iterator[tuple[str, str]]:
-    if recipe.model.pretrained and not Path(recipe.model.pretrained, "config.json").is_file():
+    if recipe.model.pretrained and not isfile(join(recipe.model.pretrained, "config.json")):
         yield "model.pretrained", f"{recipe.model.pretrained} is no Hugging Face folder (it has no config.json)"
     if recipe.load_checkpoint:
         yield from _missing("load_checkpoint", recipe.load_checkpoint)
+    elif recipe.run_mode != "train" and not recipe.resume_training and not weights(recipe):
+        yield "load_checkpoint", f"run_mode {recipe.run_mode} needs weights (name them here or with --load_checkpoint)"
     if recipe.processor.tokenizer.vocab_file:
         yield from _missing("processor.tokenizer.vocab_file", recipe.processor.tokenizer.vocab_file)
 
 
 def _missing(key: str, path: str) -> Iterator[tuple[str, str]]:
-    if "{" in path and not Path(path).exists():
-        yield key, f"{path} is a placeholder: write the real path"
-    elif not Path(path).exists():
-        yield key, f"{path} does not exist"
+    if not exists(path):
+        yield key, f"{path} is a placeholder: write the real path" if "{" in path else f"{path} does not exist"
 
 
 def check_device(recipe: Recipe, device: str) -> None:
-    """Raise InputError for precisions that `device` (cpu, cuda, npu) cannot run: MindSpore's CPU has float32 only."""
+    """Raise InputError for dtypes that `device` (cpu, cuda, npu) cannot run: on MindSpore's CPU, all but float32."""
     if recipe.backend != "mindspore" or device != "cpu":
         return
     keys = recipe.model.config or recipe.model
     at = "model.model_config" if recipe.model.config else "model"
     asked = {f"{at}.{name}": getattr(keys, name) for name in PRECISION_KEYS}
     half = {path: dtype for path, dtype in asked.items() if dtype not in (None, "float32")}
-    why = "MindSpore has no {} matrix products on CPU; use float32, another device, or backend torch"
-    if half:
-        raise InputError(
-            *(
-                f"{recipe.source.get(path, recipe.name)}: {path}: {why.format(dtype)} (--{path} float32)"
-                for path, dtype in half.items()
-            )
-        )
+    problems = [
+        f"{recipe.source.get(path, recipe.name)}: {path}: {_HALF_ON_CPU[dtype]}; use float32 (--{path} float32), "
+        "another device, or backend torch"
+        for path, dtype in half.items()
+    ]
+    if problems:
+        raise InputError(*problems)

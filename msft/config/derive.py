@@ -5,6 +5,7 @@ without them.
 """
 
 import json
+from os.path import exists
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -229,7 +230,7 @@ def weights(recipe: Recipe) -> str | None:
     (MindFormers' model names are not downloaded).
     """
     named = recipe.model.config.checkpoint_name_or_path if recipe.model.config else ""
-    return recipe.load_checkpoint or recipe.model.pretrained or (named if named and Path(named).exists() else None)
+    return recipe.load_checkpoint or recipe.model.pretrained or (named if exists(named) else None)
 
 
 def tokenizer(recipe: Recipe) -> str | None:

@@ -7,6 +7,8 @@ from typing import Any
 from msft.config.yaml_lines import Document, Keys, Problem, dotted, read_yaml
 from msft.errors import InputError
 
+MAX_PASSES = 4
+
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()):
     """Return the frozen `msft.config.schema.Recipe` of a YAML file with the command line's values put in.
@@ -44,29 +46,37 @@ def _validate(document: Document) -> tuple[Any, list[Problem]]:
 
 
 def _parse(document: Document):
+    """Return the recipe without its wrong keys, the problems, and the paths of what was taken out."""
     from pydantic import ValidationError
 
     from msft.config.problems import from_pydantic
     from msft.config.schema import Recipe
 
-    data, problems, wrong = document.data, [], set()
-    for _ in range(8):
+    problems, wrong = [], set()
+    for _ in range(MAX_PASSES):
         try:
-            return Recipe.model_validate(data), problems, wrong
+            return Recipe.model_validate(_without(document.data, wrong)), problems, wrong
         except ValidationError as error:
             found = [from_pydantic(item, document) for item in error.errors(include_url=False)]
-        problems += [problem for _, problem in found]
-        wrong |= {path for path, _ in found}
-        data = _without(data, wrong)
+        problems += [problem for path, problem in found if not _touches(path, wrong)]
+        wrong |= {_removable(path) for path, _ in found}
     return None, problems, wrong
 
 
+def _removable(path: Keys) -> Keys:
+    """A key or a callback can be taken out; of any other list, the whole list."""
+    inside = next((depth for depth, key in enumerate(path) if isinstance(key, int)), len(path))
+    return path if path[:1] == ("callbacks",) else path[:inside]
+
+
 def _without(data: Any, wrong: set[Keys], path: Keys = ()) -> Any:
+    """`data` without what is at the wrong paths; a wrong list entry leaves one that does nothing in its place."""
     if isinstance(data, dict):
         return {key: _without(item, wrong, (*path, key)) for key, item in data.items() if (*path, key) not in wrong}
     if isinstance(data, list):
-        inner = ((index, item) for index, item in enumerate(data) if (*path, index) not in wrong)
-        return [_without(item, wrong, (*path, index)) for index, item in inner]
+        inner = [(*path, index) for index in range(len(data))]
+        nothing = {"type": "ObsMonitor"}
+        return [dict(nothing) if at in wrong else _without(data[at[-1]], wrong, at) for at in inner]
     return data
 
 

@@ -3,8 +3,9 @@
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from msft.config.problems import unknown_key
 from msft.config.structure import field_at, is_text
-from msft.config.yaml_lines import Document, Keys, Place, Problem, dotted, parse_value
+from msft.config.yaml_lines import Document, Keys, Place, Problem, dotted, parse_value, readable
 from msft.errors import did_you_mean
 
 # Flags of MindFormers' run_mindformer.py (and two of ours) -> the keys they set.
@@ -55,7 +56,7 @@ class Override(NamedTuple):
 def apply_overrides(document: Document, words: Sequence[str]) -> None:
     """Set what the words say in `document`, later ones last; what is wrong is added to its problems."""
     for order, override in enumerate(_read(document, list(words))):
-        place = Place(_AFTER_ALL_LINES + order, override.shown)
+        place = Place(_AFTER_ALL_LINES + order, readable(override.shown))
         message = _set(document, override.path, _value(override), place)
         if message:
             document.problems.append(Problem(place, dotted(override.path), message))
@@ -89,18 +90,15 @@ def _flag(document: Document, word: str, words: list[str]) -> list[Override]:
     if not equals:
         values = _leading(words, lambda _: True)[: None if name == "predict_data" else 1]
         if not values:
-            _complain(document, shown, "needs a value" + _known(name))
+            _complain(document, shown, "needs a value")
             return []
         del words[: len(values)]
         value = values if name == "predict_data" else values[0]
     if name not in FLAGS and "." not in name and not field_at((name,)):
-        _complain(document, shown, f"unknown flag{_known(name)}")
+        near = did_you_mean(shown, [f"--{flag}" for flag in FLAGS])
+        _complain(document, shown, f"unknown flag{near}" if near else unknown_key((name,), document.data))
         return []
     return [Override(_path(key), value, shown) for key in FLAGS.get(name, (name,))]
-
-
-def _known(name: str) -> str:
-    return "" if name in FLAGS or field_at(_path(name)) else did_you_mean(name, FLAGS)
 
 
 def _assignment(word: str) -> Override:
@@ -119,7 +117,7 @@ def _value(override: Override) -> Any:
 
 
 def _complain(document: Document, shown: str, message: str) -> None:
-    document.problems.append(Problem(Place(_AFTER_ALL_LINES, shown), "", message))
+    document.problems.append(Problem(Place(_AFTER_ALL_LINES, readable(shown)), "", message))
 
 
 def _set(document: Document, path: Keys, value: Any, place: Place) -> str | None:
@@ -135,15 +133,19 @@ def _set(document: Document, path: Keys, value: Any, place: Place) -> str | None
             break
         inner = here[key] if isinstance(here, list) else here.get(key)
         if inner is None:
-            inner = _default(path[: depth + 1])
-            here[key] = inner
+            here[key] = inner = _default(path[: depth + 1])
+            _stands(document, path[: depth + 1], place)
         here = inner
     here[path[-1]] = value
+    _stands(document, path, place)
+    return None
+
+
+def _stands(document: Document, path: Keys, place: Place) -> None:
     for places in (document.keys, document.values):
         for inside in [known for known in places if known[: len(path)] == path]:
             del places[inside]
         places[path] = place
-    return None
 
 
 def _default(path: Keys) -> Any:

@@ -16,7 +16,7 @@ def from_pydantic(error: dict[str, Any], document: Document) -> tuple[Keys, Prob
     """Return the path of what is wrong and the problem in words; `error` is one of `ValidationError.errors()`."""
     path = _path(error["loc"], document.data)
     unknown = error["type"] == "extra_forbidden"
-    message = _unknown(path, document.data) if unknown else _message(error, path)
+    message = unknown_key(path, document.data) if unknown else _message(error, path)
     return path, Problem(document.place(path, of_key=unknown), dotted(path), message)
 
 
@@ -31,7 +31,8 @@ def _path(loc: tuple, data: Any) -> Keys:
     return path
 
 
-def _unknown(path: Keys, data: dict[str, Any]) -> str:
+def unknown_key(path: Keys, data: dict[str, Any]) -> str:
+    """Return what to say about a key that the schema does not know: where it belongs, or the nearest known one."""
     key, block = str(path[-1]), path[:-1]
     homes = _homes(key, data)
     near = did_you_mean(key, keys_at(block))

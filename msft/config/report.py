@@ -65,8 +65,9 @@ def _outvoted(recipe: Recipe) -> Iterator[tuple[Keys, str]]:
     if schedule.learning_rate is not None and recipe.optimizer.learning_rate not in (None, schedule.learning_rate):
         yield ("optimizer", "learning_rate"), f"lr_schedule.learning_rate ({schedule.learning_rate:g}) wins"
     if schedule.warmup_ratio is not None:
-        for name in {"warmup_steps", "warmup_epochs"} & schedule.model_fields_set:
-            yield ("lr_schedule", name), "lr_schedule.warmup_ratio wins"
+        for name in ("warmup_steps", "warmup_epochs"):
+            if getattr(schedule, name):
+                yield ("lr_schedule", name), "lr_schedule.warmup_ratio wins"
     if recipe.backend == "mindspore" and recipe.device and recipe.context.device_target:
         yield ("context", "device_target"), f"device ({recipe.device}) wins"
     if config and config.checkpoint_name_or_path and recipe.load_checkpoint:

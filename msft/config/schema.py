@@ -9,6 +9,7 @@ from msft.config.markers import Count, Interval, OnlyOn, Positive, Refused, Swit
 from msft.config.schema_data import Dataset, EvalDataset, EvalTask, TrainTask
 from msft.config.schema_model import Model, ModelKeys, Processor
 from msft.config.schema_train import Callback, LrSchedule, OptimizerBlock, Recompute, Runner, Wrapper
+from msft.config.yaml_lines import write_yaml
 
 Profiling = Annotated[Any, Unused("profiling is left to the framework's own tools")]
 Tuning = Annotated[Any, Unused("data loading needs no tuning")]
@@ -125,6 +126,11 @@ def _resume(value: Any) -> Any:
     raise ValueError(f"must be True, False or the name of a checkpoint, not {shown(value)}")
 
 
+def _device(value: Any) -> Any:
+    names = {"gpu": "cuda", "ascend": "npu"}
+    return names.get(value.lower(), value.lower()) if isinstance(value, str) else value
+
+
 class Recipe(Block):
     """Everything about a run; frozen. Defaults are MindFormers' where it has any.
 
@@ -133,7 +139,7 @@ class Recipe(Block):
     """
 
     backend: Literal["mindspore", "torch"] = "mindspore"
-    device: Literal["auto", "cpu", "cuda", "npu"] | None = None
+    device: Annotated[Literal["auto", "cpu", "cuda", "npu"], BeforeValidator(_device)] | None = None
     run_mode: Literal["train", "finetune", "eval", "predict"] = "train"
     seed: Count = 0
     output_dir: Annotated[str, Field(min_length=1)] = "./output"
@@ -236,9 +242,10 @@ class Recipe(Block):
 
     def to_yaml(self) -> str:
         """Return the resolved recipe, defaults included, as YAML that loads to the same recipe."""
-        import yaml
-
         values = self.model_dump(by_alias=True, exclude_none=True)
         if self.model.config:
             values["model"] = {key: item for key, item in values["model"].items() if key not in ModelKeys.model_fields}
-        return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+        if self.optimizer.betas:
+            del values["optimizer"]["beta1"], values["optimizer"]["beta2"]
+            values["optimizer"]["betas"] = list(self.optimizer.betas)
+        return write_yaml(values)

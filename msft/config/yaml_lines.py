@@ -16,6 +16,7 @@ from msft.errors import InputError
 MAX_BYTES = 256 * 1024
 MAX_DEPTH = 40
 MAX_VALUES = 20_000
+MAX_DIGITS = 24
 
 Keys = tuple[str | int, ...]
 
@@ -41,7 +42,7 @@ class Problem(NamedTuple):
 
 @dataclass
 class Document:
-    """Plain data, and the place of each key and value by its path from the root."""
+    """Plain data, and the place of each key and value by its path from the root; a block stands where its key does."""
 
     name: str
     data: dict[str, Any] = field(default_factory=dict)
@@ -61,8 +62,13 @@ class Document:
 
 
 def dotted(path: Keys) -> str:
-    """Return a path as users write it: 'callbacks.1.prefix'."""
-    return ".".join(str(key) for key in path)
+    """Return a path as users write it: 'callbacks.1.prefix'; odd keys are quoted and cut."""
+    return ".".join(readable(str(key)) for key in path)
+
+
+def readable(word: str) -> str:
+    """Return a word as it may stand in a message: quoted and cut when it is empty, long or not printable."""
+    return word if word.strip() == word != "" and word.isprintable() and len(word) <= 60 else _short(word)
 
 
 def read_yaml(path: str | Path) -> Document:
@@ -129,6 +135,21 @@ _Loader.add_implicit_resolver(
 )
 
 
+class _Dumper(yaml.SafeDumper):
+    """PyYAML's safe dumper, which also quotes texts that the loader above would take for numbers."""
+
+
+_Dumper.yaml_implicit_resolvers = {
+    first: [*yaml.SafeDumper.yaml_implicit_resolvers.get(first, ()), *_Loader.yaml_implicit_resolvers.get(first, ())]
+    for first in {*yaml.SafeDumper.yaml_implicit_resolvers, *_Loader.yaml_implicit_resolvers}
+}
+
+
+def write_yaml(data: dict[str, Any]) -> str:
+    """Return plain data as YAML, keys in their order, that `read_yaml` and PyYAML read back as it is."""
+    return yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+
+
 def _compose(text: str, name: str) -> yaml.Node | None:
     try:
         loader = _Loader(text)
@@ -151,6 +172,9 @@ def _one_line(error: yaml.MarkedYAMLError) -> str:
     return ", ".join(" ".join(part.split()) for part in (error.context, error.problem) if part)
 
 
+_KINDS = {"bool": "boolean", "int": "whole number", "float": "number"}
+
+
 class _Builder:
     """Turns nodes into data; counts values so that aliases cannot multiply without bound."""
 
@@ -163,7 +187,8 @@ class _Builder:
         if self.left < 0 or len(path) > MAX_DEPTH:
             where = f"{self.document.name}:{node.start_mark.line + 1}"
             raise InputError(f"{where}: the recipe is too large or too deep (aliases that repeat each other?)")
-        self.document.values[path] = self._place(node)
+        is_block = not isinstance(node, yaml.ScalarNode)
+        self.document.values[path] = is_block and self.document.keys.get(path) or self._place(node)
         if isinstance(node, yaml.MappingNode):
             return self._mapping(node, path)
         if isinstance(node, yaml.SequenceNode):
@@ -222,14 +247,16 @@ class _Builder:
         try:
             if kind == "bool":
                 return yaml.SafeLoader.bool_values[node.value.lower()]
-            if kind == "int":
+            if kind == "int" and len(node.value) <= MAX_DIGITS:
                 return int(node.value.replace("_", ""), 0)
             if kind == "float":
                 return float(node.value.lower().replace("_", "").replace(".inf", "inf").replace(".nan", "nan"))
         except (ValueError, KeyError):
-            self._problem(node, path, f"{_short(node.value)} is not of type {kind}")
-            return None
-        self._check_tag(node, path, ())
+            pass
+        if kind in ("bool", "int", "float"):
+            self._problem(node, path, f"{_short(str(node.value))} is no {_KINDS[kind]} of sensible size")
+        else:
+            self._check_tag(node, path, ())
         return None
 
     def _check_tag(self, node: yaml.Node, path: Keys, allowed: tuple[str, ...]) -> None:

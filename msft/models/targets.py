@@ -88,8 +88,16 @@ def tuned_parameters(
     kind = family(spec.family)
     names = {name: (name, kind.to_mindformers(name)) for name in kind.tensor_shapes(spec)}
     adapters = [pair for module in kind.linear_modules(spec) for pair in _adapter_names(module, kind)] if lora else []
-    for patterns, place in zip((freeze_include, freeze_exclude), where, strict=True):
-        _refuse_idle_shell(patterns, [*names.values(), *adapters], place)
+    known = [*names.values(), *adapters]
+    idle = [
+        (place, pattern)
+        for place, patterns in zip(where, (freeze_include, freeze_exclude), strict=True)
+        for pattern in patterns
+        if not any(_any_matches(pair, [pattern]) for pair in known)
+    ]
+    if idle:
+        hint = f"names look like {known[1][0]} or {known[1][1]}, * stands for any text"
+        raise InputError(*(f"{place}: {pattern!r} matches no parameter ({hint})" for place, pattern in idle))
     chosen = []
     for name, both in names.items():
         frozen, freed = _any_matches(both, freeze_include), _any_matches(both, freeze_exclude)
@@ -163,10 +171,3 @@ def _adapter_names(module: str, kind) -> tuple[tuple[str, str], tuple[str, str]]
 
 def _any_matches(names: Sequence[str], patterns: Sequence[str]) -> bool:
     return any(fnmatchcase(name, pattern) for pattern in patterns for name in names)
-
-
-def _refuse_idle_shell(patterns: Sequence[str], every: Sequence[tuple[str, str]], where: str) -> None:
-    idle = [pattern for pattern in patterns if not any(_any_matches(names, [pattern]) for names in every)]
-    if idle:
-        hint = f"names look like {every[1][0]} or {every[1][1]}, * stands for any text"
-        raise InputError(*(f"{where}: {pattern!r} matches no parameter ({hint})" for pattern in idle))
