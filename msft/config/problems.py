@@ -4,7 +4,7 @@ from difflib import get_close_matches
 from typing import Any
 
 from msft.config.markers import shown
-from msft.config.schema_model import ModelKeys
+from msft.config.schema_model import ModelConfig, ModelKeys
 from msft.config.structure import keys_at, used_keys
 from msft.config.yaml_lines import Document, Keys, Problem, dotted
 from msft.errors import did_you_mean
@@ -34,6 +34,8 @@ def _path(loc: tuple, data: Any) -> Keys:
 def unknown_key(path: Keys, data: dict[str, Any]) -> str:
     """Return what to say about a key that the schema does not know: where it belongs, or the nearest known one."""
     key, block = str(path[-1]), path[:-1]
+    if block == ("model",) and key in ModelConfig.model_fields:
+        return "unknown key: sizes stand in model.model_config, or come from the config.json of model.pretrained"
     homes = _homes(key, data)
     near = did_you_mean(key, keys_at(block))
     if homes and not (near and len(homes) > 3):

@@ -121,6 +121,10 @@ MODEL_PROBLEMS = {
         "2: model.pretrained: stands beside model_config: sizes come from one of the two"
     ),
     "arch: {}": "1: model: needs pretrained (a Hugging Face folder) or model_config (sizes)",
+    "pretrained: x\n  hidden_size: 64": (
+        "3: model.hidden_size: unknown key: sizes stand in model.model_config, or come from the config.json of "
+        "model.pretrained"
+    ),
     "pretrained: x\n  arch: {type: GPT2}": "3: model.arch.type: must be LlamaForCausalLM, not 'GPT2'",
     "model_config: {}\n  seq_length: 5": (
         "3: model.seq_length: belongs in model.model_config ('model.model_config.seq_length')"
