@@ -93,7 +93,7 @@ def _from_messages(row: dict, list_key: str, role_key: str, text_key: str) -> Co
         if not isinstance(entry, dict):
             raise BadRow(f"{where} is {_kind(entry)}, not an object")
         role = entry.get(role_key)
-        if role not in ROLES:
+        if not isinstance(role, str) or role not in ROLES:
             raise BadRow(f"{where}: unknown '{role_key}' {role!r}{did_you_mean(str(role), ROLES)}")
         if entry.get("tool_calls"):
             raise BadRow(f"{where}: tool calls are not supported")

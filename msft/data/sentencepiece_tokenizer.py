@@ -124,5 +124,5 @@ class SentencePieceTokenizer:
             found = offsets.spans(ids, self._lengths, text, self._lead)
             if found:
                 return found
-        pairs = np.array(self._model.encode(text, out_type="offset_mapping")["offsets"], np.int64)
+        pairs = np.array(self._model.encode(text, out_type="offset_mapping")["offsets"], np.int64).reshape(-1, 2)
         return pairs[:, 0], pairs[:, 1]
