@@ -120,9 +120,12 @@ def find(resume: bool | str, output_dir: Path) -> Path | None:
 
 
 def read_state(path: Path) -> TrainerState:
-    """Return a checkpoint's trainer state; the tensors are not read."""
-    value = json.loads((path / STATE).read_text(encoding="utf-8"))
-    return TrainerState(**{**value, "tuned": tuple(value["tuned"])})
+    """Return a whole checkpoint's trainer state; the tensors are not read."""
+    try:
+        value = json.loads((path / STATE).read_text(encoding="utf-8"))
+        return TrainerState(**{**value, "tuned": tuple(value["tuned"])})
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path / STATE}: is not what this version of msft writes ({error})") from error
 
 
 def read_moments(path: Path) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:

@@ -22,6 +22,8 @@ def problems(folder: Path) -> list[str]:
     path = folder / NAME
     try:
         entries = json.loads(path.read_text(encoding="utf-8"))["files"]
+        if not entries:
+            return [f"{path} lists no files"]
         return [line for name, entry in entries.items() if (line := _problem(folder, name, entry))]
     except FileNotFoundError:
         return [f"{path} is missing"]

@@ -1,0 +1,166 @@
+"""The loop over a real numpy engine: token means, schedules, records, stopping, evaluation, exact resuming."""
+
+import math
+
+import numpy as np
+import pytest
+
+from msft.backend.contract import IGNORE, EngineState
+from msft.data.batches import BatchStream, evaluation_batches
+from msft.data.dataset import InMemoryDataset
+from msft.errors import RunError
+from msft.train import checkpoint, loop, schedules
+from msft.train.loop import Plan, Progress
+from msft.train.weights import read_tuned
+from tests.conftest import counting_rows
+from tests.train.numpy_engine import NAME, BigramEngine, SkippingEngine
+
+VOCABULARY = 128
+
+
+class Records:
+    """Keeps what the loop reports."""
+
+    def __init__(self):
+        self.steps, self.evals = [], []
+
+    def step(self, record):
+        self.steps.append(record)
+
+    def evaluated(self, record):
+        self.evals.append(record)
+
+
+def stream(rows=32, **settings):
+    given = {"batch_size": 4, "pad_id": 0, "seed": 5, **settings}
+    return BatchStream(InMemoryDataset(counting_rows(rows)), **given)
+
+
+def train(engine, batches, last, progress=None, schedule=None, **plan):
+    records = Records()
+    schedule = schedule or schedules.constant(0.1)
+    loop.train(engine, batches, schedule, Plan(last, **plan), progress or Progress(), records, list)
+    return records
+
+
+def test_the_loss_falls_and_records_are_right():
+    engine, batches = BigramEngine(VOCABULARY), stream(epochs=3)
+    records = train(engine, batches, batches.total_steps).steps
+    assert [record.step for record in records] == list(range(1, 25))
+    assert records[0].loss == pytest.approx(math.log(VOCABULARY))
+    assert records[-1].loss < 0.7 * records[0].loss
+    given = list(batches.steps())
+    assert [r.tokens for r in records] == [sum(b.tokens for b in step) for step in given]
+    assert [r.supervised for r in records] == [sum(b.supervised for b in step) for step in given]
+    assert given[0][0].input_ids.size > records[0].tokens > records[0].supervised > 0
+    assert records[7].epoch == 1.0 and records[23].epoch == 3.0
+    assert all(r.tokens_per_second == pytest.approx(r.tokens / r.seconds) for r in records)
+
+
+def test_accumulated_micro_batches_equal_one_bigger_batch():
+    # Rows differ in their number of supervised tokens, so a mean of micro-batch means would differ.
+    runs = []
+    for size, accumulation in ((8, 1), (2, 4)):
+        engine = BigramEngine(VOCABULARY)
+        batches = stream(batch_size=size, gradient_accumulation_steps=accumulation)
+        runs.append([record.loss for record in train(engine, batches, 4).steps])
+        assert len({batch.supervised for batch in next(batches.steps())}) == accumulation
+    assert runs[0] == pytest.approx(runs[1], rel=1e-12)
+
+
+def test_a_skipped_step_does_not_move_the_schedule():
+    engine = SkippingEngine(VOCABULARY, skips={2, 3})
+    records = train(engine, stream(), 6, schedule=schedules.linear(6.0, 6)).steps
+    assert engine.rates == [6.0, 5.0, 5.0, 5.0, 4.0, 3.0]
+    assert [r.learning_rate for r in records] == engine.rates
+    assert [r.skipped for r in records] == [False, True, True, False, False, False]
+
+
+def test_evaluation_and_saving_come_when_due_and_at_the_end():
+    seen = []
+    evaluated = train(
+        BigramEngine(VOCABULARY),
+        stream(epochs=3),
+        11,
+        eval_steps=5,
+        eval_epoch_steps=8,
+        save_steps=4,
+        evaluate=lambda step: seen.append(("eval", step)) or step,
+        save=lambda progress: seen.append(("save", progress.step)),
+    ).evals
+    assert evaluated == [5, 8, 10, 11]
+    assert [step for kind, step in seen if kind == "save"] == [4, 8, 11]
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_saves_nothing():
+    engine, saved = BigramEngine(VOCABULARY), []
+    engine.table[:, 7] = np.nan
+    with pytest.raises(RunError, match="step 1: the loss is nan .*nothing was saved"):
+        train(engine, stream(), 3, save_steps=1, save=saved.append)
+    assert not saved
+
+
+def test_evaluation_is_the_mean_over_all_supervised_tokens():
+    engine = BigramEngine(VOCABULARY)
+    engine.table += np.random.default_rng(0).normal(size=engine.table.shape)
+    rows = counting_rows(7, seed=3)
+    record = loop.evaluate(
+        engine, evaluation_batches(InMemoryDataset(rows), batch_size=3, pad_id=0), list, step=4, epoch=0.5
+    )
+    logprobs = engine.table - np.log(np.exp(engine.table).sum(1, keepdims=True))
+    losses = [
+        -logprobs[given, wanted]
+        for row in rows
+        for given, wanted in zip(row["input_ids"][:-1], row["labels"][1:], strict=True)
+        if wanted != IGNORE
+    ]
+    assert record.eval_loss == pytest.approx(np.mean(losses))
+    assert record.perplexity == pytest.approx(math.exp(np.mean(losses)))
+    assert record.eval_supervised == len(losses)
+
+
+def test_evaluation_without_supervised_tokens_is_an_error():
+    rows = [{"input_ids": np.arange(3, 9), "labels": np.full(6, IGNORE)}]
+    batches = evaluation_batches(InMemoryDataset(rows), batch_size=1, pad_id=0)
+    with pytest.raises(RunError, match="no token is supervised"):
+        loop.evaluate(BigramEngine(VOCABULARY), batches, list, 0, 0.0)
+
+
+@pytest.mark.parametrize("stop", [3, 8, 9])
+def test_a_resumed_run_equals_the_uninterrupted_one(tmp_path, stop):
+    # In the first epoch, at its end, and in the second.
+    whole = train(BigramEngine(VOCABULARY), stream(epochs=2), 16, schedule=schedules.cosine(0.2, 16)).steps
+    first, written = BigramEngine(VOCABULARY), []
+
+    def write_files(folder, state):
+        from safetensors.numpy import save_file
+
+        folder.mkdir()
+        save_file({NAME: state.weights[NAME]}, folder / "model.safetensors")
+
+    def save(progress):
+        state = first.export_state()
+        facts = {"total_steps": 16, "rows_per_step": 4, "seed": 5, "data": "", "backend": "numpy", "world": 1}
+        trainer_state = checkpoint.TrainerState(
+            **facts,
+            step=progress.step,
+            epoch=progress.step / 8,
+            tokens=progress.tokens,
+            skipped=0,
+            counters=state.counters,
+            tuned=(NAME,),
+        )
+        written.append(checkpoint.folder(tmp_path, progress.step))
+        checkpoint.write(written[-1], trainer_state, state, write_files)
+
+    train(first, stream(epochs=2), stop, schedule=schedules.cosine(0.2, 16), save=save)
+    state = checkpoint.read_state(written[-1])
+    second = BigramEngine(VOCABULARY)
+    moments = checkpoint.read_moments(written[-1])
+    second.import_state(EngineState(read_tuned(written[-1], state.tuned), *moments, state.counters))
+    progress = Progress(state.step, state.skipped, state.tokens)
+    rest = train(second, stream(epochs=2), 16, progress, schedules.cosine(0.2, 16)).steps
+    assert [(r.step, r.loss, r.learning_rate, r.tokens) for r in rest] == [
+        (r.step, r.loss, r.learning_rate, r.tokens) for r in whole[stop:]
+    ]
+    assert progress.tokens == sum(r.tokens for r in whole)
