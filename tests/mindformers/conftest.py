@@ -8,6 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import mindformers_recipe
+import mindformers_rows
 import numpy as np
 import pytest
 
@@ -86,22 +87,36 @@ def tiny(tmp_path_factory, msft):
 
 
 @pytest.fixture(scope="session")
-def records(tmp_path_factory):
-    """A MindRecord file of 10 padded rows with masked labels: 20 steps of 2 rows in 4 epochs."""
-    from msft.data.mindrecord.writer import MindRecordWriter
+def tokenizer_model(tmp_path_factory):
+    """A small sentencepiece model of Llama 2's kind: BPE, byte fallback, unknown 0, begin 1, end 2."""
+    import sentencepiece
 
-    path = tmp_path_factory.mktemp("records") / "train.mindrecord"
-    length = mindformers_recipe.SEQ_LENGTH + 1
-    random = np.random.default_rng(2)
-    with MindRecordWriter(path, {"input_ids": "int32", "labels": "int32"}) as writer:
-        for _ in range(10):
-            end = random.integers(length // 3, length + 1)
-            ids = np.zeros(length, np.int32)
-            ids[:end] = random.integers(3, mindformers_recipe.MODEL["vocab_size"], end)
-            labels = np.full(length, -100, np.int32)
-            labels[10:end] = ids[10:end]
-            labels[20:30] = -100
-            writer.write({"input_ids": ids, "labels": labels})
+    folder = tmp_path_factory.mktemp("tokenizer")
+    lines = [" ".join(row.values()) for row in mindformers_rows.ALPACA] + mindformers_rows.PROMPTS * 3
+    (folder / "text.txt").write_text("\n".join(lines))
+    sentencepiece.SentencePieceTrainer.train(
+        input=str(folder / "text.txt"),
+        model_prefix=str(folder / "tokenizer"),
+        model_type="bpe",
+        vocab_size=mindformers_recipe.MODEL["vocab_size"],
+        byte_fallback=True,
+        normalization_rule_name="identity",
+        remove_extra_whitespaces=False,
+        split_digits=True,
+        minloglevel=2,
+    )
+    return folder / "tokenizer.model"
+
+
+@pytest.fixture(scope="session")
+def records(tmp_path_factory, msft, tokenizer_model):
+    """Alpaca rows made into MindRecord by our two commands: 10 rows, so 4 epochs are 20 steps of 2 rows."""
+    folder = tmp_path_factory.mktemp("records")
+    (folder / "alpaca.json").write_text(json.dumps(mindformers_rows.ALPACA))
+    msft("alpaca_converter", "--data_path", folder / "alpaca.json", "--output_path", folder / "chats.json")
+    arguments = ("--dataset_type", "qa", "--input_glob", folder / "chats.json", "--model_file", tokenizer_model)
+    path, length = folder / "train.mindrecord", str(mindformers_recipe.SEQ_LENGTH)
+    msft("llama_preprocess", *arguments, "--seq_length", length, "--output_file", path, "--num_workers", "1")
     return path
 
 
@@ -190,3 +205,15 @@ def engine_logits(tiny):
         return engine.logits(batch)
 
     return compute
+
+
+@pytest.fixture(scope="session")
+def full_logits(full_run, their_logits):
+    """What MindFormers computes with the model it fine-tuned."""
+    return their_logits(full_run.recipe, full_run.checkpoint)
+
+
+@pytest.fixture(scope="session")
+def lora_logits(lora_run, their_logits):
+    """What MindFormers computes with the adapter it trained."""
+    return their_logits(lora_run.recipe, lora_run.checkpoint)

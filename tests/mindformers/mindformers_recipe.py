@@ -8,7 +8,7 @@ import yaml
 ROOT = Path(__file__).resolve().parents[2]
 ENVIRONMENT = ROOT / ".venv-mindformers"
 SHIPPED = ENVIRONMENT / "lib/python3.11/site-packages/configs/llama2"
-MODEL = {"hidden_size": 64, "num_layers": 2, "num_heads": 4, "n_kv_heads": 2, "vocab_size": 256, "multiple_of": 16}
+MODEL = {"hidden_size": 64, "num_layers": 2, "num_heads": 4, "n_kv_heads": 2, "vocab_size": 600, "multiple_of": 16}
 SEQ_LENGTH = 192
 DTYPES = ("compute_dtype", "layernorm_compute_type", "softmax_compute_type", "rotary_dtype", "param_init_type")
 

@@ -1,41 +1,13 @@
 """What MindFormers' training leaves must load here: checkpoints with optimizer state, and adapters."""
 
-import numpy as np
 import pytest
+from mindformers_logits import assert_same_on_real_tokens, transformers_logits
 
 from msft.convert.adapter import adapter_lora, read_adapter, write_adapter
 
 pytestmark = pytest.mark.mindformers
 
 LORA_ALPHA = 16
-
-
-@pytest.fixture(scope="module")
-def full_logits(full_run, their_logits):
-    return their_logits(full_run.recipe, full_run.checkpoint)
-
-
-@pytest.fixture(scope="module")
-def lora_logits(lora_run, their_logits):
-    return their_logits(lora_run.recipe, lora_run.checkpoint)
-
-
-def transformers_logits(folder, ids, adapter=None):
-    import torch
-    from peft import PeftModel
-    from transformers import LlamaForCausalLM
-
-    model = LlamaForCausalLM.from_pretrained(folder)
-    if adapter is not None:
-        model = PeftModel.from_pretrained(model, adapter)
-    with torch.no_grad():
-        return model.eval()(torch.tensor(ids, dtype=torch.int64)).logits.numpy()
-
-
-def assert_same_on_real_tokens(theirs, ours, tiny):
-    real = tiny.ids != 0
-    assert np.abs(theirs - tiny.logits)[real].max() > 0.1, "training changed nothing"
-    np.testing.assert_allclose(ours[real], theirs[real], atol=2e-5)
 
 
 @pytest.mark.parametrize("file", ["checkpoint", "network"])

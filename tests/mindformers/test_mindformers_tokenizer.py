@@ -22,31 +22,9 @@ TEXTS = [
 ]
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    """A small sentencepiece model of Llama 2's kind: BPE, byte fallback, unknown 0, begin 1, end 2."""
-    import sentencepiece
-
-    folder = tmp_path_factory.mktemp("tokenizer")
-    (folder / "text.txt").write_text("\n".join(TEXTS[:1] * 20 + TEXTS[6:7] * 20 + TEXTS[1:2]))
-    sentencepiece.SentencePieceTrainer.train(
-        input=str(folder / "text.txt"),
-        model_prefix=str(folder / "tokenizer"),
-        model_type="bpe",
-        vocab_size=340,
-        byte_fallback=True,
-        normalization_rule_name="identity",
-        remove_extra_whitespaces=False,
-        split_digits=True,
-        hard_vocab_limit=False,
-        minloglevel=2,
-    )
-    return folder / "tokenizer.model"
-
-
-def test_texts_have_the_ids_of_mindformers_llama_tokenizer(oracle, model, tmp_path):
+def test_texts_have_the_ids_of_mindformers_llama_tokenizer(oracle, tokenizer_model, tmp_path):
     (tmp_path / "texts.json").write_text(json.dumps(TEXTS))
-    oracle("tokenize_texts.py", model, tmp_path / "texts.json", tmp_path / "ids.json")
-    tokenizer = open_tokenizer(model)
+    oracle("tokenize_texts.py", tokenizer_model, tmp_path / "texts.json", tmp_path / "ids.json")
+    tokenizer = open_tokenizer(tokenizer_model)
     theirs = json.loads((tmp_path / "ids.json").read_text())
     assert {text: encode_text(tokenizer, text) for text in TEXTS} == dict(zip(TEXTS, theirs, strict=True))
