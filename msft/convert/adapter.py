@@ -47,8 +47,9 @@ def read_adapter(path: str | os.PathLike, family_name: str = "llama") -> tuple[d
 def adapter_lora(config: dict, weights: dict[str, np.ndarray], where: str, alpha: float | None = None) -> Lora:
     """Return what an adapter's config and tensors say as a `Lora`; `alpha` overrules the config's.
 
-    rsLoRA's scaling alpha / sqrt(rank) is folded into alpha. Raises InputError for what is not plain LoRA: other
-    PEFT types, DoRA, trained biases or modules, ranks or alphas that differ between modules, A without B.
+    Alpha is NaN when neither says it (a CKPT). rsLoRA's scaling alpha / sqrt(rank) is folded into alpha. Raises
+    InputError for what is not plain LoRA: other PEFT types, DoRA, trained biases or modules, ranks or alphas that
+    differ between modules, A without B.
     """
     _refuse_unsupported(config, where)
     modules = _modules(weights, where)

@@ -73,4 +73,7 @@ def _from_recipe(path: Path) -> dict:
         raise InputError(f"{path}: has no model.model_config") from None
     if not isinstance(block, dict) or not str(block.get("type", "LlamaConfig")).startswith("Llama"):
         raise InputError(f"{path}: model.model_config is no LlamaConfig")
-    return hf_config_from_mindformers(block)
+    try:
+        return hf_config_from_mindformers(block)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{path}: model.model_config holds an impossible size: {error}") from error

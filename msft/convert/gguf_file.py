@@ -1,17 +1,20 @@
-"""GGUF files (llama.cpp's format) as a source of weights; needs the `gguf` package.
+"""GGUF files (llama.cpp's format) as a source of weights.
 
-Quantised tensors become float32; query and key rows go from rotary pairs to Hugging Face's halves.
+Quantised tensors become float32, which needs the `gguf` package; query and key rows go from rotary pairs to
+Hugging Face's halves.
 """
 
+import math
 import re
-from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 
-from msft.convert.dtypes import numpy_dtype
+from msft.convert.dtypes import PIECE_BYTES, byte_count
+from msft.convert.gguf_header import GgufHeader, GgufTensor, read_header
 from msft.convert.rotary import pairs_to_halves
 from msft.convert.source import TensorInfo
+from msft.convert.stored import Stored, StoredTensors
 from msft.errors import InputError
 
 _LEAVES = {
@@ -30,68 +33,132 @@ _MODEL = {
     "output_norm.weight": "model.norm.weight",
     "output.weight": "lm_head.weight",
 }
-_PLAIN = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+# GGML's type numbers of what is not quantised.
+_PLAIN = {0: "float32", 1: "float16", 28: "float64", 30: "bfloat16"}
 ROPE_FACTORS = "rope_freqs.weight"
 
 
 class GgufTensors:
-    """A TensorSource over a GGUF file under Hugging Face's names."""
+    """A TensorSource over a GGUF file under Hugging Face's names.
+
+    Raises InputError for other architectures than a dense Llama, unknown tensors, and damaged files.
+    """
 
     def __init__(self, path: Path):
         self.path = path
-        self.metadata = read_metadata(path)
-        self._entries = {
-            _hugging_face(path, tensor.name): tensor for tensor in _reader(path).tensors if tensor.name != ROPE_FACTORS
-        }
-        self.tensors = {
-            name: TensorInfo(
-                tuple(int(size) for size in tensor.shape[::-1]), _PLAIN.get(tensor.tensor_type.name, "float32")
-            )
-            for name, tensor in self._entries.items()
-        }
+        header = _read_llama(path)
+        self.metadata = header.metadata
+        self.rope_factors = header.tensors.get(ROPE_FACTORS)
+        self._stored: dict[str, Stored] = {}
+        self._kinds: dict[str, int] = {}
+        self.tensors: dict[str, TensorInfo] = {}
+        for name, tensor in header.tensors.items():
+            if name != ROPE_FACTORS:
+                self._add(_hugging_face(path, name), name, tensor)
 
     def read(self, name: str) -> np.ndarray:
         """Return one tensor, de-quantised, in Hugging Face's layout."""
-        import gguf
-
-        tensor, info = self._entries[name], self.tensors[name]
-        if tensor.tensor_type.name in _PLAIN:
-            array = np.ascontiguousarray(tensor.data).reshape(-1).view(numpy_dtype(info.dtype)).reshape(info.shape)
-        else:
-            array = gguf.dequantize(tensor.data, tensor.tensor_type).reshape(info.shape)
+        array = StoredTensors(self._stored).read(name)
+        if name in self._kinds:
+            array = _dequantize(array, self._kinds[name]).reshape(self.tensors[name].shape)
         heads = {"q_proj": "attention.head_count", "k_proj": "attention.head_count_kv"}.get(name.split(".")[-2])
-        return pairs_to_halves(array, self._heads(heads)) if heads else np.array(array)
+        return pairs_to_halves(array, self._heads(heads)) if heads else array
 
     def file_of(self, name: str) -> str:
         """Return the path of the file."""
         return str(self.path)
 
+    def _add(self, name: str, gguf_name: str, tensor: GgufTensor) -> None:
+        where = f"{self.path}: tensor {gguf_name!r}"
+        if tensor.kind in _PLAIN:
+            info = stored_info = TensorInfo(tensor.shape, _PLAIN[tensor.kind])
+        else:
+            info = TensorInfo(tensor.shape, "float32")
+            stored_info = TensorInfo(_quantised_shape(tensor, where), "uint8")
+            self._kinds[name] = tensor.kind
+        size = byte_count(stored_info)
+        if tensor.offset + size > self.path.stat().st_size:
+            raise InputError(f"{where}: reaches beyond the end of the file; truncated or damaged")
+        self._stored[name] = Stored(stored_info, self.path, ((tensor.offset, size),))
+        self.tensors[name] = info
+
     def _heads(self, key: str) -> int:
-        return int(self.metadata.get(f"llama.{key}", self.metadata.get("llama.attention.head_count")))
+        return int(self.metadata.get(f"llama.{key}", self.metadata["llama.attention.head_count"]))
 
 
 def open_file(path: Path) -> GgufTensors:
-    """Open a GGUF file; raises InputError for other architectures than llama and for damaged files."""
+    """Open a GGUF file under Hugging Face's names."""
     return GgufTensors(path)
 
 
 def read_metadata(path: Path) -> dict:
-    """Return a GGUF file's metadata as plain Python values; raises InputError unless it is a dense Llama."""
-    metadata = {name: field.contents() for name, field in _reader(path).fields.items()}
+    """Return the metadata of a Llama in GGUF, arrays as lists; raises InputError for other models."""
+    return _read_llama(path).metadata
+
+
+def _read_llama(path: Path) -> GgufHeader:
+    header = read_header(path)
+    metadata = header.metadata
     architecture = metadata.get("general.architecture")
     if architecture != "llama" or metadata.get("llama.expert_count"):
         kind = "llama with experts" if architecture == "llama" else repr(architecture)
         raise InputError(f"{path}: GGUF of architecture {kind} is not supported (known: llama)")
+    if metadata.get("split.count", 1) != 1:
+        raise InputError(f"{path}: is one of {metadata['split.count']} parts; join them with llama-gguf-split --merge")
     keys = ("llama.embedding_length", "llama.block_count", "llama.feed_forward_length", "llama.attention.head_count")
     missing = [key for key in keys if not isinstance(metadata.get(key), int) or metadata[key] < 1]
     if missing:
         raise InputError(*(f"{path}: GGUF metadata {key!r} is missing or impossible" for key in missing))
-    return metadata
+    return header
+
+
+def _quantised_shape(tensor: GgufTensor, where: str) -> tuple[int, int]:
+    """Rows and bytes a row of a quantised tensor."""
+    gguf = _gguf(where)
+    try:
+        block, block_bytes = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType(tensor.kind)]
+    except (ValueError, KeyError):
+        raise InputError(f"{where}: unknown GGML type {tensor.kind}") from None
+    if not tensor.shape or tensor.shape[-1] % block:
+        raise InputError(f"{where}: rows of shape {list(tensor.shape)} are no multiple of {block}; damaged")
+    return math.prod(tensor.shape[:-1]), tensor.shape[-1] // block * block_bytes
+
+
+def _dequantize(array: np.ndarray, kind: int) -> np.ndarray:
+    gguf = _gguf("dequantize")
+    kind = gguf.GGMLQuantizationType(kind)
+    block, block_bytes = gguf.GGML_QUANT_SIZES[kind]
+    result = np.empty((len(array), array.shape[1] // block_bytes * block), np.float32)
+    step = max(1, PIECE_BYTES // (result.shape[1] * 4))
+    for start in range(0, len(array), step):
+        try:
+            result[start : start + step] = gguf.dequantize(array[start : start + step], kind)
+        except NotImplementedError as error:
+            raise InputError(f"GGML type {kind.name} cannot be read by the gguf package: {error}") from error
+    return result
+
+
+def _gguf(where: str):
+    try:
+        import gguf
+    except ImportError:
+        needed = "pip install 'msft[demo]' or pip install gguf"
+        raise InputError(f"{where}: is quantised, and reading that needs the gguf package: {needed}") from None
+    return gguf
 
 
 def hf_config(path: Path) -> dict:
     """Return the Hugging Face config that a GGUF file's metadata describes."""
     source = open_file(path)
+    if "model.embed_tokens.weight" not in source.tensors:
+        raise InputError(f"{path}: tensor 'token_embd.weight' is missing")
+    try:
+        return _config(source)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{path}: its metadata is damaged: {error}") from error
+
+
+def _config(source: GgufTensors) -> dict:
     get = source.metadata.get
     heads, width = get("llama.attention.head_count"), get("llama.embedding_length")
     return {
@@ -106,7 +173,7 @@ def hf_config(path: Path) -> dict:
         "head_dim": get("llama.attention.key_length") or get("llama.rope.dimension_count") or width // heads,
         "rms_norm_eps": _short(get("llama.attention.layer_norm_rms_epsilon", 1e-5)),
         "rope_theta": _short(get("llama.rope.freq_base", 10000.0)),
-        "rope_scaling": _rope_scaling(path, source.metadata),
+        "rope_scaling": _rope_scaling(source),
         "max_position_embeddings": get("llama.context_length", 2048),
         "hidden_act": "silu",
         "tie_word_embeddings": "lm_head.weight" not in source.tensors,
@@ -125,10 +192,14 @@ def _short(value: float) -> float:
     return float(str(np.float32(value)))
 
 
-def _rope_scaling(path: Path, metadata: dict) -> dict | None:
-    factors = next((tensor for tensor in _reader(path).tensors if tensor.name == ROPE_FACTORS), None)
+def _rope_scaling(source: GgufTensors) -> dict | None:
+    metadata, factors = source.metadata, source.rope_factors
     if factors is not None:
-        return _llama3_scaling(path, metadata, np.asarray(factors.data, np.float32).reshape(-1))
+        if _PLAIN.get(factors.kind) != "float32":
+            raise InputError(f"{source.path}: tensor {ROPE_FACTORS!r} is not float32; damaged")
+        info = TensorInfo(factors.shape, "float32")
+        stored = Stored(info, source.path, ((factors.offset, byte_count(info)),))
+        return _llama3_scaling(source.path, metadata, StoredTensors({ROPE_FACTORS: stored}).read(ROPE_FACTORS))
     kind = metadata.get("llama.rope.scaling.type", "none")
     if kind == "none":
         return None
@@ -164,26 +235,3 @@ def _hugging_face(path: Path, name: str) -> str:
     if name in _MODEL:
         return _MODEL[name]
     raise InputError(f"{path}: unexpected tensor {name!r}")
-
-
-def _reader(path: Path):
-    try:
-        status = path.stat()
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror}") from error
-    return _read(path, status.st_mtime_ns, status.st_size)
-
-
-# Reading the vocabulary takes a second, and config, weights and tokenizer all ask for it.
-@lru_cache(maxsize=1)
-def _read(path: Path, _modified: int, _size: int):
-    try:
-        from gguf import GGUFReader
-    except ImportError:
-        raise InputError(
-            f"{path}: reading GGUF needs the gguf package: pip install 'msft[demo]' or pip install gguf"
-        ) from None
-    try:
-        return GGUFReader(path)
-    except (ValueError, KeyError, IndexError, TypeError, OverflowError, MemoryError, OSError) as error:
-        raise InputError(f"{path}: no GGUF file, or truncated or damaged: {error}") from error

@@ -51,11 +51,13 @@ def tokenizer_files(path: Path) -> dict[str, bytes]:
         raise InputError(f"{path}: vocabulary of kind {kind!r} is not supported (known: gpt2, llama)")
     try:
         tokenizer = _byte_level(path, metadata) if kind == "gpt2" else _sentencepiece(path, metadata)
-    except (ValueError, TypeError, KeyError) as error:
+        _add_special(tokenizer, metadata)
+        _add_template(tokenizer, metadata, kind)
+        config = (json.dumps(_config(metadata), indent=2, ensure_ascii=False) + "\n").encode()
+    except InputError:
+        raise
+    except Exception as error:  # the tokenizers library raises nothing more precise
         raise InputError(f"{path}: its vocabulary is damaged: {error}") from error
-    _add_special(tokenizer, metadata)
-    _add_template(tokenizer, metadata, kind)
-    config = (json.dumps(_config(metadata), indent=2, ensure_ascii=False) + "\n").encode()
     return {"tokenizer.json": tokenizer.to_str(pretty=True).encode(), "tokenizer_config.json": config}
 
 

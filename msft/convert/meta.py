@@ -96,6 +96,9 @@ def hf_config(folder: Path) -> dict:
     """
     source = open_folder(folder)
     params = source.params
+    for name in ("model.embed_tokens.weight", "model.layers.0.mlp.gate_proj.weight", "model.norm.weight"):
+        if name not in source.tensors:
+            raise InputError(f"{source.files[0]}: the tensor for {name!r} is missing")
     vocabulary = source.tensors["model.embed_tokens.weight"].shape[0]
     third = vocabulary == 128256
     scaling = {

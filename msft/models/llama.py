@@ -43,6 +43,8 @@ _RENAMES = (
     ("model.norm.", "model.norm_out."),
 )
 
+MAX_LAYERS = 10_000
+_OPTIONAL_SIZES = ("num_key_value_heads", "head_dim", "max_position_embeddings")
 _SIZE_KEYS = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
 
 
@@ -65,10 +67,9 @@ def spec_from_hf(config: dict, where: str = "config.json") -> ModelSpec:
 
     Raises InputError naming every missing or impossible size.
     """
-    missing = [key for key in _SIZE_KEYS if not isinstance(config.get(key), int) or config[key] < 1]
-    if missing:
-        wrong = "must be a whole number above 0, not"
-        raise InputError(*(f"{where}: '{key}' {wrong} {config.get(key)!r}" for key in missing))
+    problems = [f"{where}: {problem}" for problem in _impossible(config)]
+    if problems:
+        raise InputError(*problems)
     heads = config["num_attention_heads"]
     kv_heads = config.get("num_key_value_heads") or heads
     head_dim = config.get("head_dim") or config["hidden_size"] // heads
@@ -100,6 +101,30 @@ def spec_from_hf(config: dict, where: str = "config.json") -> ModelSpec:
         pad_token_id=config.get("pad_token_id"),
         hf_config=config,
     )
+
+
+def _impossible(config: dict) -> list[str]:
+    """Say what is wrong with each value by itself."""
+    problems = [
+        f"'{key}' must be a whole number above 0, not {config.get(key)!r}"
+        for key in _SIZE_KEYS + _OPTIONAL_SIZES
+        if not (config.get(key) is None and key in _OPTIONAL_SIZES) and not _is_size(config.get(key))
+    ]
+    if _is_size(config.get("num_hidden_layers")) and config["num_hidden_layers"] > MAX_LAYERS:
+        problems.append(f"'num_hidden_layers' is {config['num_hidden_layers']}, more than {MAX_LAYERS}")
+    for key in ("rms_norm_eps", "initializer_range", "rope_theta"):
+        if not isinstance(config.get(key), int | float | None):
+            problems.append(f"'{key}' must be a number, not {config[key]!r}")
+    for key in ("rope_parameters", "rope_scaling"):
+        if not isinstance(config.get(key), dict | None):
+            problems.append(f"'{key}' must be an object, not {config[key]!r}")
+    if config.get("hidden_act", "silu") != "silu":
+        problems.append(f"'hidden_act' is {config['hidden_act']!r}; only 'silu' is supported")
+    return problems
+
+
+def _is_size(value) -> bool:
+    return type(value) is int and 0 < value < 2**40
 
 
 def _rope(config: dict) -> tuple[float, dict | None]:

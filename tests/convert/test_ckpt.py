@@ -183,3 +183,13 @@ def test_the_writer_refuses_wrong_content():
         writer.add("w", TensorInfo((3,), "float32"), [np.zeros(8, np.uint8)])
     with pytest.raises(ValueError, match="more content"):
         writer.add("w", TensorInfo((1,), "float32"), [np.zeros(8, np.uint8)])
+
+
+def test_a_first_look_passes_over_the_crc(tmp_path):
+    write(tmp_path / "x.ckpt", {"w": np.zeros(4, np.float32)})
+    data = bytearray((tmp_path / "x.ckpt").read_bytes())
+    data[-ckpt.CRC_TAIL - 1] ^= 1
+    (tmp_path / "x.ckpt").write_bytes(data)
+    assert list(ckpt.read_index(tmp_path / "x.ckpt", verify=False).tensors) == ["w"]
+    with pytest.raises(InputError, match="does not fit its CRC-32"):
+        ckpt.read_index(tmp_path / "x.ckpt")

@@ -8,6 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from msft.convert import ckpt, safetensors_file, torch_pickle
+from msft.convert.gguf_header import read_header
 from msft.convert.open import open_weights
 from msft.convert.protobuf import BYTES, key, varint
 from msft.convert.stored import StoredTensors
@@ -152,6 +153,54 @@ def test_torch_pickles(opcodes):
             torch_pickle.load(b"\x80\x02" + b"".join(opcodes) + b".", "x.bin")
     except InputError as error:
         assert "x.bin" in str(error)
+
+
+def gguf_text(content: bytes, claimed: int | None = None) -> bytes:
+    return (len(content) if claimed is None else claimed).to_bytes(8, "little") + content
+
+
+@st.composite
+def ggufs(draw) -> bytes:
+    """Headers with plausible and impossible counts, lengths, types and offsets."""
+    word = st.one_of(st.integers(0, 13), number.map(lambda value: value % 2**32)).map(lambda v: v.to_bytes(4, "little"))
+    long = number.map(lambda value: value.to_bytes(8, "little"))
+    names = [
+        b"general.architecture",
+        b"general.alignment",
+        b"llama.block_count",
+        b"token_embd.weight",
+        b"rope_freqs.weight",
+    ]
+    text = st.builds(
+        gguf_text, st.one_of(st.sampled_from([b"llama", *names]), st.binary(max_size=9)), st.none() | number
+    )
+    values, infos = draw(st.integers(0, 3)), draw(st.integers(0, 3))
+    data = b"GGUF" + draw(st.sampled_from([b"\x03\0\0\0", b"\x02\0\0\0", b"\0\0\0\x03"]))
+    data += draw(st.one_of(st.just(infos.to_bytes(8, "little")), long)) + draw(
+        st.one_of(st.just(values.to_bytes(8, "little")), long)
+    )
+    for _ in range(values):
+        data += (
+            draw(text)
+            + draw(word)
+            + draw(st.one_of(text, long, st.tuples(word, long, st.binary(max_size=30)).map(b"".join)))
+        )
+    for _ in range(infos):
+        dims = draw(st.lists(long, max_size=3))
+        data += draw(text) + len(dims).to_bytes(4, "little") + b"".join(dims) + draw(word) + draw(long)
+    return data + draw(st.binary(max_size=100))
+
+
+@fuzz
+@given(data=ggufs())
+def test_gguf_headers(tmp_path, data):
+    (tmp_path / "x.gguf").write_bytes(data)
+    try:
+        with little_memory():
+            read_header(tmp_path / "x.gguf")
+        open_weights(tmp_path / "x.gguf")
+    except InputError as error:
+        assert str(tmp_path / "x.gguf") in str(error)
 
 
 @fuzz

@@ -177,10 +177,18 @@ def test_faults_are_named(tmp_path, expected):
             open_weights(tmp_path / "cut.gguf")
 
 
-def test_a_missing_gguf_package_is_said(tmp_path, expected, monkeypatch):
-    path = write_gguf(tmp_path / "x.gguf", expected)
+def test_only_quantised_files_need_the_gguf_package(tmp_path, expected, monkeypatch):
+    plain = write_gguf(tmp_path / "plain.gguf", expected)
+    quantised = write_gguf(tmp_path / "q8.gguf", expected, kind=gguf.GGMLQuantizationType.Q8_0)
     monkeypatch.setitem(sys.modules, "gguf", None)
-    with pytest.raises(InputError, match="reading GGUF needs the gguf package: pip install"):
+    assert open_weights(plain).read("model.norm.weight").shape == (32,)
+    with pytest.raises(InputError, match="q8.gguf.*is quantised, and reading that needs the gguf package: pip install"):
+        open_weights(quantised)
+
+
+def test_a_part_of_a_split_file_is_said(tmp_path, expected):
+    path = write_gguf(tmp_path / "x.gguf", expected, metadata=[lambda writer: writer.add_uint16("split.count", 3)])
+    with pytest.raises(InputError, match="x.gguf: is one of 3 parts"):
         open_weights(path)
 
 

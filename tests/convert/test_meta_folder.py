@@ -133,3 +133,9 @@ def test_faults_are_named(tmp_path, expected):
     (tmp_path / "c" / "params.json").write_text('{"dim": 32, "n_layers": "2"}')
     with pytest.raises(InputError, match="'n_layers' must be a whole number above 0, not '2'"):
         open_weights(tmp_path / "c")
+
+
+def test_a_folder_without_embedding_is_named(tmp_path, expected):
+    state = {name: tensor for name, tensor in meta_state(expected).items() if "tok_embeddings" not in name}
+    with pytest.raises(InputError, match="consolidated.00.pth: the tensor for 'model.embed_tokens.weight' is missing"):
+        read_hf_config(write_meta(tmp_path / "meta", state, 1))

@@ -125,3 +125,20 @@ def test_unknown_families_are_named():
         spec_from_hf({"model_type": "lama"})
     with pytest.raises(InputError, match="'model_type' is missing"):
         spec_from_hf({})
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"hidden_act": "gelu"}, "'hidden_act' is 'gelu'; only 'silu' is supported"),
+        ({"num_hidden_layers": 10**9}, "'num_hidden_layers' is 1000000000, more than 10000"),
+        ({"num_key_value_heads": "2"}, "'num_key_value_heads' must be a whole number above 0, not '2'"),
+        ({"num_key_value_heads": 3}, r"num_attention_heads \(4\) is no multiple of num_key_value_heads \(3\)"),
+        ({"head_dim": 7}, r"head_dim \(7\) must be even"),
+        ({"rms_norm_eps": "small"}, "'rms_norm_eps' must be a number, not 'small'"),
+        ({"rope_scaling": "linear"}, "'rope_scaling' must be an object, not 'linear'"),
+    ],
+)
+def test_configs_that_would_give_another_model_are_refused(change, message):
+    with pytest.raises(InputError, match=f"here.json: {message}"):
+        spec_from_hf({**CONFIG, **change}, "here.json")
