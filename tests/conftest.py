@@ -33,7 +33,7 @@ TINY = {
 
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory):
-    """A Hugging Face folder: random Llama (2 layers, hidden 32, vocabulary 128) with a tokenizer of words w3 .. w127."""
+    """A Hugging Face folder: random Llama (2 layers, hidden 32, vocabulary 128), a tokenizer of words w3 .. w127."""
     from msft.convert.random_weights import RandomWeights
     from msft.convert.weights import write_hf_folder
     from msft.models.families import spec_from_hf

@@ -96,4 +96,6 @@ def next_command(prepared: Prepared, adapter: Path | None, model: Path | None) -
         return shlex.join([*words, "--output_path", str(prepared.output_dir / "merged")])
     if adapter:
         words += ["--adapter", str(adapter)]
+    if not any((base / name).is_file() for name in ("tokenizer.json", "tokenizer.model")):
+        words += ["--tokenizer", prepared.recipe.processor.tokenizer.vocab_file or "TOKENIZER"]
     return shlex.join([*words, "--backend", prepared.recipe.backend, "--prompt", "..."])

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import yaml
 
+from msft.cli.main import main as msft
 from msft.cli.train import main
 from tests.conftest import counting_rows, write_rows
 
@@ -59,6 +60,10 @@ def test_lora_run_leaves_everything(write_recipe, output, tiny_model, capsys):
     assert words[:2] == ["msft", "generate"]
     assert words[words.index("--model") + 1] == str(tiny_model)
     assert words[words.index("--adapter") + 1] == str(output / "adapter")
+    # The command works as it stands.
+    words[words.index("--prompt") + 1] = "w9 w12 w15"
+    assert msft([*words[1:], "--max_new_tokens", "4"]) == 0
+    assert "w" in capsys.readouterr().out
 
 
 def test_the_adapter_is_what_peft_trains_on_from(write_recipe, output, tiny_model, tiny_data):
