@@ -79,10 +79,9 @@ def test_peak_memory_of_two_gigabytes(folder, same_bits):
     back = peak(
         "--input_path", folder / "x.ckpt", "--output_path", folder / "out", "--reversed", "--max_shard_size", "1GB"
     )
-    half = peak("--input_path", folder / "x.ckpt", "--output_path", folder / "half", "--reversed", "--dtype", "bf16")
-    assert max(there, back, half) < limit
+    assert max(there, back) < limit
     # Tensors pass through in pieces, so that far less is needed than promised; a slip to whole tensors would show.
-    assert max(there, back, half) < 200 * 10**6
+    assert max(there, back) < 200 * 10**6
     before, after = open_weights(folder), open_weights(folder / "out")
     assert before.tensors == after.tensors
     for name in ("model.embed_tokens.weight", "model.layers.3.mlp.up_proj.weight", "model.norm.weight"):
