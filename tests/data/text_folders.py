@@ -68,7 +68,7 @@ def byte_level_folder(folder: Path, **config) -> Path:
 
 def metaspace_folder(folder: Path, **config) -> Path:
     """A Llama 2 style tokenizer: BPE with byte fallback and a Prepend normalizer, begin token put by a template."""
-    from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, processors, trainers
+    from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
     tokenizer = Tokenizer(models.BPE(unk_token="<unk>", fuse_unk=True, byte_fallback=True))
     tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
@@ -76,10 +76,11 @@ def metaspace_folder(folder: Path, **config) -> Path:
     tokenizer.decoder = decoders.Sequence(steps)
     specials = [AddedToken(word, special=True, normalized=False) for word in ("<unk>", "<s>", "</s>")]
     specials += [f"<0x{byte:02X}>" for byte in range(256)]
+    tokenizer.pre_tokenizer = pre_tokenizers.Split("▁", "merged_with_next")
     tokenizer.train_from_iterator(CORPUS, trainers.BpeTrainer(vocab_size=600, special_tokens=specials))
     tokenizer.post_processor = processors.TemplateProcessing("<s> $A", "<s> $A <s> $B", [("<s>", 1)])
     state = json.loads(tokenizer.to_str())
-    state["added_tokens"] = state["added_tokens"][:3]
+    state["added_tokens"], state["pre_tokenizer"] = state["added_tokens"][:3], None
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "tokenizer.json").write_text(json.dumps(state))
     names = {"tokenizer_class": "LlamaTokenizer", "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
