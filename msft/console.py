@@ -26,14 +26,14 @@ def warn(text: str) -> None:
     note(f"warning: {text}")
 
 
-def progress(*columns):
-    """Return a rich Progress on standard error with a bar, a count, the time left and `columns`."""
+def progress(*columns, bar_width: int = 40):
+    """Return a rich Progress on standard error with a bar (in characters), a count, the time left and `columns`."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     return Progress(
         TextColumn("{task.description}"),
-        BarColumn(),
+        BarColumn(bar_width),
         MofNCompleteColumn(),
         *columns,
         TimeRemainingColumn(),

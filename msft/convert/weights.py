@@ -51,12 +51,14 @@ def write_hf_folder(
     dtype: str | None = None,
     shard_bytes: int = SHARD_BYTES,
     companions: Mapping[str, bytes | Path] | None = None,
+    bar: bool = True,
 ) -> int:
     """Write a source that `check_against` passed as a new Hugging Face folder; returns its weights' size in bytes.
 
     Shards of at most `shard_bytes` (a larger tensor has one of its own) under an index, or one model.safetensors;
     config.json; `companions` (name -> content, or a file to copy) such as the tokenizer's files; and a
-    generation_config.json if none is among them. Raises InputError when the folder exists and is not empty.
+    generation_config.json if none is among them. `bar` shows a progress bar. Raises InputError when the folder
+    exists and is not empty.
     """
     if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
         raise InputError(f"{folder}: exists; give a new folder's name, or remove it first")
@@ -65,7 +67,7 @@ def write_hf_folder(
     config = _config(spec, outputs)
     with _writing(folder), atomic_path(folder) as temporary:
         temporary.mkdir()
-        size = _write_shards(temporary, folder.name, outputs, source, cast, shard_bytes)
+        size = _write_shards(temporary, folder.name if bar else "", outputs, source, cast, shard_bytes)
         for name, content in {"generation_config.json": _generation_config(config), **(companions or {})}.items():
             if isinstance(content, Path):
                 shutil.copyfile(content, temporary / name)
@@ -103,7 +105,7 @@ def _write_shards(
         todo += [(name, part, output) for output in part]
     with contextlib.ExitStack() as files:
         name, writer = None, None
-        for file_name, part, output in console.track(todo, len(todo), title):
+        for file_name, part, output in console.track(todo, len(todo), title) if title else todo:
             if file_name != name:
                 if writer:
                     writer.close()

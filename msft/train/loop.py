@@ -2,12 +2,11 @@
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from msft import console
-from msft.backend.contract import Engine, StepResult
+from msft.backend.contract import Batch, Engine, StepResult
 from msft.data.batches import BatchStream
 from msft.errors import RunError
 from msft.train.metrics import EvalRecord, StepRecord, perplexity
@@ -126,12 +125,16 @@ def _check(result: StepResult, step: int, saved: int) -> None:
     )
 
 
-def evaluate(engine: Engine, stream: BatchStream, sum_over_ranks: SumOverRanks, step: int, epoch: float) -> EvalRecord:
-    """Return the mean loss over all supervised tokens of an evaluation stream; raises RunError if there are none."""
+def evaluate(
+    engine: Engine, steps: Iterable[list[Batch]], sum_over_ranks: SumOverRanks, step: int, epoch: float
+) -> EvalRecord:
+    """Return the mean loss over all supervised tokens of this rank's evaluation batches and the other ranks'.
+
+    `step` and `epoch` say how far the run is. Raises RunError if no token is supervised.
+    """
     began = time.perf_counter()
     loss, supervised = 0.0, 0
-    steps = stream.steps()
-    for micro_batches in console.track(steps, stream.total_steps, "evaluating"):
+    for micro_batches in steps:
         for batch in micro_batches:
             batch_loss, batch_supervised = engine.evaluate(batch)
             loss += batch_loss

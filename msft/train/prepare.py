@@ -111,7 +111,7 @@ def _check_framework(recipe: Recipe) -> None:
     if absent:
         where = recipe.source.get("backend", recipe.name)
         raise InputError(
-            f"{where}: backend {recipe.backend} needs {', '.join(absent)}, which is not installed: "
+            f"{where}: backend {recipe.backend} needs {', '.join(absent)}, not installed here: "
             f"pip install 'msft[{recipe.backend}]'"
         )
 

@@ -1,7 +1,6 @@
 """What a training run tells while it runs: progress bar or plain lines, `trainer_log.jsonl`, TensorBoard events."""
 
 import sys
-from dataclasses import asdict
 from pathlib import Path
 
 from msft import console
@@ -46,9 +45,9 @@ class Reporter:
             sink.write(record)
         left = self.clock.left(record.seconds)
         if self.bar:
-            self.bar.update(self.task, completed=record.step, numbers=_numbers(record))
+            self.bar.update(self.task, completed=record.step, numbers=_short(record))
         elif record.step % self.every == 0 or record.step in (1, self.total_steps):
-            console.note(f"step {record.step}/{self.total_steps} | {_numbers(record)} | {left} left")
+            console.note(f"step {record.step}/{self.total_steps} | {_long(record)} | {left} left")
         if record.skipped:
             console.note(f"step {record.step}: skipped, the gradients overflowed at loss scale {record.loss_scale:g}")
 
@@ -80,17 +79,24 @@ def clock_time(seconds: float) -> str:
     return f"{minutes // 60}:{minutes % 60:02}:{rest:02}"
 
 
-def _numbers(record: StepRecord) -> str:
-    values = asdict(record)
+def _long(record: StepRecord) -> str:
     return (
-        "epoch {epoch:.2f} | loss {loss:.4f} | lr {learning_rate:.3g} | "
-        "grad norm {grad_norm:.3g} | {tokens_per_second:.0f} tokens/s"
-    ).format(**values)
+        f"epoch {record.epoch:.2f} | loss {record.loss:.4f} | lr {record.learning_rate:.3g} | "
+        f"grad norm {record.grad_norm:.3g} | {record.tokens_per_second:.0f} tokens/s"
+    )
+
+
+def _short(record: StepRecord) -> str:
+    """At most 48 characters, so that bar, count and time left fit beside it in 80."""
+    return (
+        f"loss {record.loss:.4f} lr {record.learning_rate:.2e} "
+        f"grad {record.grad_norm:.3g} {record.tokens_per_second:.0f} tok/s"
+    )
 
 
 def _start_bar(start: int, total_steps: int):
     from rich.progress import TextColumn
 
-    bar = console.progress(TextColumn("{task.fields[numbers]}"))
+    bar = console.progress(TextColumn("{task.fields[numbers]}"), bar_width=8)
     bar.start()
-    return bar, bar.add_task("training", total=total_steps, completed=start, numbers="")
+    return bar, bar.add_task("", total=total_steps, completed=start, numbers="")

@@ -1,8 +1,11 @@
 """A run from its recipe to its last line: training, evaluation or prediction."""
 
+import sys
+from collections.abc import Iterator
 from dataclasses import asdict
 
 from msft import console
+from msft.backend.contract import Batch
 from msft.config import derive
 from msft.config.schema import Recipe
 from msft.data.batches import BatchStream
@@ -107,9 +110,13 @@ def _saver(prepared: Prepared, session: setup.Session, stream: BatchStream, dige
 
 def _plan(prepared: Prepared, session: setup.Session, stream: BatchStream, saver: Saver, last: int) -> loop.Plan:
     evaluation = derive.evaluation(prepared.recipe)
+    eval_stream = setup.eval_stream(prepared, session.rank, session.world) if evaluation else None
 
     def evaluate(step: int) -> EvalRecord:
-        return _eval_record(prepared, session, step, step / stream.steps_per_epoch)
+        epoch = step / stream.steps_per_epoch
+        # Beside the bar of the steps; plain logs get the result only.
+        steps = _with_bar(eval_stream) if sys.stderr.isatty() else eval_stream.steps()
+        return loop.evaluate(session.engine, steps, session.distributed.sum_numbers, step, epoch)
 
     def save(progress: loop.Progress) -> None:
         saver.checkpoint(progress, progress.step / stream.steps_per_epoch)
@@ -124,16 +131,16 @@ def _plan(prepared: Prepared, session: setup.Session, stream: BatchStream, saver
     )
 
 
-def _eval_record(prepared: Prepared, session: setup.Session, step: int, epoch: float) -> EvalRecord:
-    stream = setup.eval_stream(prepared, session.rank, session.world)
-    return loop.evaluate(session.engine, stream, session.distributed.sum_numbers, step, epoch)
+def _with_bar(stream: BatchStream) -> Iterator[list[Batch]]:
+    return console.track(stream.steps(), stream.total_steps, "evaluating")
 
 
 def _evaluate(prepared: Prepared) -> None:
     _tell_plan(prepared, processes())
     session = setup.start(prepared)
     try:
-        record = _eval_record(prepared, session, 0, 0.0)
+        stream = setup.eval_stream(prepared, session.rank, session.world)
+        record = loop.evaluate(session.engine, _with_bar(stream), session.distributed.sum_numbers, 0, 0.0)
         if session.rank == 0:
             write_json(prepared.output_dir / outputs.EVALUATION, _evaluation(prepared, record))
     finally:

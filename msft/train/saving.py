@@ -60,7 +60,7 @@ class Saver:
             state = self.session.engine.export_state()
             with _named(output_dir):
                 if model:
-                    self._write_model(model, state)
+                    self._write_model(model, state, bar=True)
                 if adapter:
                     write_lora(adapter, self.prepared.spec, tuning, state, str((model or base).resolve()))
         return adapter, model
@@ -69,7 +69,7 @@ class Saver:
         """Fill a checkpoint's `folder`, which will be called `path`."""
         tuning, base = self.prepared.tuning, self.prepared.weights.path
         if tuning.parameters:
-            self._write_model(folder, state)
+            self._write_model(folder, state, bar=False)
             base = path
         else:
             folder.mkdir()
@@ -78,9 +78,9 @@ class Saver:
             write_lora(folder, self.prepared.spec, tuning, state, str(base.resolve()))
         self._write_facts(folder)
 
-    def _write_model(self, folder: Path, state: EngineState) -> None:
+    def _write_model(self, folder: Path, state: EngineState, bar: bool) -> None:
         files = _tokenizer_files(self.prepared.recipe, self.prepared.weights.path)
-        write_model(folder, self.prepared.spec, self.prepared.weights.base, state, files)
+        write_model(folder, self.prepared.spec, self.prepared.weights.base, state, files, bar)
 
     def _write_facts(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)

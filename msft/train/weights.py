@@ -34,11 +34,16 @@ class Overlay:
 
 
 def write_model(
-    folder: Path, spec: ModelSpec, base: TensorSource, state: EngineState, companions: Mapping[str, bytes | Path]
+    folder: Path,
+    spec: ModelSpec,
+    base: TensorSource,
+    state: EngineState,
+    companions: Mapping[str, bytes | Path],
+    bar: bool,
 ) -> None:
-    """Write base and tuned parameters as a new float32 Hugging Face folder, in one rename."""
+    """Write base and tuned parameters as a new float32 Hugging Face folder, in one rename; `bar` shows progress."""
     tuned = {name: array for name, array in state.weights.items() if not name.startswith(PEFT_PREFIX)}
-    write_hf_folder(Overlay(base, tuned), spec, folder, dtype="float32", companions=companions)
+    write_hf_folder(Overlay(base, tuned), spec, folder, dtype="float32", companions=companions, bar=bar)
 
 
 def write_lora(folder: Path, spec: ModelSpec, tuning: Tuning, state: EngineState, base_model: str) -> None:

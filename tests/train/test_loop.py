@@ -104,9 +104,8 @@ def test_evaluation_is_the_mean_over_all_supervised_tokens():
     engine = BigramEngine(VOCABULARY)
     engine.table += np.random.default_rng(0).normal(size=engine.table.shape)
     rows = counting_rows(7, seed=3)
-    record = loop.evaluate(
-        engine, evaluation_batches(InMemoryDataset(rows), batch_size=3, pad_id=0), list, step=4, epoch=0.5
-    )
+    batches = evaluation_batches(InMemoryDataset(rows), batch_size=3, pad_id=0)
+    record = loop.evaluate(engine, batches.steps(), list, step=4, epoch=0.5)
     logprobs = engine.table - np.log(np.exp(engine.table).sum(1, keepdims=True))
     losses = [
         -logprobs[given, wanted]
@@ -123,7 +122,7 @@ def test_evaluation_without_supervised_tokens_is_an_error():
     rows = [{"input_ids": np.arange(3, 9), "labels": np.full(6, IGNORE)}]
     batches = evaluation_batches(InMemoryDataset(rows), batch_size=1, pad_id=0)
     with pytest.raises(RunError, match="no token is supervised"):
-        loop.evaluate(BigramEngine(VOCABULARY), batches, list, 0, 0.0)
+        loop.evaluate(BigramEngine(VOCABULARY), batches.steps(), list, 0, 0.0)
 
 
 @pytest.mark.parametrize("stop", [3, 8, 9])
