@@ -6,6 +6,11 @@ cd "$(dirname "$0")/.."
 environment=.venv-mindformers
 requirements=tests/mindformers/requirements-mindformers.txt
 
+if [ ! -x .venv/bin/python ]; then
+    echo "There is no .venv yet: run 'make test' first" >&2
+    exit 2
+fi
+
 # The copy of the requirements is written last, so an interrupted installation is repeated.
 if ! cmp -s "$requirements" "$environment/installed.txt"; then
     echo "Installing MindFormers 1.3.2 into $environment (about 3 GB, a minute or more)"
