@@ -44,3 +44,21 @@ def save_loss_curve(records: list[dict[str, Any]], path: Path) -> None:
     axes.legend()
     with atomic_path(path) as temporary:
         figure.savefig(temporary, format="png")
+
+
+def save_loss_curves(losses: dict[str, list[float]], path: Path) -> None:
+    """Draw the losses of several runs, by name and step from 1, into one PNG file; needs matplotlib."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 5), dpi=120)
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    for (name, values), (style, width) in zip(losses.items(), (("-", 4), ("--", 1.5)), strict=False):
+        axes.plot(range(1, len(values) + 1), values, style, linewidth=width, alpha=0.7, label=name)
+    axes.set_xlabel("step")
+    axes.set_ylabel("loss (mean over supervised tokens)")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, format="png")

@@ -281,6 +281,13 @@ def test_recompute_changes_nothing(engine):
     np.testing.assert_allclose(run(build(engine, TIED, lora(TIED, dropout=0.1), runtime), 2), plain, rtol=1e-6)
 
 
+def test_a_single_tuned_tensor_trains_alike():
+    tuning = Tuning(parameters=("model.norm.weight",))
+    results = [run(build(engine, TIED, tuning), 3) for engine in ENGINES]
+    np.testing.assert_allclose(results[0], results[1], rtol=1e-5)
+    assert results[0][0, 1] > 0
+
+
 @pytest.mark.parametrize("engine", ENGINES)
 def test_loss_scaling_is_exact_and_an_overflow_skips_the_step(engine):
     plain = run(build(engine, TIED, lora(TIED)), 2)

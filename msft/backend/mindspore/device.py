@@ -8,6 +8,7 @@ from mindspore import device_context
 from msft.errors import InputError
 
 KINDS = ("npu", "cuda", "cpu")
+TARGETS = {"npu": "Ascend", "cuda": "GPU", "cpu": "CPU"}
 
 
 def _present(kind: str) -> bool:

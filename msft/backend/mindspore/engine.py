@@ -5,6 +5,7 @@ import mindspore
 from msft.backend.contract import Engine, Runtime, Tuning
 from msft.backend.engine import FrameworkEngine
 from msft.backend.mindspore import distributed
+from msft.backend.mindspore.device import TARGETS
 from msft.backend.mindspore.generation import Session
 from msft.backend.mindspore.model import Model
 from msft.backend.mindspore.optimizer import AdamW
@@ -13,7 +14,8 @@ from msft.models.spec import ModelSpec
 
 def build(spec: ModelSpec, source, tuning: Tuning, runtime: Runtime) -> Engine:
     """Return an engine with the source's weights on the runtime's device."""
-    mindspore.set_device({"npu": "Ascend", "cuda": "GPU", "cpu": "CPU"}[runtime.device])
+    if not runtime.parallel:  # else distributed.initialize has set it, once and for all
+        mindspore.set_device(TARGETS[runtime.device])
     # Blocks are compiled one by one; what joins them runs as it is written.
     mindspore.set_context(mode=mindspore.PYNATIVE_MODE)
     model = Model(spec, source, tuning, runtime)

@@ -50,6 +50,8 @@ class Model:
                 (_, loss), gradients = differentiate(*tuned.values())
         finally:
             self.decoder.tuned = tuned
+        # For a single argument MindSpore returns its gradient bare.
+        gradients = (gradients,) if len(tuned) == 1 else gradients
         return float(loss.asnumpy()), dict(zip(tuned, gradients, strict=True))
 
     def loss_sum(self, batch: Batch) -> float:

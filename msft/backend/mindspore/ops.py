@@ -101,7 +101,10 @@ def recomputed(function: Callable, differentiated: tuple[int, ...]) -> Callable:
         @staticmethod
         def backward(context, gradient):
             arguments = context.saved_tensors
-            found = dict(zip(differentiated, backward_pass(gradient, *arguments), strict=True))
+            gradients = backward_pass(gradient, *arguments)
+            # For a single argument MindSpore returns its gradient bare.
+            gradients = (gradients,) if len(differentiated) == 1 else gradients
+            found = dict(zip(differentiated, gradients, strict=True))
             return tuple(found.get(position) for position in range(len(arguments)))
 
     return Recomputed.apply

@@ -7,6 +7,8 @@ from datetime import timedelta
 import torch
 import torch.distributed as group
 
+from msft.backend.buckets import buckets
+
 
 def initialize(device: str) -> tuple[int, int]:
     """Join the group that torchrun's environment describes; return (rank, world size)."""
@@ -35,12 +37,15 @@ def sum_numbers(numbers: Sequence[float]) -> list[float]:
 
 def sum_gradients(gradients: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Return the gradients summed over all ranks."""
-    if group.is_initialized():
-        flat = torch.cat([gradient.flatten() for gradient in gradients.values()])
+    if not group.is_initialized():
+        return gradients
+    summed = {}
+    for names in buckets({name: gradient.numel() for name, gradient in gradients.items()}):
+        flat = torch.cat([gradients[name].flatten() for name in names])
         group.all_reduce(flat)
-        parts = flat.split([gradient.numel() for gradient in gradients.values()])
-        return {name: part.view_as(gradients[name]) for name, part in zip(gradients, parts, strict=True)}
-    return gradients
+        parts = flat.split([gradients[name].numel() for name in names])
+        summed |= {name: part.view_as(gradients[name]) for name, part in zip(names, parts, strict=True)}
+    return summed
 
 
 def shutdown() -> None:

@@ -1,0 +1,57 @@
+# make demo [BACKEND=torch|mindspore]   install, fetch a real model, fine-tune it, show what it learned
+# make model                            the model alone, as models/SmolLM2-135M-Instruct
+# make test                             install and run the default suite
+# make test-slow, make test-mindformers the suites that take longer
+# make lint
+
+SHELL := /bin/bash
+PYTHON ?= python3
+BACKEND ?= both
+VENV := .venv
+BIN := $(VENV)/bin
+MODEL := models/SmolLM2-135M-Instruct
+
+ENGINES_both := torch,mindspore
+ENGINES_torch := torch
+ENGINES_mindspore := mindspore
+ENGINES := $(ENGINES_$(BACKEND))
+ifeq ($(ENGINES),)
+$(error BACKEND must be torch, mindspore or both, not '$(BACKEND)')
+endif
+
+.PHONY: demo model test test-slow test-mindformers lint clean
+
+demo: $(VENV)/installed-$(BACKEND) $(MODEL)/config.json
+	$(BIN)/python scripts/demo.py --model $(MODEL) --engines $(ENGINES)
+
+model: $(MODEL)/config.json
+
+$(MODEL)/config.json: | $(VENV)/installed-model
+	$(BIN)/python scripts/fetch_model.py --output_path $(MODEL)
+
+test: $(VENV)/installed-dev
+	$(BIN)/python -m pytest
+
+test-slow: $(VENV)/installed-dev
+	$(BIN)/python -m pytest -m slow
+
+test-mindformers: $(VENV)/installed-dev
+	PYTHON=$(abspath $(BIN)/python) bash scripts/test_mindformers.sh
+
+lint: $(VENV)/installed-dev
+	$(BIN)/ruff check .
+
+# Each set of extras is installed once, and again when the pins or the extras change.
+$(VENV)/installed-both $(VENV)/installed-torch $(VENV)/installed-mindspore: EXTRAS = $(ENGINES),demo
+$(VENV)/installed-model: EXTRAS = demo
+$(VENV)/installed-dev: EXTRAS = torch,mindspore,demo,dev
+$(VENV)/installed-%: constraints.txt setup.cfg | $(VENV)/bin/python
+	$(BIN)/python -m pip install --upgrade 'pip>=25'
+	$(BIN)/python -m pip install -c constraints.txt -e '.[$(EXTRAS)]'
+	touch $@
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+clean:
+	rm -rf $(VENV) output build *.egg-info
