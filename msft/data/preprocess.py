@@ -91,7 +91,7 @@ def _qa_rows(options: Options, tokenizer: Tokenizer, report: Report) -> Iterator
     report.notes.append(_describe(tokenizer, template))
     length, size = options.seq_length + 1, sum(map(os.path.getsize, paths))
     workers = _workers(options, 1 + size // qa.BYTES_PER_WORKER)
-    with _progress("KiB of rows", size >> 10) as advance:
+    with _progress("KiB of rows", max(1, size >> 10)) as advance:
         for chunk in qa.encode_files(paths, options.model_file, options.template, length, workers):
             yield from qa.padded_rows(chunk, length, tokenizer.pad_id)
             qa.add_to(report, chunk, length)
