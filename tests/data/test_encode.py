@@ -142,6 +142,14 @@ def test_a_token_across_the_border_belongs_to_the_answer(tokenizers):
     assert supervised_text(tokenizer, row) == "Paris</s>"
 
 
+def test_a_token_of_no_characters_belongs_to_what_follows():
+    tokenizer, model, _ = llama()
+    expected = [*model.encode("\nHi"), tokenizer.eos_id]
+    assert model.encode("\nHi", out_type=str)[0] == "▁"
+    row = encode(tokenizer, "phoenix", talk("q", "\nHi"))[0]
+    assert row.ids[row.labels != IGNORE].tolist() == expected
+
+
 @pytest.mark.parametrize("style", ["chatml", "default_system", "headers", "brackets", "thoughts", "marked"])
 def test_chat_ids_and_masks_equal_transformers(tmp_path, style):
     from transformers import AutoTokenizer

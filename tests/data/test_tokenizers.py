@@ -14,7 +14,7 @@ from msft.errors import InputError
 
 unicode_text = st.text(st.characters(exclude_categories=["Cs"]), max_size=40)
 SENTENCEPIECE = ["llama", "unigram", "marked"]
-FOLDERS = ["byte_level", "added", "nfc", "legacy", "new", "no_space", "mistral", "own_class", "unigram_json"]
+FOLDERS = ["byte_level", "added", "nfc", "legacy", "new", "untold", "no_space", "mistral", "own_class", "unigram_json"]
 
 
 @pytest.fixture(scope="module")
@@ -46,6 +46,7 @@ def folders(tmp_path_factory):
     _edit(byte_level_folder(root / "nfc"), lambda state: state.update(normalizer={"type": "NFC"}))
     metaspace_folder(root / "legacy", legacy=True)
     metaspace_folder(root / "new", legacy=False)
+    metaspace_folder(root / "untold")
     metaspace_folder(root / "no_space", add_prefix_space=False)
     metaspace_folder(root / "mistral", legacy=False)
     (root / "mistral" / "config.json").write_text('{"model_type": "mistral"}')
@@ -188,6 +189,13 @@ def test_streamed_text_equals_decoded_text(text):
     pieces = [stream.push(token) for token in ids] + [stream.flush()]
     assert "".join(pieces) == tokenizer.decode(ids)
     assert not any("\ufffd" in piece for piece in pieces[:-1]) or "\ufffd" in text
+
+
+def test_stream_keeps_the_space_after_a_special_token():
+    tokenizer = _llama()
+    ids = tokenizer.encode(["a</s>USER: b"])[0].ids.tolist()
+    stream = TextStream(tokenizer)
+    assert "".join(stream.push(token) for token in ids) + stream.flush() == tokenizer.decode(ids) == "a USER: b"
 
 
 def test_stream_holds_back_half_characters(folders):

@@ -7,7 +7,7 @@ CORPUS = [
     "The quick brown fox jumps over the lazy dog. 1234 questions and 56 answers!",
     "USER: What is the capital of France? ASSISTANT: Paris is the capital of France.\n\nIndeed it is.",
     "def add(a, b):\n    return a + b\n",
-    "café naïve 你好世界 😀 e\u0301 ﬁ",
+    "café naïve 你好世界 😀 e\u0301 ﬁ ½Ａ",
 ] * 4
 
 CHATML = (
@@ -21,6 +21,7 @@ TEXTS = [
     " leading and trailing ",
     "two  spaces\tand a tab\n\nand 2 lines",
     "12345 6.78",
+    "½Ａﬁ x",
     "café 你好 😀👩‍👩‍👧 e\u0301 ﬁ Ａ①",
     "<|im_start|>user\nhi<|im_end|>\n",
     "a</s>b <s> c<unk>",
