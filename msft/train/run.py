@@ -82,6 +82,8 @@ def _train_on(prepared: Prepared, session: setup.Session, state: checkpoint.Trai
     saver = _saver(prepared, session, stream, digest)
     saver.start()
     last = setup.last_step(recipe, stream)
+    if start >= last:
+        console.note(f"all {last} steps are done already; only the results are written again")
     plan = _plan(prepared, session, stream, saver, last)
     schedule, _ = setup.schedule(derive.schedule(recipe), stream)
     with Reporter(prepared.output_dir, start, last, derive.log_every(recipe)) as reporter:

@@ -126,6 +126,40 @@ def test_a_stopped_run_resumes_exactly(write_recipe, output, tmp_path, tuned):
     assert sorted(path.name for path in (output / "checkpoints").iterdir()) == ["step-12", "step-8"]
 
 
+def test_resuming_a_finished_run_only_writes_its_results_again(write_recipe, output, capsys):
+    recipe = str(write_recipe(callbacks=[SAVING]))
+    assert main([recipe, "--epochs", "1"]) == 0
+    before = (output / "adapter" / "adapter_model.safetensors").read_bytes(), losses(output)
+    assert main([recipe, "--epochs", "1", "--resume_training", "True"]) == 0
+    assert "all 12 steps are done already" in capsys.readouterr().err
+    assert ((output / "adapter" / "adapter_model.safetensors").read_bytes(), losses(output)) == before
+    # More epochs go on from there.
+    assert main([recipe, "--resume_training", "True"]) == 0
+    assert "was made for 12 steps, this run has 24" in capsys.readouterr().err
+    assert len(losses(output)) == 24 and losses(output)[:12] == before[1]
+
+
+def test_what_is_not_installed_is_said(write_recipe, output, monkeypatch, capsys):
+    from msft.train import plot, tensorboard
+
+    for module in (plot, tensorboard):
+        monkeypatch.setattr(module, "installed", lambda: False)
+    assert main([str(write_recipe()), "--runner_config.stop_step", "1"]) == 0
+    error = capsys.readouterr().err
+    assert "not written: training_loss.png and TensorBoard events (pip install matplotlib tensorboard)" in error
+    assert not (output / "training_loss.png").exists() and not (output / "tensorboard").exists()
+
+
+def test_a_missing_framework_is_named_with_the_command(write_recipe, monkeypatch, capsys):
+    import importlib.util
+
+    found = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "peft" else found(name))
+    assert main([str(write_recipe())]) == 2
+    error = capsys.readouterr().err
+    assert "backend torch needs peft, not installed here: pip install 'msft[torch]'" in error
+
+
 def test_an_interrupted_run_leaves_nothing_half_and_resumes(write_recipe, output, tmp_path, monkeypatch, capsys):
     from msft.train import manifest
     from msft.train.reporter import Reporter
