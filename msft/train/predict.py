@@ -18,42 +18,47 @@ from msft.train.prepare import Prepared
 def predict(prepared: Prepared) -> None:
     """Answer every prompt and write `predictions.jsonl` (prompt, answer) to `output_dir`.
 
-    A tokenizer with a chat template asks its model as a chat, any other gives it the text as it is.
+    A tokenizer with a chat template asks its model as a chat, any other gets the text as it is.
     """
     recipe = prepared.recipe
     path = derive.tokenizer(recipe)
     if path is None:
         raise InputError(f"{recipe.name}: predicting needs a tokenizer: name it in processor.tokenizer.vocab_file")
     tokenizer = open_tokenizer(path)
-    template = default_template(tokenizer)
-    prompts = Prompts(tokenizer, template)
-    texts = [text for item in recipe.predict_data for text in _texts(item)]
+    prompts = Prompts(tokenizer, default_template(tokenizer))
+    texts = given_prompts(recipe.predict_data)
     encoded = [prompts.encode(text) for text in texts]
-    console.note(f"prompts: {len(texts)}, " + ("as a chat" if template else "as plain text"))
+    console.note(f"prompts: {len(texts)}, " + ("as a chat" if tokenizer.chat_templates else "as plain text"))
+    stop_ids = prompts.stop_ids(prepared.spec.eos_token_ids)
     session = setup.start(prepared)
-    answers: list[str] = []
     try:
+        answers = []
         for start in range(0, len(texts), recipe.predict_batch_size):
-            part = encoded[start : start + recipe.predict_batch_size]
-            sampling = derive.sampling(recipe, max(map(len, part)))
-            sampling = replace(sampling, stop_ids=prompts.stop_ids(prepared.spec.eos_token_ids))
-            answers += Answerer(session.engine, tokenizer, sampling, prompts.stop_texts()).answer(part)
+            batch = encoded[start : start + recipe.predict_batch_size]
+            sampling = replace(derive.sampling(recipe, max(map(len, batch))), stop_ids=stop_ids)
+            answerer = Answerer(session.engine, tokenizer, sampling, prompts.stop_texts())
+            answers += [answer.strip() for answer in answerer.answer(batch)]
             for text, answer in zip(texts[start:], answers[start:], strict=False):
                 console.say(f"> {text}\n{answer}")
     finally:
         session.distributed.shutdown()
+    lines = [json.dumps({"prompt": p, "answer": a}, ensure_ascii=False) for p, a in zip(texts, answers, strict=True)]
     if session.rank == 0:
-        pairs = [{"prompt": text, "answer": answer} for text, answer in zip(texts, answers, strict=True)]
-        lines = [json.dumps(pair, ensure_ascii=False) + "\n" for pair in pairs]
         target = prepared.output_dir / outputs.PREDICTIONS
-        write_text(target, "".join(lines))
+        write_text(target, "\n".join(lines) + "\n")
         console.say(f"written: {target}")
 
 
-def _texts(item: str) -> list[str]:
-    """The prompts of an entry of `predict_data`: a text as it is, of a file its lines."""
+def given_prompts(given: list[str]) -> list[str]:
+    """Return the prompts: each text as it is, of each file its lines that are not blank."""
+    found = []
+    for item in given:
+        found += read_prompts(Path(item)) if _is_file(item) else [item]
+    return found
+
+
+def _is_file(item: str) -> bool:
     try:
-        is_file = Path(item).is_file()
+        return Path(item).is_file()
     except OSError:
-        is_file = False
-    return read_prompts(Path(item)) if is_file else [item]
+        return False
