@@ -38,7 +38,7 @@ def find_files(pattern: str) -> list[str]:
         return [pattern]
     files = sorted(path for path in glob.glob(pattern, recursive=True) if os.path.isfile(path))
     if not files:
-        raise InputError(f"no file matches {pattern!r} (looked in {Path.cwd()})")
+        raise InputError(f"--input_glob: no file matches {pattern!r} (looked in {Path.cwd()})")
     return files
 
 

@@ -82,7 +82,7 @@ def test_defaults_are_mindformers():
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        ({"input_glob": "nothing*.json"}, "error: no file matches 'nothing*.json'"),
+        ({"input_glob": "nothing*.json"}, "error: --input_glob: no file matches 'nothing*.json'"),
         ({"template": "vicuna_v1"}, "did you mean 'vicuna_v1.1'?"),
         ({"template": "chat"}, "the tokenizer has no chat template"),
         ({"seq_length": 0}, "--seq_length must be 1 or more"),

@@ -84,8 +84,8 @@ def sliced(text, tokenizer):
 def test_sentencepiece_is_the_oracle_for_model_files(folders, name, text):
     tokenizer = open_tokenizer(folders[name])
     model = sentencepiece.SentencePieceProcessor(model_file=str(folders[name]))
-    if any(word in text for word in tokenizer.special_tokens):
-        pytest.skip("sentencepiece itself does not read special tokens")
+    for word in tokenizer.special_tokens:  # sentencepiece itself does not read these
+        text = text.replace(word, "")
     encoding = tokenizer.encode([text])[0]
     oracle = model.encode(text, out_type="offset_mapping")
     assert encoding.ids.tolist() == oracle["ids"]
