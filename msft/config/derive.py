@@ -41,7 +41,6 @@ class Saving(NamedTuple):
 
     every_steps: int
     keep: int
-    prefix: str
 
 
 class Evaluation(NamedTuple):
@@ -211,7 +210,7 @@ def saving(recipe: Recipe) -> Saving | None:
     """Return when checkpoints are written, or None when `callbacks` has no CheckpointMonitor."""
     for entry in recipe.callbacks:
         if isinstance(entry, CheckpointMonitor):
-            return Saving(entry.save_checkpoint_steps, entry.keep_checkpoint_max, entry.prefix)
+            return Saving(entry.save_checkpoint_steps, entry.keep_checkpoint_max)
     return None
 
 

@@ -143,11 +143,11 @@ class CheckpointMonitor(Block):
     """Saving (MindFormers' CheckpointMonitor, its defaults)."""
 
     type: Literal["CheckpointMonitor"]
-    prefix: str = "CKP"
+    prefix: Annotated[Any, Unused("checkpoints are folders named by their step")] = None
     save_checkpoint_steps: Positive = 1
     keep_checkpoint_max: Positive = 5
-    integrated_save: Switch = True
-    async_save: Switch = False
+    integrated_save: Annotated[Any, Unused("a checkpoint is always whole")] = None
+    async_save: Annotated[Any, Unused("checkpoints are written between two steps")] = None
     directory: Annotated[Any, Unused("checkpoints are written below output_dir")] = None
     save_checkpoint_seconds: Annotated[Any, Refused("checkpoints are taken by steps", (0,))] = None
     keep_checkpoint_per_n_minutes: Annotated[Any, Refused("checkpoints are kept by number", (0,))] = None

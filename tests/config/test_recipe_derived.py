@@ -23,7 +23,7 @@ def test_defaults_of_a_minimal_recipe(tmp_path):
     assert derive.optimizer(recipe) == Optimizer(0.9, 0.999, 1e-8, 0.0, True, False)
     assert derive.schedule(recipe) == derive.Schedule("cosine", 1e-4, 0.0, 0.1, None, 0, 0.0, None, 0.5)
     assert derive.max_grad_norm(recipe) == 1.0
-    assert derive.saving(recipe) == derive.Saving(500, 5, "CKP")
+    assert derive.saving(recipe) == derive.Saving(500, 5)
     assert derive.evaluation(recipe) is None
     assert derive.weights(recipe) == derive.tokenizer(recipe) == "models/tiny"
     assert derive.stop_step(recipe) is None
@@ -150,7 +150,7 @@ def test_callbacks_and_evaluation(tmp_path):
         HEAD + "callbacks: [{type: CheckpointMonitor}]\ndo_eval: True\neval_step_interval: -1\n"
         "eval_epoch_interval: 2\n",
     )
-    assert (derive.log_every(recipe), derive.saving(recipe)) == (1, derive.Saving(1, 5, "CKP"))
+    assert (derive.log_every(recipe), derive.saving(recipe)) == (1, derive.Saving(1, 5))
     assert derive.evaluation(recipe) == derive.Evaluation(None, 2)
 
 
