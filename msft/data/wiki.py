@@ -60,7 +60,7 @@ def lines(paths: list[str]) -> Iterator[str]:
     try:
         import pyarrow.parquet as parquet
     except ImportError:
-        raise InputError("--dataset_type wikipedia reads parquet files with pyarrow: pip install 'pyarrow<22'") from None
+        raise InputError("wikipedia's parquet files are read with pyarrow: pip install 'pyarrow<22'") from None
     for path in paths:
         try:
             file = parquet.ParquetFile(path)
