@@ -1,10 +1,13 @@
 """The MindRecord data of a run, with the columns that the recipe chooses."""
 
+from pathlib import Path
+
 import numpy as np
 
 from msft import console
 from msft.backend.contract import IGNORE
 from msft.config.schema_data import Dataset
+from msft.convert.hf_folder import read_json
 from msft.data.dataset import RowDataset
 from msft.data.mindrecord import open_mindrecord
 from msft.errors import InputError, did_you_mean
@@ -38,6 +41,16 @@ def paths_of(block: Dataset) -> list[str]:
     """Return the files and folders that a dataset block names."""
     loader = block.data_loader
     return [loader.dataset_dir] if loader.dataset_dir else list(loader.dataset_files)
+
+
+def recorded_pad_id(block: Dataset) -> int | None:
+    """Return the padding id that `llama_preprocess` noted in the report beside the data, None where there is none."""
+    for path in paths_of(block):
+        report = Path(f"{path}.report.json")
+        if report.is_file():
+            pad_id = read_json(report).get("pad_id")
+            return pad_id if isinstance(pad_id, int) else None
+    return None
 
 
 def open_rows(block: Dataset, name: str, where: str, pad_id: int) -> RowDataset:

@@ -140,9 +140,13 @@ def _tuning(recipe: Recipe, spec: ModelSpec, weights: sources.Weights, resumed: 
 
 
 def _pad_id(recipe: Recipe, spec: ModelSpec) -> int:
-    """The id that ends rows: model_config's, or what the pretrained folder's tokenizer pads with."""
+    """The id that ends rows: what the data says, or the pretrained folder's tokenizer pads with, or model_config's."""
     from msft.data.tokenizers import open_tokenizer
 
+    block = recipe.eval_dataset if recipe.run_mode == "eval" else recipe.train_dataset
+    recorded = datasets.recorded_pad_id(block)
+    if recorded is not None:
+        return recorded
     folder = Path(recipe.model.pretrained) if recipe.model.pretrained else None
     if folder and any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model")):
         return open_tokenizer(folder).pad_id
