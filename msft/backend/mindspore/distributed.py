@@ -12,7 +12,7 @@ from mindspore import Tensor, communication, ops
 from msft.backend.buckets import BUCKET, buckets
 from msft.backend.mindspore.device import TARGETS
 
-# How long a rank waits for the others, for instance while the first one writes a checkpoint; MindSpore's is 30 s on CPU.
+# How long a rank waits for the others, for instance while the first one writes a checkpoint (MindSpore: 30 s on CPU).
 WAIT_SECONDS = 1800
 LAST_WORDS_SECONDS = 1.0
 

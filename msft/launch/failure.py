@@ -1,0 +1,92 @@
+"""Which process failed first, and what it said."""
+
+import re
+import signal
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+MAX_LINES = 25
+LAST_LINES = 5
+
+_RANK = re.compile(r"^\[rank\d+\]: ?")
+_BEGINNING = re.compile(r"Traceback \(most recent call last\)|errors?: |errors:$|Fatal Python error")
+_FRAMEWORK = re.compile(r"\[(ERROR|CRITICAL)\]|\b\w*Error: ")
+# What a process says when another one is gone.
+_CONSEQUENCE = re.compile(
+    r"Connection (closed|reset|refused)|Broken pipe|timed out node|Launch kernel failed, name:\S*(AllReduce|AllGather)"
+    r"|wait (sending|receiving)|DistBackendError|DistNetworkError|DistStoreError|gloo::|HcclError|heartbeat",
+    re.IGNORECASE,
+)
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a process ended: worker_K or scheduler, exit code (negative: a signal), seconds since the epoch, its log."""
+
+    name: str
+    code: int
+    time: float
+    log: Path
+
+    def __str__(self) -> str:
+        who = "the scheduler" if self.name == "scheduler" else f"rank {self.name.removeprefix('worker_')}"
+        if self.code >= 0:
+            return f"{who} failed (exit code {self.code})"
+        known = self.code in {-number for number in signal.Signals}
+        how = signal.Signals(-self.code).name if known else f"signal {-self.code}"
+        hint = ", as the kernel does when memory runs out" if self.code == -signal.SIGKILL else ""
+        return f"{who} was killed by {how}{hint}"
+
+
+def first(failed: Iterable[Ended]) -> Ended:
+    """Return the failure that caused the others.
+
+    An error that tells of a lost connection is a consequence; the scheduler only ever fails after the workers, unless
+    it is alone.
+    """
+
+    def order(ended: Ended) -> tuple[bool, bool, float]:
+        return ended.name == "scheduler", is_consequence(error_lines(ended.log)), ended.time
+
+    return min(failed, key=order)
+
+
+def is_consequence(lines: list[str]) -> bool:
+    """Whether an error only tells that another process is gone."""
+    return any(_CONSEQUENCE.search(line) for line in lines)
+
+
+def error_lines(log: Path) -> list[str]:
+    """Return the first error in a log: a traceback, or msft's own `error:`, else the first line that looks like one.
+
+    A log without any gives its last lines; long tracebacks keep their head and their end.
+    """
+    text = log.read_text(encoding="utf-8", errors="replace") if log.is_file() else ""
+    lines = [_RANK.sub("", line) for line in text.splitlines() if not line.startswith("[INFO]")]
+    for pattern in (_BEGINNING, _FRAMEWORK):
+        start = next((number for number, line in enumerate(lines) if pattern.match(line)), None)
+        if start is not None:
+            return _shortened(_block(lines[start:]))
+    return lines[-LAST_LINES:]
+
+
+def _block(lines: list[str]) -> list[str]:
+    """An error from its first line: a traceback goes on to the line that names the exception."""
+    if lines[0].startswith("Traceback"):
+        return lines[: 1 + _first(lines, lambda line: line and not line[0].isspace())]
+    if lines[0].startswith("Fatal Python error"):
+        return lines[: _first(lines, lambda line: line.startswith("Extension modules"))]
+    return lines[: _first(lines, lambda line: not line)] if lines[0] == "errors:" else lines[:1]
+
+
+def _first(lines: list[str], wanted) -> int:
+    """The number of the first line after the zeroth that is wanted, or how many lines there are."""
+    return next((number for number, line in enumerate(lines[1:], 1) if wanted(line)), len(lines))
+
+
+def _shortened(lines: list[str]) -> list[str]:
+    if len(lines) <= MAX_LINES:
+        return lines
+    left_out = len(lines) - MAX_LINES
+    return [*lines[:5], f"  ... {left_out} lines ...", *lines[5 + left_out :]]

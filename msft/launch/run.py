@@ -1,0 +1,41 @@
+"""From a layout and a program to a finished job."""
+
+import os
+
+from msft import console
+from msft.launch.background import detach
+from msft.launch.command import RANK_VARIABLES, build
+from msft.launch.layout import Layout, check, choose_port
+from msft.launch.program import Program
+from msft.launch.supervise import supervise
+
+
+def launch(layout: Layout, program: Program, dry: bool) -> None:
+    """Run a program on a layout's processes and wait for them, or leave them in the background (`layout.wait` False).
+
+    `dry` only prints the command line. Raises InputError before a process is started, RunError when one fails.
+    """
+    for name in RANK_VARIABLES:
+        os.environ.pop(name, None)
+    check(layout)
+    if layout.workers > 1:
+        program = program.parallel()
+    command = build(layout, choose_port(layout), program.recipe.backend, program.words)
+    if dry:
+        console.say(str(command))
+        return
+    layout.log_dir.mkdir(parents=True, exist_ok=True)
+    layout.launcher_log.unlink(missing_ok=True)
+    console.note(f"starting {_what(layout, program)}; logs in {layout.log_dir}")
+    if not layout.wait:
+        process = detach(layout.launcher_log)
+        if process:
+            console.note(f"running in the background: `tail -f {layout.logs[0]}` shows it, `kill {process}` ends it")
+            return
+    supervise(command, layout)
+
+
+def _what(layout: Layout, program: Program) -> str:
+    count = "1 process" if layout.workers == 1 else f"{layout.workers} processes"
+    where = "" if layout.nodes == 1 else f" ({layout.local_workers} here, machine {layout.node_rank} of {layout.nodes})"
+    return f"{count}{where} of {program.recipe.backend}"
