@@ -1,0 +1,350 @@
+"""Protects the README: every command in it runs as written, in its order, and leaves what the README says.
+
+The commands run in a folder that looks like a checkout, with small random models in the places of the real ones.
+"""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from configparser import ConfigParser
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+from msft.models.llama import to_mindformers
+from tests.data.text_folders import CHATML, train_sentencepiece, write_config
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+CHAT_MODEL, LLAMA = "models/SmolLM2-135M-Instruct", "Llama-2-7b-hf"
+
+
+class Step(NamedTuple):
+    """A command by its first words; `end` of it is replaced by `instead`, so an empty `end` means added words."""
+
+    start: str
+    end: str = ""
+    instead: str = ""
+
+
+# What turns the recipes of Llama 2 7B into those of the small model, on a machine without accelerator.
+SIZES = {"hidden_size": 32, "num_layers": 2, "num_heads": 4, "vocab_size": 320, "intermediate_size": 48}
+DTYPES = dict.fromkeys(("compute_dtype", "param_init_type", "softmax_compute_type", "rotary_dtype"), "float32")
+SMALL = " --device cpu" + "".join(f" --model.model_config.{key} {value}" for key, value in (SIZES | DTYPES).items())
+# The recipes' learning rates suit 7B models; on this one a few steps of them would change nothing that can be seen.
+FASTER = f"{SMALL} --lr_schedule.learning_rate 0.01"
+
+# Every command of the README's bash blocks, in order, and the words that the test changes in it.
+INSTALL = (Step("make demo"), Step("make test"))  # not run here
+ACTIVATE = Step("source .venv/bin/activate")
+QUICKSTART = (
+    ACTIVATE,
+    Step("msft llama_preprocess"),
+    Step("msft train configs/quickstart.yaml --backend torch"),
+    Step("msft generate", instead=" --max_new_tokens 16"),
+    Step("msft merge"),
+)
+EXTRAS = (Step("pip install"),)  # not run here
+WORKFLOW = (
+    Step("convert_weight"),
+    Step("python tools/preprocess/alpaca_converter.py"),
+    Step("python tools/preprocess/llama_preprocess.py"),
+    Step("python run_finetune.py --config configs/llama2/finetune_llama2_7b.yaml", instead=FASTER),
+    Step("python run_finetune.py --config configs/llama2/lora_llama2_7b.yaml", instead=FASTER),
+    # Two processes in place of eight: the machines that run the tests have two cores.
+    Step("bash scripts/msrun/msrun_launcher.sh", end='" 8', instead=f'{FASTER}" 2'),
+    Step("msft merge"),
+)
+BLOCKS = (INSTALL, QUICKSTART, EXTRAS, WORKFLOW)
+
+# What stands in the text between backquotes: whole commands, and flags to add to the commands above.
+TARGETS = ("make demo", "make demo BACKEND=torch", "make test", "make model", "make test-mindformers")  # not run here
+DRY_RUN = "msft train RECIPE --dry_run"
+FLAGS = ("--backend mindspore", "--optimizer.weight_decay 0.1", "--backend torch", "--device cpu")
+
+
+def commands(block):
+    """The commands of a bash block as one line each, without comments."""
+    lines = re.sub(r" *\\\n *", " ", block).splitlines()
+    return [line for line in lines if line.strip() and not line.startswith("#")]
+
+
+def fences():
+    """(language, text) of every fenced block."""
+    return re.findall(r"^ *```(\w*)\n(.*?)^ *```$", README, flags=re.M | re.S)
+
+
+def blocks():
+    return [commands(text) for language, text in fences() if language == "bash"]
+
+
+def spans():
+    """What stands between backquotes in the text and has a space in it or begins as a flag."""
+    text = re.sub(r"^ *```.*?^ *```$", "", README, flags=re.M | re.S)
+    return [span for span in re.findall(r"`([^`\n]+)`", text) if " " in span or span.startswith("-")]
+
+
+def adapted(command, step):
+    assert command.startswith(step.start) and command.endswith(step.end), f"{command!r} is not as {step} says"
+    return command.removesuffix(step.end) + step.instead
+
+
+def command_of(block, start):
+    """The adapted command of a block that starts so."""
+    (number,) = [number for number, step in enumerate(BLOCKS[block]) if step.start.startswith(start)]
+    return adapted(blocks()[block][number], BLOCKS[block][number])
+
+
+class Checkout(NamedTuple):
+    """A folder with the project in it, and a user's shell there; `said` keeps what each command printed."""
+
+    path: Path
+    said: dict[str, str]
+
+    def run(self, command):
+        """Run a command in bash, after the README's activation of the environment; returns what it printed."""
+        own = str(Path(sys.executable).parent)
+        folders = [folder for folder in os.environ["PATH"].split(os.pathsep) if folder != own]
+        environment = {**os.environ, "PATH": os.pathsep.join(folders)}
+        for name in ("PYTHONPATH", "VIRTUAL_ENV"):
+            environment.pop(name, None)
+        # `timeout` ends the launcher's processes too.
+        shell = ["timeout", "--kill-after=10", "300", "bash", "-ec", f"{ACTIVATE.start}\n{command}"]
+        done = subprocess.run(shell, cwd=self.path, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, f"$ {command}\n{done.stdout[-2000:]}{done.stderr[-6000:]}"
+        self.said[command] = done.stdout
+        return done.stdout
+
+    def run_block(self, number):
+        for command, step in zip(blocks()[number], BLOCKS[number], strict=True):
+            self.run(adapted(command, step))
+
+    def losses(self, folder):
+        log = (self.path / folder / "trainer_log.jsonl").read_text().splitlines()
+        return [record["loss"] for record in map(json.loads, log) if "loss" in record]
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("readme")
+    for name in ("configs", "tools", "scripts", "run_finetune.py", "msft"):
+        (folder / name).symlink_to(ROOT / name)
+    (folder / ".venv").symlink_to(sys.prefix)
+    return Checkout(folder, {})
+
+
+@pytest.fixture(scope="module")
+def quickstart(checkout):
+    """The checkout after the quickstart, on a chat model whose tokenizer knows the quickstart's words."""
+    size = write_chat_tokenizer(checkout.path / CHAT_MODEL, (ROOT / "configs" / "quickstart_alpaca.json").read_text())
+    save_llama(checkout.path / CHAT_MODEL, "float32", vocab_size=size, tie_word_embeddings=True)
+    checkout.run_block(1)
+    return checkout
+
+
+@pytest.fixture(scope="module")
+def workflow(checkout):
+    """The checkout after the MindSpore Transformers workflow, on a sharded float16 model as Llama 2 is one."""
+    size = SIZES["vocab_size"]
+    train_sentencepiece(checkout.path / LLAMA, vocab_size=size, model_type="bpe", byte_fallback=True)
+    save_llama(checkout.path / LLAMA, "float16", vocab_size=size)
+    rows = [
+        {"instruction": "Say the next number.", "input": f"{number}" * (number % 2), "output": f"It is {number + 1}."}
+        for number in range(12)
+    ]
+    (checkout.path / "alpaca_data.json").write_text(json.dumps(rows))
+    checkout.run_block(3)
+    return checkout
+
+
+def write_chat_tokenizer(folder, text):
+    """Write a byte-level tokenizer of SmolLM2's kind, trained on a text; returns the size of its vocabulary."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    specials = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=2000, special_tokens=specials, initial_alphabet=alphabet)
+    tokenizer.train_from_iterator([text, "systemuserassistant"] * 2, trainer)
+    folder.mkdir(parents=True)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    names = {"bos_token": "<|im_start|>", "eos_token": "<|im_end|>", "pad_token": "<|im_end|>"}
+    write_config(folder, tokenizer_class="PreTrainedTokenizerFast", chat_template=CHATML, **names)
+    return tokenizer.get_vocab_size()
+
+
+def save_llama(folder, dtype, **config):
+    """Save a small random Llama with transformers, in several shards."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+    # Weights of this size let a random model learn something in few steps.
+    sizes |= {"max_position_embeddings": 4096, "rms_norm_eps": 1e-5, "initializer_range": 0.2}
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(LlamaConfig(**sizes, **config))
+    model.to(getattr(torch, dtype)).save_pretrained(folder, max_shard_size="60KB")
+
+
+def merged_by_peft(base, adapter):
+    """The weights that peft merges, by name, in float32."""
+    import peft
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    model = peft.PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32), adapter)
+    return {name: value.numpy() for name, value in model.merge_and_unload().state_dict().items()}
+
+
+def test_every_command_is_known_here():
+    assert not {"", "sh", "shell", "console"} & {language for language, _ in fences()}, "commands stand in bash blocks"
+    assert [len(block) for block in blocks()] == [len(block) for block in BLOCKS], "a command came or went"
+    for block, steps in zip(blocks(), BLOCKS, strict=True):
+        for command, step in zip(block, steps, strict=True):
+            adapted(command, step)
+    programs = {step.start.split()[0] for block in BLOCKS for step in block}
+    assert {span for span in spans() if span.split()[0] in programs} == {*TARGETS, DRY_RUN}
+    assert {span for span in spans() if span.startswith("-")} == set(FLAGS)
+
+
+@pytest.mark.parametrize("target", sorted({step.start for step in INSTALL} | set(TARGETS)))
+def test_make_has_the_target_and_its_scripts_and_extras_exist(target, tmp_path):
+    for name in ("Makefile", "constraints.txt", "setup.cfg"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    done = subprocess.run([*target.split(), "-n"], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0 and "pip install -c constraints.txt" in done.stdout, done.stderr
+    for script in re.findall(r"\bscripts/\S+", done.stdout):
+        assert (ROOT / script).is_file()
+    for names in re.findall(r"'\.\[(.*?)\]'", done.stdout):
+        assert set(names.split(",")) <= set(extras())
+    engines = set(re.findall(r"\b(?:torch|mindspore)\b", done.stdout))
+    assert engines == {"make demo BACKEND=torch": {"torch"}, "make model": set()}.get(target, {"torch", "mindspore"})
+
+
+def setup_cfg():
+    config = ConfigParser()
+    config.read(ROOT / "setup.cfg")
+    return config
+
+
+def extras():
+    """The extras of setup.cfg with their requirements."""
+    return {name: lines.split() for name, lines in setup_cfg()["options.extras_require"].items()}
+
+
+def test_the_extras_exist_and_admit_the_pinned_versions():
+    (command,) = blocks()[2]
+    file, named = re.fullmatch(r"pip install -c (\S+) '\.\[(.*)\]'", command).groups()
+    listed = re.search(r"^Extras: (.*?)\.\s", README, flags=re.M | re.S)[1]
+    assert set(extras()) == set(re.findall(r"`\[(\w+)\]`", listed)) >= set(named.split(","))
+    pins = dict(line.split("==") for line in (ROOT / file).read_text().splitlines() if "==" in line)
+    pins = {canonicalize_name(name): version for name, version in pins.items()}
+    base = setup_cfg()["options"]["install_requires"].split()
+    for line in base + [line for lines in extras().values() for line in lines]:
+        requirement = Requirement(line)
+        assert requirement.specifier.contains(pins[canonicalize_name(requirement.name)]), line
+
+
+def test_the_quickstarts_rows_all_fit_and_are_learned(quickstart):
+    report = json.loads((quickstart.path / "output" / "quickstart.mindrecord.report.json").read_text())
+    assert report["rows"] == {"read": 98, "written": 98, "bad": 0, "without_supervision": 0, "cut": 0}
+    losses = quickstart.losses("output/quickstart")
+    assert len(losses) == 28 and losses[-1] < losses[0] - 0.5
+
+
+def test_the_quickstarts_adapter_answers_and_is_merged_as_peft_does_it(quickstart):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    assert quickstart.said[command_of(1, "msft generate")].strip()
+    expected = merged_by_peft(quickstart.path / CHAT_MODEL, quickstart.path / "output" / "quickstart" / "adapter")
+    merged = AutoModelForCausalLM.from_pretrained(quickstart.path / "output" / "merged").state_dict()
+    assert merged.keys() == expected.keys()
+    for name, value in merged.items():
+        np.testing.assert_allclose(value.numpy(), expected[name], atol=1e-5, err_msg=name)
+    assert AutoTokenizer.from_pretrained(quickstart.path / "output" / "merged").chat_template == CHATML
+
+
+def test_the_quickstart_on_the_other_engine_and_with_another_key(quickstart):
+    mindspore, decay, *_ = FLAGS
+    train = command_of(1, "msft train configs")
+    quickstart.run(f"{train} {mindspore} --output_dir output/mindspore")
+    ours = quickstart.losses("output/quickstart")
+    np.testing.assert_allclose(quickstart.losses("output/mindspore"), ours, atol=1e-4)
+    quickstart.run(f"{train} {decay} --output_dir output/decay")
+    decayed = quickstart.losses("output/decay")
+    assert decayed[0] == ours[0] and decayed[-1] != ours[-1]
+
+
+def test_a_dry_run_tells_the_plan_and_starts_nothing(quickstart):
+    out = quickstart.run(DRY_RUN.replace("RECIPE", "configs/quickstart.yaml") + " --output_dir output/dry")
+    assert "nothing was started" in out and not (quickstart.path / "output" / "dry").exists()
+
+
+def test_the_workflows_ckpt_holds_the_base_model(workflow):
+    import mindspore
+
+    base = read_safetensors(workflow.path / LLAMA)
+    ckpt = mindspore.load_checkpoint(str(workflow.path / "llama2_7b.ckpt"))
+    assert set(ckpt) == {to_mindformers(name) for name in base}
+    for name, value in base.items():
+        np.testing.assert_array_equal(ckpt[to_mindformers(name)].asnumpy(), value)
+
+
+def test_the_workflows_mindrecord_holds_every_row(workflow):
+    from mindspore.dataset import MindDataset
+
+    rows = list(MindDataset(str(workflow.path / "alpaca.mindrecord")).create_dict_iterator(output_numpy=True))
+    assert len(rows) == 12
+    assert all(row["input_ids"].shape == row["labels"].shape == (4097,) for row in rows)
+    assert all(0 < (row["labels"] != -100).sum() < (row["input_ids"] != 0).sum() for row in rows)
+
+
+def test_the_workflow_trains_all_weights_then_adapters_then_on_several_processes(workflow):
+    from transformers import AutoModelForCausalLM
+
+    output = workflow.path / "output"
+    # 12 rows, 2 epochs; 1 row a step, 2 rows a step, 2 rows a step of 2 processes. Later runs keep the earlier ones.
+    for folder, steps in (("output/earlier/run-1", 24), ("output/earlier/run-2", 12), ("output", 6)):
+        losses = workflow.losses(folder)
+        assert len(losses) == steps and losses[-1] < losses[0] - 1
+    assert json.loads((output / "train_summary.json").read_text())["processes"] == 2
+    model = AutoModelForCausalLM.from_pretrained(output / "earlier" / "run-1" / "model").state_dict()
+    base = read_safetensors(workflow.path / LLAMA)
+    assert all((value.float().numpy() != base[name]).any() for name, value in model.items())
+
+
+def test_the_workflows_merged_ckpt_is_what_peft_merges(workflow):
+    import mindspore
+
+    expected = merged_by_peft(workflow.path / LLAMA, workflow.path / "output" / "adapter")
+    base = read_safetensors(workflow.path / LLAMA)
+    merged = mindspore.load_checkpoint(str(workflow.path / "llama2_7b_tuned.ckpt"))
+    assert set(merged) == {to_mindformers(name) for name in expected}
+    for name, value in expected.items():
+        ours = merged[to_mindformers(name)].asnumpy()
+        assert ours.dtype == np.float16
+        np.testing.assert_allclose(ours, value, rtol=1e-3, atol=1e-6, err_msg=name)
+        tuned = name.endswith(tuple(f"{leaf}_proj.weight" for leaf in "qkvo"))
+        assert (ours != base[name]).any() == tuned, name
+
+
+def test_the_same_recipe_on_the_other_engine(workflow):
+    *_, torch, cpu = FLAGS
+    lora = command_of(3, "python run_finetune.py --config configs/llama2/lora")
+    assert cpu in lora
+    workflow.run(f"{lora} {torch} --output_dir output/torch")
+    np.testing.assert_allclose(workflow.losses("output/torch"), workflow.losses("output/earlier/run-2"), atol=1e-4)
+
+
+def read_safetensors(folder):
+    from safetensors.numpy import load_file
+
+    return {name: value for file in folder.glob("*.safetensors") for name, value in load_file(file).items()}
