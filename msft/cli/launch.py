@@ -45,8 +45,21 @@ def parser() -> guard.Parser:
     return result
 
 
+def _check_options(options: guard.Parser, rest: Sequence[str]) -> None:
+    """Refuse a mistyped option of the launcher, before it is taken for a key of the recipe."""
+    from difflib import get_close_matches
+
+    known = [word for action in options._actions for word in action.option_strings]
+    for word in rest:
+        near = get_close_matches(word.split("=")[0], known, n=1, cutoff=0.85) if word.startswith("--") else []
+        if near:
+            options.error(f"unknown option {word}, did you mean '{near[0]}'?")
+
+
 def _launch(argv: Sequence[str]) -> None:
-    words, rest = parser().parse_known_args(argv)
+    options = parser()
+    words, rest = options.parse_known_args(argv)
+    _check_options(options, rest)
     from msft.errors import InputError
     from msft.launch.devices import count
     from msft.launch.layout import LOG_DIR, Layout

@@ -33,6 +33,9 @@ class Ended:
         who = "the scheduler" if self.name == "scheduler" else f"rank {self.name.removeprefix('worker_')}"
         if self.code >= 0:
             return f"{who} failed (exit code {self.code})"
+        if self.code == -signal.SIGTERM and error_lines(self.log):
+            # torchrun ended it because of another one's failure, while it was going down with its own.
+            return f"{who} failed"
         known = self.code in {-number for number in signal.Signals}
         how = signal.Signals(-self.code).name if known else f"signal {-self.code}"
         hint = ", as the kernel does when memory runs out" if self.code == -signal.SIGKILL else ""
@@ -40,35 +43,37 @@ class Ended:
 
 
 def first(failed: Iterable[Ended]) -> Ended:
-    """Return the failure that caused the others.
-
-    An error that tells of a lost connection is a consequence; the scheduler only ever fails after the workers, unless
-    it is alone.
-    """
-
-    def order(ended: Ended) -> tuple[bool, bool, float]:
-        return ended.name == "scheduler", is_consequence(error_lines(ended.log)), ended.time
-
-    return min(failed, key=order)
+    """Return the failure that caused the others; the scheduler only fails after the workers, unless it is alone."""
+    return min(failed, key=lambda ended: (ended.name == "scheduler", is_consequence(ended), ended.time))
 
 
-def is_consequence(lines: list[str]) -> bool:
-    """Whether an error only tells that another process is gone."""
-    return any(_CONSEQUENCE.search(line) for line in lines)
+def is_consequence(ended: Ended) -> bool:
+    """Whether a process only failed because another one was gone: it lost a connection, or was told to end."""
+    lines = error_lines(ended.log)
+    return any(_CONSEQUENCE.search(line) for line in lines) if lines else ended.code == -signal.SIGTERM
 
 
 def error_lines(log: Path) -> list[str]:
     """Return the first error in a log: a traceback, or msft's own `error:`, else the first line that looks like one.
 
-    A log without any gives its last lines; long tracebacks keep their head and their end.
+    Long tracebacks keep their head and their end. A log without an error gives an empty list.
     """
-    text = log.read_text(encoding="utf-8", errors="replace") if log.is_file() else ""
-    lines = [_RANK.sub("", line) for line in text.splitlines() if not line.startswith("[INFO]")]
+    lines = _lines(log)
     for pattern in (_BEGINNING, _FRAMEWORK):
         start = next((number for number, line in enumerate(lines) if pattern.match(line)), None)
         if start is not None:
             return _shortened(_block(lines[start:]))
-    return lines[-LAST_LINES:]
+    return []
+
+
+def last_lines(log: Path) -> list[str]:
+    """Return the end of a log."""
+    return _lines(log)[-LAST_LINES:]
+
+
+def _lines(log: Path) -> list[str]:
+    text = log.read_text(encoding="utf-8", errors="replace") if log.is_file() else ""
+    return [_RANK.sub("", line) for line in text.splitlines() if not line.startswith("[INFO]")]
 
 
 def _block(lines: list[str]) -> list[str]:

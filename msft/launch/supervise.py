@@ -16,8 +16,8 @@ from msft.launch.follow import Follower
 from msft.launch.layout import Layout
 
 POLL_SECONDS = 0.2
-# After a failure, others that follow from it may still come in.
-SETTLE_SECONDS = 1.0
+# A rank that loses its connection may end before the one that failed has written down why.
+SETTLE_SECONDS = 2.0
 GRACE_SECONDS = 5.0
 
 
@@ -37,13 +37,17 @@ def supervise(command: Command, layout: Layout) -> None:
             while job.running() and not job.failed():
                 follower.show()
                 time.sleep(POLL_SECONDS)
-            failed = job.failures()
+            failed = job.failed()
+            if failed:
+                time.sleep(SETTLE_SECONDS)
             follower.show()
         except BaseException:
             job.end(signal.SIGINT)
             follower.show()
             raise
         job.end(signal.SIGTERM)
+        # Those that were ended count as well: their logs may tell the cause.
+        failed = failed and job.failed()
     if failed or job.agent_code:
         raise RunError(_report(failed, job.agent_code, layout))
 
@@ -76,12 +80,6 @@ class _Job:
         """The processes that have failed so far."""
         return [ended for ended in self._ended() if ended.code]
 
-    def failures(self) -> list[Ended]:
-        """The processes that failed, after a moment for others that follow."""
-        if self.failed():
-            time.sleep(SETTLE_SECONDS)
-        return self.failed()
-
     def _ended(self) -> list[Ended]:
         found = []
         for file in self.records.glob("*.ended"):
@@ -106,7 +104,7 @@ class _Job:
                 self.agent.wait()
 
     def _open_groups(self) -> list[int]:
-        """The process groups of the workers that have not ended."""
+        """The process groups of the workers that have not ended (MindSpore's scheduler is in the agent's group)."""
         started = self.records.glob("*.started")
         groups = [int(file.read_text()) for file in started if not file.with_suffix(".ended").exists()]
         return [group for group in groups if _signal(group, 0)]
@@ -145,9 +143,9 @@ def _report(failed: list[Ended], agent_code: int | None, layout: Layout) -> str:
         ended = failure.first(failed)
         what, log = str(ended), ended.log
     else:
-        what, log = f"the launcher ended with exit code {agent_code}", layout.launcher_log
+        what, log = f"msrun or torchrun ended with exit code {agent_code}", layout.launcher_log
     console.note(f"{what}; {log} says:")
-    for line in failure.error_lines(log):
+    for line in failure.error_lines(log) or failure.last_lines(log):
         console.note(f"  {line}")
     console.note(f"logs: {' '.join(str(path) for path in layout.logs if path.exists())}")
     return f"{what}; all other processes on this machine were ended"

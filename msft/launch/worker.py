@@ -50,7 +50,7 @@ def main() -> int:
             stderr=subprocess.STDOUT,
             preexec_fn=die_with_parent(signal.SIGKILL),
         )
-    _record("started", str(os.getpgid(0)))
+    _record("started", str(os.getpid()))
     code = child.wait()
     _record("ended", f"{code} {time.time()}")
     return code if code >= 0 else 128 - code

@@ -189,7 +189,7 @@ def test_msft_launch_uses_every_accelerator(write_recipe, plain, capsys, monkeyp
         (["nowhere.yaml"], "nowhere.yaml"),
         (["recipe.yaml", "--nproc_per_node", "0"], "0 processes: there must be 1 or more"),
         (["recipe.yaml", "--nnodes", "2", "--node_rank", "2"], "node rank 2"),
-        (["recipe.yaml", "--nproc_per_nod", "2"], "--nproc_per_nod"),
+        (["recipe.yaml", "--sed", "2"], "did you mean '--seed'?"),
     ],
 )
 def test_msft_launch_refuses(write_recipe, plain, capsys, words, problem):
@@ -198,6 +198,12 @@ def test_msft_launch_refuses(write_recipe, plain, capsys, words, problem):
     told = capsys.readouterr().err
     assert problem in told and "Traceback" not in told
     assert not Path("output").exists()
+
+
+def test_a_mistyped_option_of_the_launcher_is_no_key_of_the_recipe(write_recipe, plain, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        launch.main([str(write_recipe()), "--nproc_per_nod", "2", "--dry-run"])
+    assert "unknown option --nproc_per_nod, did you mean '--nproc_per_node'?" in capsys.readouterr().err
 
 
 def test_devices_are_counted_without_a_framework(write_recipe, plain, tmp_path, monkeypatch):

@@ -4,7 +4,7 @@ import signal
 
 import pytest
 
-from msft.launch.failure import Ended, error_lines, first
+from msft.launch.failure import Ended, error_lines, first, last_lines
 
 GLOO = (
     "error: RuntimeError: [.../gloo/transport/tcp/pair.cc:537] Read error [127.0.0.1]:8933: Connection reset by peer."
@@ -62,7 +62,9 @@ def test_frameworks_lines_when_there_is_no_traceback_and_last_lines_when_there_i
     text = "ok\n[CRITICAL] ME(1): device is broken\nbye\n"
     assert error_lines(ended("worker_0", 1, 0, text).log) == ["[CRITICAL] ME(1): device is broken"]
     text = "".join(f"step {number}\n" for number in range(9)) + "[INFO] DISTRIBUTED(1): dispatch success!\n"
-    assert error_lines(ended("worker_0", 1, 0, text).log) == [f"step {number}" for number in range(4, 9)]
+    silent = ended("worker_0", 1, 0, text)
+    assert error_lines(silent.log) == []
+    assert last_lines(silent.log) == [f"step {number}" for number in range(4, 9)]
 
 
 def test_long_tracebacks_keep_their_head_and_end(ended):
@@ -72,7 +74,7 @@ def test_long_tracebacks_keep_their_head_and_end(ended):
 
 
 def test_a_log_that_was_never_written(tmp_path):
-    assert error_lines(tmp_path / "none.log") == []
+    assert error_lines(tmp_path / "none.log") == last_lines(tmp_path / "none.log") == []
 
 
 @pytest.mark.parametrize("consequence", [GLOO, MINDSPORE])
@@ -84,6 +86,13 @@ def test_lost_connections_are_consequences_even_when_they_end_first(ended, conse
 def test_a_silent_death_is_the_cause_of_lost_connections(ended):
     cause = ended("worker_1", -9, 12.0, "step 3")
     assert first([ended("worker_0", 1, 11.0, GLOO), cause]) is cause
+
+
+def test_a_rank_that_was_told_to_end_is_a_consequence_unless_it_had_an_error_of_its_own(ended):
+    told = ended("worker_0", -15, 11.0, "step 3")
+    cause = ended("worker_1", -15, 12.0, "step 3\nerror: boom")
+    assert first([told, cause, ended("worker_2", 1, 10.0, GLOO)]) is cause
+    assert str(cause) == "rank 1 failed" and str(told) == "rank 0 was killed by SIGTERM"
 
 
 def test_the_earliest_of_several_real_errors(ended):

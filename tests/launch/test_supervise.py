@@ -109,6 +109,18 @@ sys.exit(1)
         supervised(tmp_path, body)
 
 
+def test_the_cause_is_told_even_when_it_is_still_going_down(tmp_path):
+    body = """
+if rank == 1:
+    print("error: the cause", flush=True)
+    time.sleep(60)
+print("error: Broken pipe")
+sys.exit(1)
+"""
+    with pytest.raises(RunError, match="^rank 1 failed;"):
+        supervised(tmp_path, body)
+
+
 def test_a_killed_process_is_a_failure(tmp_path):
     body = "\nif rank == 1: os.kill(os.getpid(), signal.SIGKILL)" + SLEEP
     with pytest.raises(RunError, match="rank 1 was killed by SIGKILL"):
@@ -127,7 +139,7 @@ def test_processes_that_refuse_to_end_are_killed(tmp_path, monkeypatch):
 def test_the_agent_itself_may_fail(tmp_path, capsys):
     command, layout = job(tmp_path, "")
     (tmp_path / "agent.py").write_text("raise OSError('no rendezvous')")
-    with pytest.raises(RunError, match="the launcher ended with exit code 1"):
+    with pytest.raises(RunError, match="msrun or torchrun ended with exit code 1"):
         supervise(command, layout)
     assert "OSError: no rendezvous" in capsys.readouterr().err
 
@@ -137,7 +149,7 @@ def test_the_agents_death_ends_its_workers(tmp_path):
     command, layout = job(tmp_path, body + SLEEP)
     agent = tmp_path / "agent.py"
     agent.write_text("import os\nos.environ['AGENT'] = str(os.getpid())\n" + agent.read_text())
-    with pytest.raises(RunError, match="the launcher ended with exit code -9"):
+    with pytest.raises(RunError, match="msrun or torchrun ended with exit code -9"):
         supervise(command, layout)
     assert within(5, lambda: not any(map(alive, pids(tmp_path))))
 
