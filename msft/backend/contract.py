@@ -63,6 +63,7 @@ class Precision:
 
     `parameters` holds frozen weights (tuned ones and optimizer moments are always float32), `compute` is what
     matrix products run in, `softmax`, `norm` and `rotary` what those run in. Loss and reductions are float32.
+    Where transformers or a fused kernel decides itself (float32 inside), `Engine.describe` says so.
     """
 
     parameters: str = "float32"
@@ -89,7 +90,10 @@ class Optimizer:
 
 @dataclass(frozen=True)
 class LossScale:
-    """Loss scaling: constant when `window` is 0; else / `factor` on overflow, x `factor` after `window` good steps."""
+    """Loss scaling: constant when `window` is 0; else / `factor` on overflow, x `factor` after `window` good steps.
+
+    It does not fall below 2^-14, nor grow above 2^24.
+    """
 
     initial: float = 1.0
     factor: float = 2.0
@@ -131,7 +135,10 @@ class StepResult:
 
 @dataclass(frozen=True)
 class Sampling:
-    """How tokens are chosen: greedy at temperature 0; `stop_ids` end a row and are not returned."""
+    """How tokens are chosen: greedy at temperature 0; `stop_ids` end a row and are not returned.
+
+    Each row draws from (seed, `first_row` + its place in the batch), so that answers need not depend on batches.
+    """
 
     max_new_tokens: int = 128
     temperature: float = 0.0
@@ -139,6 +146,7 @@ class Sampling:
     top_p: float = 1.0
     seed: int = 0
     stop_ids: tuple[int, ...] = ()
+    first_row: int = 0
 
 
 # Called with (row, token) for each new token that is no stop id; returns whether the row ends with it.
@@ -185,7 +193,10 @@ class Engine(Protocol):
     def generate(
         self, prompts: Sequence[Sequence[int]], sampling: Sampling, on_token: OnToken | None = None
     ) -> list[list[int]]:
-        """The new token ids of each prompt, with a key-value cache; equal on both engines up to rounding."""
+        """The new token ids of each prompt, with a key-value cache; equal on both engines up to rounding.
+
+        Raises RunError for a prompt without tokens or with ids outside the vocabulary.
+        """
 
     def export_state(self) -> EngineState:
         """A copy of all tuned tensors, moments and counters."""

@@ -33,7 +33,8 @@ def generate(
     input_ids = np.zeros((rows, length), dtype=np.int32)
     for row, prompt in enumerate(prompts):
         input_ids[row, padding[row] :] = prompt
-    generators = [np.random.Generator(np.random.Philox(key=[sampling.seed, row])) for row in range(rows)]
+    streams = [np.random.Philox(key=[sampling.seed, sampling.first_row + row]) for row in range(rows)]
+    generators = [np.random.Generator(stream) for stream in streams]
     answers: list[list[int]] = [[] for _ in prompts]
     running = [True] * rows
     logits = session.prefill(input_ids, padding)
@@ -64,4 +65,6 @@ def choose(logits: np.ndarray, sampling: Sampling, generator: np.random.Generato
     if sampling.top_p < 1:
         kept = int(np.searchsorted(np.cumsum(probabilities), sampling.top_p)) + 1
         order, probabilities = order[:kept], probabilities[:kept] / probabilities[:kept].sum()
-    return int(order[np.searchsorted(np.cumsum(probabilities), generator.random() * probabilities.sum())])
+    sums = np.cumsum(probabilities)
+    # The last sum itself, because another order of adding may give more, which would be no token's share.
+    return int(order[np.searchsorted(sums, generator.random() * sums[-1])])

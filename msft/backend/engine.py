@@ -75,6 +75,12 @@ class FrameworkEngine:
             return []
         if not all(prompts):
             raise RunError("a prompt has no token; start it with the begin token")
+        largest, vocabulary = max(map(max, prompts)), self.model.decoder.spec.vocab_size
+        if largest >= vocabulary:
+            raise RunError(
+                f"a prompt has the token id {largest}, but the model's vocabulary ends at {vocabulary - 1}: "
+                "the tokenizer is another model's"
+            )
         return decoding.generate(self.session(self.model, sampling.max_new_tokens), prompts, sampling, on_token)
 
     def export_state(self) -> EngineState:

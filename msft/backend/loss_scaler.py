@@ -24,5 +24,5 @@ class LossScaler:
             return
         self.good_steps += 1
         if self.good_steps == self.settings.window:
-            self.value = min(self.value * self.settings.factor, LARGEST)
+            self.value = max(self.value, min(self.value * self.settings.factor, LARGEST))
             self.good_steps = 0

@@ -1,6 +1,20 @@
-"""Which parameters weight decay leaves alone."""
+"""What names tell: which parameters weight decay leaves alone, which modules take adapters."""
+
+from collections.abc import Iterable
+
+from msft.errors import RunError
+from msft.models.families import family
+from msft.models.spec import ModelSpec
 
 
 def is_norm_or_bias(name: str) -> bool:
     """Whether a parameter is a norm's weight or a bias, which AdamW does not decay unless asked."""
     return name.endswith(".bias") or "norm." in name
+
+
+def check_modules(modules: Iterable[str], spec: ModelSpec) -> None:
+    """Raise RunError for modules whose adapters the engines would not apply: all but the layers' linear ones."""
+    known = set(family(spec.family).linear_modules(spec))
+    foreign = [module for module in modules if module not in known]
+    if foreign:
+        raise RunError(f"LoRA on {', '.join(foreign[:5])}: only the linear modules of the model's layers take adapters")

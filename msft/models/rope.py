@@ -16,12 +16,26 @@ def frequencies(spec: ModelSpec, length: int) -> tuple[np.ndarray, float]:
     """Return the inverse frequencies, float32 [head_dim / 2], and the factor on cosine and sine.
 
     `length` is the longest sequence of the batch: only the dynamic kind depends on it.
+    Raises InputError as `check` does.
     """
+    check(spec)
+    scaling = spec.rope_scaling or {"rope_type": "default"}
+    return KINDS[scaling["rope_type"]](spec, scaling, length)
+
+
+def check(spec: ModelSpec) -> None:
+    """Raise InputError when the scaling's kind is unknown or lacks a number that it needs."""
     scaling = spec.rope_scaling or {"rope_type": "default"}
     kind = scaling["rope_type"]
     if kind not in KINDS:
         raise InputError(f"rope_type: {kind!r} is unknown{did_you_mean(kind, KINDS)} (known: {', '.join(KINDS)})")
-    return KINDS[kind](spec, scaling, length)
+    problems = [
+        f"rope_scaling: {kind} needs {key!r} to be a number above 0, not {scaling.get(key)!r}"
+        for key in NEEDED.get(kind, ("factor",))
+        if not (isinstance(scaling.get(key), int | float) and scaling[key] > 0)
+    ]
+    if problems:
+        raise InputError(*problems)
 
 
 def tables(spec: ModelSpec, position_ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -67,7 +81,7 @@ def _llama3(spec: ModelSpec, scaling: dict, length: int) -> tuple[np.ndarray, fl
 def _yarn(spec: ModelSpec, scaling: dict, length: int) -> tuple[np.ndarray, float]:
     dim, base = spec.head_dim, spec.rope_theta
     original = scaling.get("original_max_position_embeddings") or spec.max_position_embeddings
-    factor = scaling.get("factor") or spec.max_position_embeddings / original
+    factor = scaling["factor"]
 
     def dimension(rotations: float) -> float:
         return dim * math.log(original / (rotations * 2 * math.pi)) / (2 * math.log(base))
@@ -94,4 +108,9 @@ def _yarn_factor(scaling: dict, factor: float) -> float:
     return magnitude(1)
 
 
+# The numbers that a kind cannot do without, where these are more or fewer than `factor`.
+NEEDED = {
+    "default": (),
+    "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
+}
 KINDS = {"default": _default, "linear": _linear, "dynamic": _dynamic, "llama3": _llama3, "yarn": _yarn}

@@ -1,5 +1,7 @@
 """Protects: how tokens are chosen and when generation stops, on hand-made logits."""
 
+from dataclasses import replace
+
 import numpy as np
 
 from msft.backend.contract import Sampling
@@ -50,6 +52,28 @@ def test_a_row_ends_where_the_caller_says_so_with_that_token_kept():
 
     assert generate(Scripted([[1, 2, 3], [4, 5, 6]]), [[1], [1]], Sampling(3), on_token) == [[1, 2], [4, 5, 6]]
     assert seen == [(0, 1), (1, 4), (0, 2), (1, 5), (1, 6)]
+
+
+def test_rows_draw_the_same_however_they_are_dealt_to_batches():
+    class Flat(Scripted):
+        def _logits(self):
+            return np.zeros((len(self.script), 10), np.float32)
+
+    sampling = Sampling(8, temperature=1.0, seed=7)
+    whole = generate(Flat([[0]] * 3), [[1]] * 3, sampling)
+    parts = [generate(Flat([[0]]), [[1]], replace(sampling, first_row=row))[0] for row in range(3)]
+    assert whole == parts and len(set(map(tuple, whole))) == 3
+
+
+def test_the_largest_random_number_draws_a_token():
+    class Largest:
+        def random(self):
+            return float(np.nextafter(1, 0))
+
+    for seed in range(20):
+        logits = np.random.default_rng(seed).normal(0, 3, 49152).astype(np.float32)
+        chosen = choose(logits, Sampling(temperature=0.7), Largest())
+        assert (logits < logits[chosen]).mean() < 0.5
 
 
 def test_top_k_and_top_p_keep_the_likely_tokens_and_temperature_flattens():

@@ -1,6 +1,7 @@
 """Both engines against transformers, peft and torch.optim, and against each other, on a tiny random Llama."""
 
 import importlib
+from dataclasses import replace
 from functools import cache
 
 import numpy as np
@@ -281,6 +282,50 @@ def test_recompute_changes_nothing(engine):
     np.testing.assert_allclose(run(build(engine, TIED, lora(TIED, dropout=0.1), runtime), 2), plain, rtol=1e-6)
 
 
+def test_recompute_neither_turns_on_the_models_own_dropout_nor_hurts_generation():
+    config, runtime = {**TIED, "attention_dropout": 0.5}, Runtime(seed=3, max_grad_norm=1.0, recompute=True)
+    plain = run(build("torch", TIED, lora(TIED), Runtime(seed=3, max_grad_norm=1.0)), 2)
+    np.testing.assert_allclose(run(build("torch", config, lora(TIED), runtime), 2), plain, rtol=1e-6)
+    prompts, sampling = [[5, 7, 11], [3, 1, 4, 1, 5]], Sampling(max_new_tokens=8)
+    for engine in ENGINES:
+        ours = build(engine, TIED, full(TIED), runtime)
+        assert ours.generate(prompts, sampling) == shared(engine, "tied", "full").generate(prompts, sampling)
+
+
+MIXED = {
+    "adapters in one layer, and weights, biases and norms of their own": (
+        UNTIED,
+        (
+            "model.embed_tokens.weight",
+            "model.layers.0.self_attn.q_proj.weight",
+            "model.layers.0.self_attn.q_proj.bias",
+            "model.layers.1.input_layernorm.weight",
+            "lm_head.weight",
+        ),
+        "layers.0.",
+    ),
+    "adapters in one layer, and a tied head": (TIED, ("model.embed_tokens.weight",), "layers.1."),
+}
+
+
+@pytest.mark.parametrize("case", MIXED)
+def test_adapters_beside_base_parameters_train_alike_with_and_without_recompute(case):
+    config, parameters, place = MIXED[case]
+    modules = tuple(module for module in attention_modules(config) if place in module)
+    tuning = Tuning(parameters, Lora(4, 8.0, 0.1, modules))
+    engines = [build("torch", config, tuning)]
+    engines += [build("mindspore", config, tuning, replace(RUNTIME, recompute=True))]
+    if config is UNTIED:
+        engines += [build("mindspore", config, tuning)]
+    results = [run(engine, 3) for engine in engines]
+    states = [engine.export_state().weights for engine in engines]
+    assert len(states[0]) == len(parameters) + 2 * len(modules)
+    for result, state in zip(results[1:], states[1:], strict=True):
+        np.testing.assert_allclose(result, results[0], rtol=1e-5)
+        for name, array in states[0].items():
+            np.testing.assert_allclose(state[name], array, atol=1e-4, err_msg=name)
+
+
 def test_a_single_tuned_tensor_trains_alike():
     tuning = Tuning(parameters=("model.norm.weight",))
     results = [run(build(engine, TIED, tuning), 3) for engine in ENGINES]
@@ -327,6 +372,28 @@ def test_sampling_draws_the_same_tokens_on_both_engines():
 
 
 @pytest.mark.parametrize("engine", ENGINES)
+def test_dynamic_rotary_frequencies_are_those_of_the_batch_alone(engine):
+    """transformers' module remembers the longest batch so far, so each batch gets a new oracle."""
+    config = {**TIED, "max_position_embeddings": 12, "rope_scaling": {"rope_type": "dynamic", "factor": 2.0}}
+    ours, one = build(engine, config, Tuning()), batch(padding=False)
+    for length in (14, LENGTH, 14, 8):
+        arrays = (array[:, :length] for array in (one.input_ids, one.labels, one.position_ids, one.segment_ids))
+        short = Batch(*arrays, one.row_ids)
+        with torch.no_grad():
+            expected = oracle(config)(input_ids=torch.from_numpy(short.input_ids).long()).logits
+        np.testing.assert_allclose(ours.logits(short), expected.numpy(), atol=5e-5)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_prompts_and_adapters_of_another_model_are_refused(engine):
+    with pytest.raises(RunError, match="token id 96, but the model's vocabulary ends at 95"):
+        shared(engine, "tied", "full").generate([[5], [7, 96]], Sampling(2))
+    for module in ("lm_head", "model.layers.9.self_attn.q_proj"):
+        with pytest.raises(RunError, match=f"LoRA on {module}"):
+            build(engine, UNTIED, Tuning(lora=Lora(4, 8.0, 0.0, (module,))))
+
+
+@pytest.mark.parametrize("engine", ENGINES)
 def test_the_reference_model_is_the_one_without_adapter(engine):
     one = batch()
     untrained = shared(engine, "tied", "lora").token_logprobs(one)
@@ -359,14 +426,58 @@ def test_a_batch_without_supervision_is_an_error_not_a_nan(engine):
     with pytest.raises(RunError, match="no token of the batch is supervised"):
         ours.train_step([silent], 1e-3)
     assert ours.evaluate(silent) == (0.0, 0)
+    assert not ours.token_logprobs(silent).any()
+    assert not any(gradient.any() for gradient in ours.gradients(silent).values())
 
 
+class Rounded(Perturbed):
+    """The same weights with the values that bfloat16 has."""
+
+    def read(self, name):
+        return torch.from_numpy(super().read(name)).bfloat16().float().numpy()
+
+
+def test_float32_compute_on_torch_is_float32_whatever_the_frozen_weights_are():
+    runtime = Runtime(seed=3, precision=Precision(parameters="bfloat16", compute="float32"))
+    module = importlib.import_module("msft.backend.torch.engine")
+    wide = module.build(spec_of(UNTIED), Rounded(spec_of(UNTIED), 0), lora(UNTIED), Runtime(seed=3))
+    narrow = build("torch", UNTIED, lora(UNTIED), runtime)
+    np.testing.assert_array_equal(run(narrow, 2), run(wide, 2))
+    # Tuned weights keep all their digits, beside frozen ones that do not.
+    some = build("torch", UNTIED, Tuning(("model.layers.1.mlp.up_proj.weight",)), runtime)
+    assert np.isfinite(run(some, 1)).all()
+    exact = Perturbed(spec_of(UNTIED), 0).read("model.layers.1.mlp.up_proj.weight")
+    untouched = build("torch", UNTIED, Tuning(("model.layers.1.mlp.up_proj.weight",)), runtime).export_state()
+    np.testing.assert_array_equal(untouched.weights["model.layers.1.mlp.up_proj.weight"], exact)
+
+
+@pytest.mark.parametrize("parameters", ["float32", "float16"])
+def test_the_backward_pass_keeps_one_copy_of_the_narrowed_head_and_none_of_frozen_layers(monkeypatch, parameters):
+    from msft.backend.torch import ops
+
+    monkeypatch.setattr(ops, "LOSS_CHUNK", 4)
+    ours = build("torch", TIED, lora(TIED), Runtime(seed=3, precision=Precision(parameters, "bfloat16")))
+    own = {parameter.data_ptr() for parameter in ours.model.decoder.network.parameters()}
+    kept = {}
+
+    def keep(tensor):
+        if tensor.dtype == torch.bfloat16 and tensor.data_ptr() not in own and {*tensor.shape} & {96, 48}:
+            kept[tensor.data_ptr()] = tensor
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        ours.train_step([batch(rows=4)], 1e-3)
+    weights = [tensor for tensor in kept.values() if {*tensor.shape} in ({96, 32}, {48, 32})]
+    assert len(weights) == 1 and {*weights[0].shape} == {96, 32}
+
+
+@pytest.mark.parametrize("tuning", [lora, full])
 @pytest.mark.parametrize("compute,tolerance", [("bfloat16", 0.05), ("float16", 0.01)])
-def test_sixteen_bit_compute_on_torch_follows_float32(compute, tolerance):
+def test_sixteen_bit_compute_on_torch_follows_float32(compute, tolerance, tuning):
     precision = Precision(parameters=compute, compute=compute)
     scale = LossScale(2.0**10, window=100) if compute == "float16" else LossScale()
     runtime = Runtime(seed=3, optimizer=RUNTIME.optimizer, precision=precision, loss_scale=scale)
-    narrow = run(build("torch", TIED, lora(TIED), runtime), 10, rate=3e-3)
-    wide = run(build("torch", TIED, lora(TIED), Runtime(seed=3, optimizer=RUNTIME.optimizer)), 10, rate=3e-3)
+    narrow = run(build("torch", TIED, tuning(TIED), runtime), 10, rate=3e-3)
+    wide = run(build("torch", TIED, tuning(TIED), Runtime(seed=3, optimizer=RUNTIME.optimizer)), 10, rate=3e-3)
     assert not np.array_equal(narrow, wide)
     np.testing.assert_allclose(narrow[:, 0], wide[:, 0], rtol=tolerance)

@@ -65,6 +65,22 @@ def test_tables_follow_the_position_ids():
     np.testing.assert_allclose(sine[0, 1, [1, 33]], np.sin(3 * 0.7498942), rtol=1e-5)
 
 
+@pytest.mark.parametrize(
+    "scaling,missing",
+    [
+        ({"rope_type": "linear"}, ["factor"]),
+        ({"rope_type": "yarn", "factor": "4"}, ["factor"]),
+        ({"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0}, ["high_freq_factor", "original_max"]),
+    ],
+)
+def test_absent_numbers_are_all_named(scaling, missing):
+    spec = llama.spec_from_hf({**SIZES, "rope_scaling": scaling})
+    with pytest.raises(InputError) as caught:
+        rope.frequencies(spec, 10)
+    assert len(caught.value.problems) == len(missing)
+    assert all(word in problem for word, problem in zip(missing, caught.value.problems, strict=True))
+
+
 def test_an_unknown_kind_is_named():
     spec = llama.spec_from_hf({**SIZES, "rope_scaling": {"rope_type": "lama3", "factor": 2.0}})
     with pytest.raises(InputError, match="did you mean 'llama3'"):

@@ -10,10 +10,10 @@ from functools import cache
 
 import mindspore
 import numpy as np
-from mindspore import Tensor
+from mindspore import Tensor, mint
 from mindspore import ops as operators
 
-from msft.backend import random
+from msft.backend import names, random
 from msft.backend.contract import Lora, Runtime, Tuning
 from msft.backend.mindspore import ops
 from msft.models import rope
@@ -28,6 +28,7 @@ class Decoder:
     """Weights on the device and the way through them; tuned ones in float32 under canonical names in `tuned`."""
 
     def __init__(self, spec: ModelSpec, source, tuning: Tuning, runtime: Runtime, kernels: ops.Kernels):
+        rope.check(spec)
         self.spec = spec
         self.runtime = runtime
         self.kernels = kernels
@@ -41,13 +42,14 @@ class Decoder:
         for name in family(spec.family).tensor_shapes(spec):
             self._place(name, source.read(name), name if name in tuned else None)
         if tuning.lora:
+            names.check_modules(tuning.lora.modules, spec)
             self._add_lora(tuning.lora)
         self.layers = [self._layer(number) for number in range(spec.num_hidden_layers)]
         self.block = cache(self._block)
         self.cached_block = cache(self._cached_block)
         self.embed = mindspore.jit(_embed)
         self.norm = mindspore.jit(_norm(kernels, spec.rms_norm_eps))
-        self.project = mindspore.jit(_project(ops.dtype(runtime.precision.compute)))
+        self.project = mindspore.jit(_project)
         self.dropout_tokens: Tensor | None = None
         self.adapter = True
 
@@ -94,10 +96,14 @@ class Decoder:
         cache.slot += length
         return self.norm(hidden[:, -1], self.weight("model.norm.weight"))
 
-    def head(self, hidden: Tensor) -> Tensor:
+    def head_weight(self) -> Tensor:
+        """Return the matrix that `head` takes, [vocabulary, hidden] in the compute dtype: one copy for many calls."""
+        name = "model.embed_tokens.weight" if self.spec.tie_word_embeddings else "lm_head.weight"
+        return self.weight(name).astype(ops.dtype(self.runtime.precision.compute))
+
+    def head(self, hidden: Tensor, weight: Tensor) -> Tensor:
         """Return the logits, float32 [..., vocabulary]."""
-        tied = self.spec.tie_word_embeddings
-        return self.project(hidden, self.weight("model.embed_tokens.weight" if tied else "lm_head.weight"))
+        return self.project(hidden, weight)
 
     def weight(self, name: str) -> Tensor:
         """Return a tensor by its name in the model, tuned or frozen."""
@@ -156,11 +162,8 @@ def _norm(kernels: ops.Kernels, eps: float):
     return norm
 
 
-def _project(compute):
-    def project(hidden, weight):
-        return ops.linear(hidden.astype(compute), weight).astype(mindspore.float32)
-
-    return project
+def _project(hidden, weight):
+    return ops.linear(hidden.astype(weight.dtype), weight).astype(mindspore.float32)
 
 
 def _block(decoder: Decoder, layout, dropout: float, adapter: bool):
@@ -183,8 +186,8 @@ def _cached_block(decoder: Decoder, layout):
 
     def block(hidden, cosine, sine, allowed, slots, keys, values, *tensors):
         query, key, value = project(hidden, cosine, sine, slots, tensors)
-        keys = operators.tensor_scatter_elements(keys, _spread(slots, key), key, 2)
-        values = operators.tensor_scatter_elements(values, _spread(slots, value), value, 2)
+        keys = mint.scatter(keys, 2, _spread(slots, key), key)
+        values = mint.scatter(values, 2, _spread(slots, value), value)
         hidden = hidden + merge(attention(query, keys, values, allowed), slots, tensors)
         return hidden + feed_forward(hidden, slots, tensors), keys, values
 

@@ -39,7 +39,7 @@ class Session:
         seen |= slots == queries[:, None]
         with self.decoder.mode(None, adapter=True):
             hidden = self.decoder.cached_hidden(input_ids, positions, self.decoder.tensor(seen), self)
-            return ops.to_numpy(self.decoder.head(hidden))
+            return ops.to_numpy(self.decoder.head(hidden, self.decoder.head_weight()))
 
     def _empty(self, rows: int, capacity: int) -> list[list[Tensor]]:
         spec, runtime = self.decoder.spec, self.decoder.runtime

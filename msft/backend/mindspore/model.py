@@ -69,7 +69,7 @@ class Model:
     def logits(self, batch: Batch) -> np.ndarray:
         """Return all logits, float32 [rows, length, vocabulary]."""
         with self.decoder.mode(None, adapter=True):
-            return ops.to_numpy(self.decoder.head(self._hidden(batch)))
+            return ops.to_numpy(self.decoder.head(self._hidden(batch), self.decoder.head_weight()))
 
     def export_tuned(self) -> dict[str, np.ndarray]:
         """Return copies of the tuned tensors."""
@@ -91,8 +91,8 @@ class Model:
             "device": self.runtime.device,
             "parameters": f"frozen {precision.parameters}, tuned float32",
             "compute": precision.compute,
-            "softmax": precision.softmax,
-            "norm": precision.norm,
+            "softmax": self.kernels.softmax,
+            "norm": self.kernels.norm,
             "rotary": precision.rotary,
             "loss": f"float32, supervised positions only, {ops.LOSS_CHUNK} at a time",
             "attention": self.kernels.name,
@@ -108,14 +108,14 @@ class Model:
         Positions are padded to whole chunks, so that one compiled function serves every batch.
         """
         chosen = np.flatnonzero(batch.labels != IGNORE).astype(np.int32)
-        fill = (0, -len(chosen) % ops.LOSS_CHUNK)
+        fill = (0, -len(chosen) % ops.LOSS_CHUNK or (0 if len(chosen) else ops.LOSS_CHUNK))
         positions, labels = np.pad(chosen, fill), np.pad(batch.labels.reshape(-1)[chosen], fill)
         real = np.pad(np.ones(len(chosen), np.float32), fill)
         hidden = self._hidden(batch)
-        losses = []
+        losses, weight = [], self.decoder.head_weight()
         for start in range(0, len(labels), ops.LOSS_CHUNK):
             part = slice(start, start + ops.LOSS_CHUNK)
-            logits = self.decoder.head(self.select(hidden, self.decoder.tensor(positions[part])))
+            logits = self.decoder.head(self.select(hidden, self.decoder.tensor(positions[part])), weight)
             entropies = self.token_losses(logits, self.decoder.tensor(labels[part]))
             losses.append(entropies * self.decoder.tensor(real[part]))
         return operators.concat(losses)

@@ -21,13 +21,15 @@ MASKED = -1e30
 
 @dataclass(frozen=True)
 class Kernels:
-    """The operators that were chosen for a device.
+    """The operators that were chosen for a device; `softmax` and `norm` say what these run in.
 
     rms_norm(hidden, weight, eps), rotary(hidden, cosine, sine), swiglu(gate, up),
     attention(query [rows, heads, length, dim], key, value [rows, kv_heads, keys, dim], allowed [rows, length, keys]).
     """
 
     name: str
+    softmax: str
+    norm: str
     rms_norm: Callable
     rotary: Callable
     swiglu: Callable
@@ -36,14 +38,16 @@ class Kernels:
 
 def kernels(device: str, precision: Precision) -> Kernels:
     """Choose kernels for a device: fused ones on Ascend (flash attention takes 16-bit floats only), else plain ones."""
+    rotary = _rotary(precision)
     if device != "npu":
-        plain = "plain operators"
-        return Kernels(plain, _rms_norm(precision), _rotary(precision), _swiglu, _attention(precision))
+        norm, attention = _rms_norm(precision), _attention(precision)
+        return Kernels("plain operators", precision.softmax, precision.norm, norm, rotary, _swiglu, attention)
+    softmax, inside = precision.softmax, "float32 inside the fused kernel"
     if precision.compute == "float32":
         name, attention = "fused Ascend norm and SwiGLU, plain attention (float32)", _attention(precision)
     else:
-        name, attention = "fused Ascend norm, SwiGLU and flash attention", _fused_attention
-    return Kernels(name, _fused_rms_norm, _rotary(precision), _fused_swiglu, attention)
+        name, attention, softmax = "fused Ascend norm, SwiGLU and flash attention", _fused_attention, inside
+    return Kernels(name, softmax, inside, _fused_rms_norm, rotary, _fused_swiglu, attention)
 
 
 def dtype(name: str):
@@ -143,7 +147,7 @@ def _rotary(precision: Precision) -> Callable:
         wide = hidden.astype(kind)
         half = hidden.shape[-1] // 2
         turned = operators.concat((-wide[..., half:], wide[..., :half]), -1)
-        return (wide * cosine + turned * sine).astype(hidden.dtype)
+        return (wide * cosine.astype(kind) + turned * sine.astype(kind)).astype(hidden.dtype)
 
     return rotary
 
@@ -172,7 +176,8 @@ def _attention(precision: Precision) -> Callable:
 
 
 def _fused_rms_norm(hidden, weight, eps):
-    return operators.rms_norm(hidden, weight.astype(hidden.dtype), eps)[0]
+    # The primitive, because the function's arguments change after MindSpore 2.9.
+    return operators.RmsNorm(eps)(hidden, weight.astype(hidden.dtype))[0]
 
 
 def _fused_swiglu(gate, up):

@@ -5,9 +5,10 @@ from contextlib import contextmanager, nullcontext
 import numpy as np
 import torch
 from torch import nn
+from torch.nn import functional
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from msft.backend import random
+from msft.backend import names, random
 from msft.backend.contract import Lora, Runtime, Tuning
 from msft.backend.torch import ops
 from msft.models import rope
@@ -38,11 +39,13 @@ class Decoder:
         self.spec = spec
         self.runtime = runtime
         self.network = _load(spec, source, tuning, runtime, kernels)
+        self.frequencies: np.ndarray | None = None
         self.tuned: dict[str, nn.Parameter] = {
             name: self.network.get_parameter(name).requires_grad_() for name in tuning.parameters
         }
         self.adapted = None
         if tuning.lora:
+            names.check_modules(tuning.lora.modules, spec)
             self.adapted = _add_lora(self.network, tuning.lora, runtime)
             for module in tuning.lora.modules:
                 layer = self.network.get_submodule(module)
@@ -58,7 +61,8 @@ class Decoder:
         keys = None if dropout_keys is None else self.tensor(dropout_keys)
         for dropout in self.dropouts:
             dropout.tokens = keys
-        self.network.train(self.runtime.recompute)
+        # transformers recomputes in training mode only, where it also drops a key-value cache.
+        self.network.train(self.runtime.recompute and torch.is_grad_enabled())
         try:
             with nullcontext() if adapter else self.adapted.disable_adapter():
                 yield
@@ -71,6 +75,7 @@ class Decoder:
 
         Attention is causal and stays within a segment; padding (segment 0) sees padding.
         """
+        self._set_frequencies(position_ids)
         segments = self.tensor(segment_ids)
         length = segments.shape[1]
         causal = torch.ones(length, length, dtype=torch.bool, device=segments.device).tril()
@@ -88,6 +93,7 @@ class Decoder:
 
         `real` int64 [rows, keys] is 0 on left padding.
         """
+        self._set_frequencies(position_ids)
         with self._autocast():
             return self.network.model(
                 input_ids=self.tensor(input_ids),
@@ -97,14 +103,24 @@ class Decoder:
                 use_cache=True,
             ).last_hidden_state[:, -1]
 
-    def head(self, hidden: torch.Tensor) -> torch.Tensor:
+    def head_weight(self) -> torch.Tensor:
+        """Return the matrix that `head` takes, [vocabulary, hidden] in the compute dtype: one copy for many calls."""
+        return self.network.lm_head.weight.to(ops.dtype(self.runtime.precision.compute))
+
+    def head(self, hidden: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         """Return the logits, float32 [..., vocabulary]."""
-        with self._autocast():
-            return self.network.lm_head(hidden).float()
+        return functional.linear(hidden.to(weight.dtype), weight).float()
 
     def tensor(self, array: np.ndarray) -> torch.Tensor:
         """Return an array on the device, dtype kept."""
         return torch.from_numpy(np.ascontiguousarray(array)).to(self.runtime.device)
+
+    def _set_frequencies(self, position_ids: np.ndarray) -> None:
+        """Make the rotary frequencies those of this batch, whatever batches were before (the dynamic kind's vary)."""
+        inverse, _ = rope.frequencies(self.spec, int(position_ids.max()) + 1)
+        if not np.array_equal(inverse, self.frequencies):
+            self.network.model.rotary_emb.inv_freq.copy_(torch.from_numpy(inverse))
+            self.frequencies = inverse
 
     def _autocast(self):
         compute = self.runtime.precision.compute
@@ -112,29 +128,31 @@ class Decoder:
 
 
 def _load(spec: ModelSpec, source, tuning: Tuning, runtime: Runtime, kernels: ops.Kernels) -> nn.Module:
-    config = AutoConfig.for_model(**spec.hf_config)
-    config._attn_implementation = kernels.attention
+    rope.check(spec)
+    # Dropout is the adapters' own alone.
+    config = AutoConfig.for_model(**{**spec.hf_config, "attention_dropout": 0.0})
     with torch.device("meta"):
         network = AutoModelForCausalLM.from_config(config, attn_implementation=kernels.attention)
-    tuned = set(tuning.parameters)
+    tuned, precision = set(tuning.parameters), runtime.precision
     for name in family(spec.family).tensor_shapes(spec):
-        kind = "float32" if name in tuned else runtime.precision.parameters
+        kind = "float32" if name in tuned else precision.parameters
         tensor = ops.from_numpy(source.read(name), runtime.device, kind)
+        # autocast does not widen, and keeps a copy of each weight that it narrows until the backward pass.
+        if precision.compute == "float32" or (name not in tuned and "_proj." in name):
+            tensor = tensor.to(ops.dtype(precision.compute))
         owner, _, leaf = name.rpartition(".")
         setattr(network.get_submodule(owner), leaf, nn.Parameter(tensor, requires_grad=False))
     network.tie_weights()
-    _rebuild_rotary(network, spec, config, runtime.device)
+    _rebuild_rotary(network, config, runtime.device)
     # transformers zeroes the gradient of the padding row, which is a real token where pad = eos.
     network.model.embed_tokens.padding_idx = None
     return network
 
 
-def _rebuild_rotary(network: nn.Module, spec: ModelSpec, config, device: str) -> None:
-    """Buffers built under the meta device hold no numbers; the frequencies become those of `models/rope.py`."""
+def _rebuild_rotary(network: nn.Module, config, device: str) -> None:
+    """Buffers built under the meta device hold no numbers; each batch sets the frequencies of `models/rope.py`."""
     rotary = type(network.model.rotary_emb)(config).to(device)
-    inverse, _ = rope.frequencies(spec, spec.max_position_embeddings)
-    rotary.inv_freq.copy_(torch.from_numpy(inverse))
-    rotary.original_inv_freq.copy_(torch.from_numpy(inverse))
+    rotary.rope_type = "default"
     network.model.rotary_emb = rotary
 
 

@@ -4,6 +4,7 @@ import os
 from collections.abc import Sequence
 from datetime import timedelta
 
+import numpy as np
 import torch
 import torch.distributed as group
 
@@ -27,12 +28,14 @@ def rank_and_world() -> tuple[int, int]:
 
 
 def sum_numbers(numbers: Sequence[float]) -> list[float]:
-    """Return the numbers summed over all ranks, in float64."""
+    """Return the numbers summed over all ranks, in float64 and in the order of the ranks."""
     if not group.is_initialized():
         return list(numbers)
-    total = torch.tensor(numbers, dtype=torch.float64, device=_device())
-    group.all_reduce(total)
-    return total.tolist()
+    # Gathered as pairs of int32, because HCCL sums no float64.
+    bits = torch.from_numpy(np.array(numbers, dtype=np.float64).view(np.int32)).to(_device())
+    gathered = [torch.empty_like(bits) for _ in range(group.get_world_size())]
+    group.all_gather(gathered, bits)
+    return torch.stack(gathered).cpu().numpy().view(np.float64).sum(axis=0).tolist()
 
 
 def sum_gradients(gradients: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -34,4 +34,4 @@ class Session:
     def _logits(self, input_ids: np.ndarray, positions: np.ndarray) -> np.ndarray:
         with self.decoder.mode(None, adapter=True):
             hidden = self.decoder.cached_hidden(input_ids, positions, self.real, self.cache)
-            return ops.to_numpy(self.decoder.head(hidden))
+            return ops.to_numpy(self.decoder.head(hidden, self.decoder.head_weight()))

@@ -51,7 +51,7 @@ class Model:
     def logits(self, batch: Batch) -> np.ndarray:
         """Return all logits, float32 [rows, length, vocabulary]."""
         with self.decoder.mode(None, adapter=True):
-            return ops.to_numpy(self.decoder.head(self._hidden(batch)))
+            return ops.to_numpy(self.decoder.head(self._hidden(batch), self.decoder.head_weight()))
 
     def export_tuned(self) -> dict[str, np.ndarray]:
         """Return copies of the tuned tensors."""
@@ -71,9 +71,12 @@ class Model:
         """Say what was applied."""
         precision = self.runtime.precision
         norm = "float32" if precision.compute == "float32" else f"float32, result {precision.compute}"
+        frozen = precision.parameters
+        if frozen != precision.compute:
+            frozen += f" (products' weights held in {precision.compute})"
         return {
             "device": self.runtime.device,
-            "parameters": f"frozen {precision.parameters}, tuned float32",
+            "parameters": f"frozen {frozen}, tuned float32",
             "compute": precision.compute,
             "softmax": "float32 accumulation inside scaled_dot_product_attention",
             "norm": norm,
@@ -92,4 +95,5 @@ class Model:
         labels = self.decoder.tensor(batch.labels[batch.labels != IGNORE])
         hidden = self._hidden(batch).flatten(0, 1)[chosen]
         chunks = zip(hidden.split(ops.LOSS_CHUNK), labels.split(ops.LOSS_CHUNK), strict=True)
-        return torch.cat([ops.token_losses(self.decoder.head(part), answers) for part, answers in chunks])
+        weight = self.decoder.head_weight()
+        return torch.cat([ops.token_losses(self.decoder.head(part, weight), answers) for part, answers in chunks])

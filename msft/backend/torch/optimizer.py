@@ -45,6 +45,7 @@ class AdamW:
             torch._foreach_mul_(list(gradients.values()), factor)
         # Without bias correction is with the correction of a step so late that it is 1.
         taken = self.step if settings.bias_correction else NO_CORRECTION
+        fused = self.model.kernels.fused_adamw
         for chosen, decay in ((self.decayed, settings.weight_decay), (set(gradients) - self.decayed, 0.0)):
             group = [name for name in gradients if name in chosen]
             adamw(
@@ -53,8 +54,9 @@ class AdamW:
                 [self.first[name] for name in group],
                 [self.second[name] for name in group],
                 [],
-                [torch.tensor(float(taken), device=self.first[name].device) for name in group],
-                fused=self.model.kernels.fused_adamw,
+                # The fused kernel reads the count on the device; the other form would fetch it from there.
+                [torch.full((), float(taken), device=self.first[name].device if fused else "cpu") for name in group],
+                fused=fused,
                 amsgrad=False,
                 maximize=False,
                 beta1=settings.beta1,
