@@ -61,7 +61,7 @@ def _generate(argv: Sequence[str]) -> None:
     engine = load_engine(
         spec, words.model, words.adapter, words.backend, words.device, WORDS[words.dtype], words.lora_alpha
     )
-    stop_ids = prompts.stop_ids(spec.eos_token_ids)
+    stop_ids = prompts.stop_ids(spec.eos_token_ids, words.stop)
     sampling = Sampling(words.max_new_tokens, words.temperature, words.top_k, words.top_p, words.seed, stop_ids)
     answerer = Answerer(engine, tokenizer, sampling, (*words.stop, *prompts.stop_texts()))
     if len(texts) == 1:

@@ -17,7 +17,7 @@ from msft.convert.dtypes import FLOATS, Cast
 from msft.convert.hf_folder import read_json
 from msft.convert.source import TensorInfo
 from msft.convert.stored import Stored, StoredTensors, readable
-from msft.errors import InputError
+from msft.errors import InputError, did_you_mean
 from msft.files import atomic_path, write_json
 from msft.models.adapters import PEFT_PREFIX, is_mindformers_adapter, mindformers_to_peft, peft_names
 from msft.models.families import family
@@ -64,6 +64,25 @@ def adapter_lora(config: dict, weights: dict[str, np.ndarray], where: str, alpha
     if config.get("use_rslora") and alpha is None:
         value *= math.sqrt(rank)
     return Lora(rank, value, float(config.get("lora_dropout") or 0.0), modules)
+
+
+def check_adapter(lora: Lora, weights: dict[str, np.ndarray], spec: ModelSpec, where: str) -> None:
+    """Raise InputError for modules that engines cannot tune in this model, and for factors of other sizes."""
+    shapes, modules = family(spec.family).tensor_shapes(spec), family(spec.family).linear_modules(spec)
+    problems = []
+    for module in lora.modules:
+        if f"{module}.weight" in shapes and module not in modules:
+            problems.append(f"{where}: tunes {module}, which works only when it is merged into the model (msft merge)")
+        elif module not in modules:
+            hint = did_you_mean(module, modules)
+            problems.append(f"{where}: tunes {module!r}, which the model does not have{hint}")
+        else:
+            first, second = (weights[name].shape for name in peft_names(module))
+            size, expected = [second[0], first[1]], list(shapes[f"{module}.weight"])
+            if size != expected:
+                problems.append(f"{where}: {module}: B A is {size}, but the model's weight is {expected}")
+    if problems:
+        raise InputError(*problems[:20])
 
 
 def write_adapter(

@@ -1,6 +1,7 @@
 """Answers as text, as an engine makes their tokens; stop texts end a row as soon as they appear."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from msft.backend.contract import Engine, Sampling
 from msft.data.text_stream import TextStream
@@ -15,11 +16,13 @@ class Answerer:
         self._tokenizer = tokenizer
         self._sampling = sampling
         self._stops = tuple(stops)
+        self._answered = sampling.first_row
 
     def answer(self, prompts: Sequence[Sequence[int]], on_text: Callable[[str], None] | None = None) -> list[str]:
         """Return the answer to each prompt (token ids), cut before a stop text.
 
-        `on_text` gets the pieces of the first prompt's answer as they become certain.
+        `on_text` gets the pieces of the first prompt's answer as they become certain. What is drawn depends on
+        how many prompts were answered before, not on how they are dealt to calls.
         """
         rows = [_Row(TextStream(self._tokenizer), self._stops) for _ in prompts]
 
@@ -29,7 +32,8 @@ class Answerer:
                 on_text(piece)
             return rows[row].stopped
 
-        self._engine.generate(prompts, self._sampling, on_token)
+        self._engine.generate(prompts, replace(self._sampling, first_row=self._answered), on_token)
+        self._answered += len(prompts)
         endings = [row.flush() for row in rows]
         if on_text:
             on_text(endings[0])

@@ -1,13 +1,17 @@
 """A model and an adapter from their files onto an engine, without a recipe."""
 
 import importlib.util
+import math
 from importlib import import_module
 from pathlib import Path
 
+import numpy as np
+
 from msft import console
-from msft.backend.contract import Engine, Precision, Runtime, Tuning
+from msft.backend import PACKAGES
+from msft.backend.contract import Engine, Lora, Precision, Runtime, Tuning
 from msft.convert import companions
-from msft.convert.adapter import adapter_lora, read_adapter
+from msft.convert.adapter import adapter_lora, check_adapter, read_adapter
 from msft.convert.check import check_against
 from msft.convert.open import open_weights
 from msft.errors import InputError
@@ -39,11 +43,14 @@ def load_engine(
     check_against(spec, source)
     tuning, factors = Tuning(), {}
     if adapter:
-        config, factors = read_adapter(adapter, spec.family)
-        tuning = Tuning(lora=adapter_lora(config, factors, str(adapter), lora_alpha))
+        lora, factors = _read_adapter(adapter, spec, lora_alpha)
+        tuning = Tuning(lora=lora)
+    elif lora_alpha is not None:
+        raise InputError("--lora_alpha: goes with --adapter")
     backend = backend or installed_backend()
-    if importlib.util.find_spec(backend) is None:
-        raise InputError(f"--backend: {backend} is not installed: pip install 'msft[{backend}]'")
+    absent = [name for name in PACKAGES[backend] if importlib.util.find_spec(name) is None]
+    if absent:
+        raise InputError(f"--backend: {backend} needs {', '.join(absent)}: pip install 'msft[{backend}]'")
     device, why = import_module(f"msft.backend.{backend}.device").pick(device)
     if backend == "mindspore" and device == "cpu" and dtype != "float32":
         raise InputError(f"--dtype: MindSpore's CPU target has no {dtype} matrix product; use fp32 or --backend torch")
@@ -53,6 +60,15 @@ def load_engine(
     if factors:
         engine.load_adapter(factors)
     return engine
+
+
+def _read_adapter(path: Path, spec: ModelSpec, alpha: float | None) -> tuple[Lora, dict[str, np.ndarray]]:
+    config, factors = read_adapter(path, spec.family)
+    lora = adapter_lora(config, factors, str(path), alpha)
+    if not math.isfinite(lora.alpha):
+        raise InputError(f"{path}: does not say its alpha; give --lora_alpha")
+    check_adapter(lora, factors, spec, str(path))
+    return lora, factors
 
 
 def installed_backend() -> str:

@@ -1,5 +1,6 @@
 """Prompts as token ids: through a chat template, or as they are."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from msft.data import encode
@@ -31,10 +32,14 @@ class Prompts:
             raise InputError("prompt: an empty one needs a tokenizer with a begin token")
         return [self._tokenizer.bos_id]
 
-    def stop_ids(self, model_ends: tuple[int, ...]) -> tuple[int, ...]:
-        """Return the token ids that end an answer: the model's, the tokenizer's and the template's."""
+    def stop_ids(self, model_ends: tuple[int, ...], stops: Sequence[str] = ()) -> tuple[int, ...]:
+        """Return the token ids that end an answer: the model's, the tokenizer's and the template's.
+
+        Those of `stops` that are special tokens are among them, as these never show in an answer's text.
+        """
+        special = self._tokenizer.special_tokens
         own = encode.stop_ids(self._tokenizer, self._template) if self._template else (self._tokenizer.eos_id,)
-        return tuple(sorted({*model_ends, *own} - {None}))
+        return tuple(sorted({*model_ends, *own, *(special.get(stop) for stop in stops)} - {None}))
 
     def stop_texts(self) -> tuple[str, ...]:
         """Return the template's plain texts that end an answer."""
@@ -49,7 +54,8 @@ def default_template(tokenizer: Tokenizer) -> str | None:
 def read_prompts(path: Path) -> list[str]:
     """Return the lines of a UTF-8 text file that are not blank; raises InputError when there are none."""
     try:
-        lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        # Only line feeds end a line: a prompt may hold the other characters that splitlines() cuts at.
+        lines = [line for line in path.read_text(encoding="utf-8-sig").split("\n") if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: cannot be read as UTF-8 text: {error}") from error
     if not lines:

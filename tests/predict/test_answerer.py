@@ -50,6 +50,19 @@ def test_an_answer_ends_before_its_stop_text(said, stops, expected):
     assert "".join(pieces) == expected
 
 
+def test_rows_are_counted_over_calls():
+    class Recording(Scripted):
+        def generate(self, prompts, sampling, on_token):
+            rows.append(sampling.first_row)
+            return super().generate(prompts, sampling, on_token)
+
+    rows = []
+    answerer = Answerer(Recording("a", "b"), Letters(), Sampling(first_row=10))
+    answerer.answer([[1], [1]])
+    answerer.answer([[1], [1]])
+    assert rows == [10, 12]
+
+
 def test_generation_goes_no_further_than_the_stop():
     engine = Scripted("yes. no")
     counted = []

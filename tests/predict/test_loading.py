@@ -1,0 +1,46 @@
+"""Protects: adapters that an engine would apply wrongly, or not at all, are refused before a framework is imported."""
+
+import numpy as np
+import pytest
+
+from msft.backend.contract import Lora
+from msft.convert.adapter import write_adapter
+from msft.errors import InputError
+from msft.models.adapters import peft_names
+from msft.predict.loading import load_engine, load_spec
+
+
+def adapter(folder, module, rows=32, columns=32):
+    shapes = ((4, columns), (rows, 4))
+    weights = {name: np.ones(shape, np.float32) for name, shape in zip(peft_names(module), shapes, strict=True)}
+    write_adapter(folder, Lora(4, 8.0, 0.0, (module,)), weights, "base")
+    return folder
+
+
+@pytest.mark.parametrize(
+    "module,sizes,message",
+    [
+        ("model.layers.7.self_attn.q_proj", {}, "'model.layers.7.self_attn.q_proj', which the model does not have"),
+        ("lm_head", {"rows": 128}, "tunes lm_head, which works only when it is merged"),
+        ("model.layers.0.self_attn.q_proj", {"rows": 48}, r"B A is \[48, 32\], but the model's weight is \[32, 32\]"),
+    ],
+)
+def test_an_adapter_of_another_model_is_refused(tiny_model, tmp_path, module, sizes, message):
+    with pytest.raises(InputError, match=message):
+        load_engine(load_spec(tiny_model), tiny_model, adapter(tmp_path / "a", module, **sizes), "torch")
+
+
+def test_a_checkpoint_that_does_not_say_its_alpha_is_refused(tiny_model, tmp_path):
+    """Alpha unknown would be not-a-number in every logit."""
+    import json
+
+    folder = adapter(tmp_path / "a", "model.layers.0.self_attn.q_proj")
+    config = json.loads((folder / "adapter_config.json").read_text())
+    (folder / "adapter_config.json").write_text(json.dumps({**config, "lora_alpha": None}))
+    with pytest.raises(InputError, match="does not say its alpha; give --lora_alpha"):
+        load_engine(load_spec(tiny_model), tiny_model, folder, "torch")
+
+
+def test_alpha_without_an_adapter_is_refused(tiny_model):
+    with pytest.raises(InputError, match="--lora_alpha: goes with --adapter"):
+        load_engine(load_spec(tiny_model), tiny_model, None, "torch", lora_alpha=16.0)
