@@ -19,6 +19,8 @@ ifeq ($(ENGINES),)
 $(error BACKEND must be torch, mindspore or both, not '$(BACKEND)')
 endif
 
+# Two pip installations at a time would spoil the environment.
+.NOTPARALLEL:
 .PHONY: demo model test test-slow test-mindformers lint clean
 
 demo: $(VENV)/installed-$(BACKEND) $(MODEL)/config.json
