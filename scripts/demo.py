@@ -65,7 +65,8 @@ def ask(model: str, engine: str, adapter: Path | None = None) -> list[str]:
         words += ["--adapter", str(adapter)]
     for question in QUESTIONS:
         words += ["--prompt", question]
-    return [json.loads(line)["answer"].strip() for line in run("generate", *words, capture=True).splitlines()]
+    lines = run("generate", *words, capture=True).strip().split("\n")
+    return [json.loads(line)["answer"].strip() for line in lines]
 
 
 def read_losses(log: Path) -> list[float]:

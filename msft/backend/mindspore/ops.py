@@ -14,7 +14,8 @@ from mindspore import ops as operators
 from msft.backend import random
 from msft.backend.contract import Precision
 
-# Supervised positions whose logits exist at a time: 256 x 49152 float32 are 50 MB.
+# Supervised positions whose logits are made at a time: 256 x 49152 float32 are 50 MB. In training one such array of
+# each chunk stays until the backward pass.
 LOSS_CHUNK = 256
 MASKED = -1e30
 

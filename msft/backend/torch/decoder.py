@@ -130,7 +130,7 @@ class Decoder:
 def _load(spec: ModelSpec, source, tuning: Tuning, runtime: Runtime, kernels: ops.Kernels) -> nn.Module:
     rope.check(spec)
     # Dropout is the adapters' own alone.
-    config = AutoConfig.for_model(**{**spec.hf_config, "attention_dropout": 0.0})
+    config = AutoConfig.for_model(**{**spec.hf_config, "attention_dropout": 0.0, "return_dict": True})
     with torch.device("meta"):
         network = AutoModelForCausalLM.from_config(config, attn_implementation=kernels.attention)
     tuned, precision = set(tuning.parameters), runtime.precision

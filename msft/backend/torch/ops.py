@@ -9,7 +9,8 @@ from torch.nn import functional
 from msft.backend import random
 from msft.backend.contract import Precision
 
-# Supervised positions whose logits exist at a time: 256 x 49152 float32 are 50 MB.
+# Supervised positions whose logits are made at a time: 256 x 49152 float32 are 50 MB. In training one such array of
+# each chunk stays until the backward pass.
 LOSS_CHUNK = 256
 
 
