@@ -50,12 +50,12 @@ def _generate(argv: Sequence[str]) -> None:
     from msft.convert.dtypes import WORDS
     from msft.data.tokenizers import open_tokenizer
     from msft.predict.answers import Answerer
-    from msft.predict.loading import load_engine, load_spec
+    from msft.predict.loading import load_engine, load_spec, load_tokenizer
     from msft.predict.prompts import Prompts, read_prompts
 
     texts = words.prompt if words.prompt is not None else read_prompts(words.file)
     spec = load_spec(words.model)
-    tokenizer = open_tokenizer(words.tokenizer or (words.model if words.model.is_dir() else words.model.parent))
+    tokenizer = open_tokenizer(words.tokenizer) if words.tokenizer else load_tokenizer(words.model)
     prompts = Prompts(tokenizer, _template(words, tokenizer), words.system)
     encoded = [prompts.encode(text) for text in texts]
     engine = load_engine(

@@ -74,8 +74,8 @@ def _problems(layout: Layout) -> Iterator[str]:
 
 
 def choose_port(layout: Layout) -> int:
-    """Return the port the processes meet at; on the first machine, raise InputError when it is in use."""
-    if layout.node_rank:
+    """Return the port the processes meet at; on the first of their machines, raise InputError when it is in use."""
+    if layout.node_rank or layout.workers == 1:
         return layout.master_port or DEFAULT_PORT
     if layout.master_port is None and layout.nodes == 1:
         return DEFAULT_PORT if _is_free(DEFAULT_PORT) else _free_port()

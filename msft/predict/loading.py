@@ -4,6 +4,7 @@ import importlib.util
 import math
 from importlib import import_module
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 
@@ -14,6 +15,7 @@ from msft.convert import companions
 from msft.convert.adapter import adapter_lora, check_adapter, read_adapter
 from msft.convert.check import check_against
 from msft.convert.open import open_weights
+from msft.data.tokenizers import Tokenizer, open_tokenizer
 from msft.errors import InputError
 from msft.models.spec import ModelSpec
 
@@ -23,6 +25,17 @@ def load_spec(model: Path) -> ModelSpec:
     if not model.exists():
         raise InputError(f"--model: {model} does not exist")
     return companions.load_spec(None, model)
+
+
+def load_tokenizer(model: Path) -> Tokenizer:
+    """Return the tokenizer of the model at a path: the folder's, the one beside a file, or what a GGUF file holds."""
+    folder = model if model.is_dir() else model.parent
+    if any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model")) or model.suffix != ".gguf":
+        return open_tokenizer(folder)
+    with TemporaryDirectory() as place:
+        for name, content in companions.find(None, model).items():
+            Path(place, name).write_bytes(content if isinstance(content, bytes) else content.read_bytes())
+        return open_tokenizer(place)
 
 
 def load_engine(

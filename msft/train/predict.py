@@ -35,7 +35,8 @@ def predict(prepared: Prepared) -> None:
         answers = []
         for start in range(0, len(texts), recipe.predict_batch_size):
             batch = encoded[start : start + recipe.predict_batch_size]
-            sampling = replace(derive.sampling(recipe, max(map(len, batch))), stop_ids=stop_ids)
+            settings = derive.sampling(recipe, max(map(len, batch)))
+            sampling = replace(settings, stop_ids=stop_ids, first_row=start)
             answerer = Answerer(session.engine, tokenizer, sampling, prompts.stop_texts())
             answers += [answer.strip() for answer in answerer.answer(batch)]
             for text, answer in zip(texts[start:], answers[start:], strict=False):

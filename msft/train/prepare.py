@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from msft import console
+from msft.backend import PACKAGES
 from msft.backend.contract import Tuning
 from msft.config import derive
 from msft.config.checks import check_paths
@@ -17,8 +18,6 @@ from msft.data.dataset import RowDataset
 from msft.errors import InputError
 from msft.models.spec import ModelSpec
 from msft.train import checkpoint, datasets, outputs, sources
-
-NEEDS = {"torch": ("torch", "transformers", "peft"), "mindspore": ("mindspore",)}
 
 
 @dataclass(frozen=True)
@@ -107,7 +106,7 @@ def _with_eval_data(recipe: Recipe) -> Recipe:
 
 
 def _check_framework(recipe: Recipe) -> None:
-    absent = [name for name in NEEDS[recipe.backend] if importlib.util.find_spec(name) is None]
+    absent = [name for name in PACKAGES[recipe.backend] if importlib.util.find_spec(name) is None]
     if absent:
         where = recipe.source.get("backend", recipe.name)
         raise InputError(

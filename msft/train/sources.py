@@ -8,7 +8,7 @@ import numpy as np
 from msft.backend.contract import Lora
 from msft.config.schema import Recipe
 from msft.config.schema_model import PetConfig
-from msft.convert import ckpt
+from msft.convert import adapter, ckpt
 from msft.convert.adapter import CONFIG, adapter_lora, read_adapter
 from msft.convert.check import check_against
 from msft.convert.detect import Kind, detect
@@ -68,7 +68,9 @@ def open_all(recipe: Recipe, spec: ModelSpec, resumed: Path | None) -> Weights:
     if adapter_path is None:
         return Weights(base, base_path)
     config, factors = read_adapter(adapter_path, spec.family)
-    return Weights(base, base_path, adapter_lora(config, factors, str(adapter_path)), factors, adapter_path)
+    lora = adapter_lora(config, factors, str(adapter_path))
+    adapter.check_adapter(lora, factors, spec, str(adapter_path))
+    return Weights(base, base_path, lora, factors, adapter_path)
 
 
 def check_adapter(weights: Weights, wanted: Lora | None, where: str) -> None:

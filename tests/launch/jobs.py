@@ -41,7 +41,7 @@ def job(folder: Path, body: str, workers: int = 2) -> tuple[Command, Layout]:
 def pids(folder: Path, workers: int = 2) -> list[int]:
     """The process ids of all workers, once they are there."""
     files = [folder / f"pid_{rank}" for rank in range(workers)]
-    assert within(10, lambda: all(file.exists() and file.read_text() for file in files))
+    assert within(30, lambda: all(file.exists() and file.read_text() for file in files))
     return [int(file.read_text()) for file in files]
 
 

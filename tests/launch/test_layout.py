@@ -51,5 +51,6 @@ def test_a_default_port_in_use_is_replaced_on_one_machine_only(taken, monkeypatc
         choose_port(Layout(4, 2))
 
 
-def test_the_port_is_the_first_machines_business(taken):
+def test_the_port_is_the_first_machines_business_and_nobodys_for_one_process(taken):
     assert choose_port(Layout(4, 2, master_port=taken, node_rank=1)) == taken
+    assert choose_port(Layout(1, 1, master_port=taken)) == taken

@@ -12,7 +12,8 @@ from mindspore import Tensor
 from mindspore import ops as operators
 
 from msft.backend import random
-from msft.backend.contract import Precision
+from msft.backend.contract import Precision, Runtime
+from msft.models.spec import ModelSpec
 
 # Supervised positions whose logits are made at a time: 256 x 49152 float32 are 50 MB. In training one such array of
 # each chunk stays until the backward pass.
@@ -37,17 +38,23 @@ class Kernels:
     attention: Callable
 
 
-def kernels(device: str, precision: Precision) -> Kernels:
-    """Choose kernels for a device: fused ones on Ascend (flash attention takes 16-bit floats only), else plain ones."""
-    rotary = _rotary(precision)
-    if device != "npu":
-        norm, attention = _rms_norm(precision), _attention(precision)
-        return Kernels("plain operators", precision.softmax, precision.norm, norm, rotary, _swiglu, attention)
-    softmax, inside = precision.softmax, "float32 inside the fused kernel"
+def kernels(spec: ModelSpec, runtime: Runtime) -> Kernels:
+    """Choose kernels for a model on a device: fused ones on Ascend, plain operators elsewhere.
+
+    Ascend's flash attention takes 16-bit floats and head sizes that are multiples of 16; others get plain attention.
+    """
+    precision = runtime.precision
+    rotary, softmax, attention = _rotary(precision), precision.softmax, _attention(precision)
+    if runtime.device != "npu":
+        norm = _rms_norm(precision)
+        return Kernels("plain operators", softmax, precision.norm, norm, rotary, _swiglu, attention)
+    inside = "float32 inside the fused kernel"
     if precision.compute == "float32":
-        name, attention = "fused Ascend norm and SwiGLU, plain attention (float32)", _attention(precision)
+        name = "fused Ascend norm and SwiGLU, plain attention (float32)"
+    elif spec.head_dim % 16:
+        name = f"fused Ascend norm and SwiGLU, plain attention (head size {spec.head_dim})"
     else:
-        name, attention, softmax = "fused Ascend norm, SwiGLU and flash attention", _fused_attention, inside
+        name, softmax, attention = "fused Ascend norm, SwiGLU and flash attention", inside, _fused_attention
     return Kernels(name, softmax, inside, _fused_rms_norm, rotary, _fused_swiglu, attention)
 
 

@@ -15,7 +15,7 @@ class Model:
 
     def __init__(self, spec: ModelSpec, source, tuning: Tuning, runtime: Runtime):
         self.runtime = runtime
-        self.kernels = ops.kernels(runtime.device, runtime.precision)
+        self.kernels = ops.kernels(spec, runtime)
         self.decoder = Decoder(spec, source, tuning, runtime, self.kernels)
         self.tuned = self.decoder.tuned
         self.has_adapter = tuning.lora is not None

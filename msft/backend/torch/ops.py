@@ -7,7 +7,8 @@ import torch
 from torch.nn import functional
 
 from msft.backend import random
-from msft.backend.contract import Precision
+from msft.backend.contract import Runtime
+from msft.models.spec import ModelSpec
 
 # Supervised positions whose logits are made at a time: 256 x 49152 float32 are 50 MB. In training one such array of
 # each chunk stays until the backward pass.
@@ -22,9 +23,9 @@ class Kernels:
     fused_adamw: bool
 
 
-def kernels(device: str, precision: Precision) -> Kernels:
-    """Choose kernels for a device: scaled_dot_product_attention picks flash attention itself where there is one."""
-    return Kernels(attention="sdpa", fused_adamw=device in ("cpu", "cuda"))
+def kernels(spec: ModelSpec, runtime: Runtime) -> Kernels:
+    """Choose kernels for a model on a device; scaled_dot_product_attention picks flash attention where there is one."""
+    return Kernels(attention="sdpa", fused_adamw=runtime.device in ("cpu", "cuda"))
 
 
 def dtype(name: str) -> torch.dtype:
