@@ -88,7 +88,7 @@ def test_the_first_failure_is_told_and_the_others_are_ended(tmp_path, capsys):
         RunError, match=r"^rank 1 failed \(exit code 1\); all other processes on this machine were ended"
     ):
         supervised(tmp_path, body, workers=3)
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < 20
     assert not any(map(alive, pids(tmp_path, 3)))
     told = capsys.readouterr().err
     assert "  ValueError: boom\n" in told
@@ -166,7 +166,7 @@ except KeyboardInterrupt:
     process, workers = launcher(body)
     time.sleep(0.5)
     process.send_signal(number)
-    _, told = process.communicate(timeout=10)
+    _, told = process.communicate(timeout=30)
     assert process.returncode == 130 and "interrupted" in told
     assert not any(map(alive, workers))
     assert (tmp_path / "saved_0").exists() and (tmp_path / "saved_1").exists()
@@ -176,7 +176,7 @@ def test_a_hangup_is_ignored_under_nohup(launcher, tmp_path):
     (tmp_path / "nohup").touch()
     process, workers = launcher("\ntime.sleep(2)")
     process.send_signal(signal.SIGHUP)
-    process.communicate(timeout=10)
+    process.communicate(timeout=30)
     assert process.returncode == 0
 
 
@@ -187,8 +187,8 @@ def test_a_second_interruption_does_not_wait(launcher):
     time.sleep(0.5)
     process.send_signal(signal.SIGINT)
     began = time.monotonic()
-    process.communicate(timeout=10)
-    assert time.monotonic() - began < 3
+    process.communicate(timeout=30)
+    assert time.monotonic() - began < 4
     assert within(2, lambda: not any(map(alive, workers)))
 
 
