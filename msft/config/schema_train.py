@@ -153,7 +153,7 @@ class CheckpointMonitor(Block):
     keep_checkpoint_per_n_minutes: Annotated[Any, Refused("checkpoints are kept by number", (0,))] = None
     save_network_params: Annotated[Any, Unused("weights are written at the end of every run")] = None
     save_trainable_params: Annotated[Any, Unused("adapters are written at the end of every run")] = None
-    exception_save: Annotated[Any, Unused("an interrupted run always saves")] = None
+    exception_save: Annotated[Any, Unused("an interrupted run goes on from its last checkpoint")] = None
     enc_key: Annotated[Any, Refused("encrypted checkpoints are not built", ())] = None
     enc_mode: Annotated[Any, Unused("it belongs to enc_key")] = None
 

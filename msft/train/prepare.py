@@ -94,6 +94,11 @@ def processes() -> int:
     return int(os.environ.get("WORLD_SIZE") or os.environ.get("MS_WORKER_NUM") or 1)
 
 
+def launched() -> bool:
+    """Whether torchrun or msrun started this process, be it the only one; msrun's scheduler must join the group too."""
+    return "RANK" in os.environ or "MS_ROLE" in os.environ
+
+
 def _with_eval_data(recipe: Recipe) -> Recipe:
     """In run_mode eval, training data is evaluated when the recipe names no evaluation data."""
     named = datasets.paths_of(recipe.eval_dataset) or not datasets.paths_of(recipe.train_dataset)

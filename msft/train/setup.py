@@ -15,7 +15,7 @@ from msft.data.batches import BatchStream, evaluation_batches
 from msft.models.families import family
 from msft.models.spec import ModelSpec
 from msft.train import schedules
-from msft.train.prepare import Prepared, processes
+from msft.train.prepare import Prepared, launched
 
 
 @dataclass(frozen=True)
@@ -37,9 +37,9 @@ def start(prepared: Prepared) -> Session:
     check_device(recipe, device)
     console.note(f"device: {device} ({why})")
     distributed = import_module(f"msft.backend.{recipe.backend}.distributed")
-    parallel = processes() > 1
+    parallel = launched()
     rank, world = distributed.initialize(device) if parallel else (0, 1)
-    if parallel:
+    if world > 1:
         console.note(f"processes: {world}, each with the whole model and its share of every batch")
     runtime: Runtime = derive.runtime(recipe, device, parallel)
     engine_module = import_module(f"msft.backend.{recipe.backend}.engine")
