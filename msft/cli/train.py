@@ -1,5 +1,7 @@
 """`msft train X.yaml [flags]`, which is also `python run_finetune.py --config X.yaml [flags]`."""
 
+import os
+import sys
 from collections.abc import Sequence
 
 from msft.cli import guard
@@ -25,7 +27,14 @@ Flags change the recipe, later ones win:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit code."""
-    return guard.run(_train, argv)
+    code = guard.run(_train, argv)
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        # All is written. Taking the interpreter down beside gloo's threads sometimes aborts, and torchrun would
+        # call the whole job a failure.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    return code
 
 
 def _train(argv: Sequence[str]) -> None:

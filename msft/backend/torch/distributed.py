@@ -1,6 +1,7 @@
 """The process group of torchrun: sums over ranks."""
 
 import os
+import sys
 from collections.abc import Sequence
 from datetime import timedelta
 
@@ -52,8 +53,11 @@ def sum_gradients(gradients: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]
 
 
 def shutdown() -> None:
-    """Leave the group."""
+    """Leave the group; after an error without waiting for the others."""
     if group.is_initialized():
+        if sys.exception() is None:
+            # A rank that leaves while another still talks to it takes that one down.
+            sum_numbers([0.0])
         group.destroy_process_group()
 
 
