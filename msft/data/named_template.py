@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from msft.data.formats import BadRow, Turn
 from msft.errors import InputError, did_you_mean
 
-# Stands for an empty message, which FastChat would take for "not said yet".
-_EMPTY = "\ufdd0"
+# Unicode's noncharacters: one that a conversation does not hold stands for an empty message in it, which FastChat
+# would take for "not said yet".
+_NONCHARACTERS = [chr(code) for code in range(0xFDD0, 0xFDF0)]
 
 
 def template_names() -> list[str]:
@@ -52,11 +53,19 @@ class NamedTemplate:
         if system is not None:
             template.system_message = system
         messages = [list(message) for message in template.messages]
+        empty = _unused([system or "", *(turn.text for turn in turns)])
         for number, turn in enumerate(turns):
             if turn.role != ("user", "assistant")[number % 2]:
                 raise BadRow(f"turn {number + 1} is the {turn.role}'s: turns must alternate, the user first")
-            messages.append([template.roles[number % 2], turn.text or _EMPTY])
+            messages.append([template.roles[number % 2], turn.text or empty])
         if prompt:
             messages.append([template.roles[1], None])
         template.messages = messages
-        return template.get_prompt().replace(_EMPTY, "")
+        return template.get_prompt().replace(empty, "")
+
+
+def _unused(texts: Sequence[str]) -> str:
+    for mark in _NONCHARACTERS:
+        if not any(mark in text for text in texts):
+            return mark
+    raise BadRow("its words hold all of Unicode's noncharacters")

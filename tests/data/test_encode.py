@@ -74,6 +74,7 @@ texts = st.text(st.characters(exclude_categories=["Cs", "Co"]), max_size=60)
 @given(st.lists(st.tuples(texts, texts), min_size=1, max_size=3), st.integers(20, 120))
 @example([(QUESTION, answers[0]) for answers in WORDS], 2048)
 @example([("Tell me about 1 + 1", "2"), ("Why?", " spaces  inside "), ("x ASSISTANT", "USER: no")], 400)
+@example([("\ufdd0", "0")], 35)
 @settings(max_examples=150, deadline=None)
 def test_vicuna_equals_mindformers_where_its_bookkeeping_is_right(rounds, length):
     tokenizer, model, encoder = llama()
