@@ -8,6 +8,12 @@ os.environ.setdefault("GLOG_v", "3")
 import numpy as np
 import pytest
 import yaml
+from hypothesis import settings
+
+# CI tries the same examples each time; elsewhere every run tries new ones.
+settings.register_profile("ci", derandomize=True)
+if os.environ.get("CI"):
+    settings.load_profile("ci")
 
 VOCABULARY = 128
 TINY = {
