@@ -5,7 +5,7 @@ import platform
 import mindspore
 from mindspore import device_context
 
-from msft.errors import InputError
+from msft.backend import devices
 
 KINDS = ("npu", "cuda", "cpu")
 TARGETS = {"npu": "Ascend", "cuda": "GPU", "cpu": "CPU"}
@@ -22,14 +22,7 @@ def pick(device: str) -> tuple[str, str]:
 
     Raises InputError when the one asked for is absent.
     """
-    if device == "auto":
-        best = next(kind for kind in KINDS if _present(kind))
-        return best, "the best device that mindspore sees here"
-    if device not in KINDS:
-        raise InputError(f"device: {device!r} is unknown to mindspore (cpu, cuda, npu or auto)")
-    if not _present(device):
-        raise InputError(f"device: '{device}' was asked for, but mindspore {mindspore.__version__} sees none here")
-    return device, "asked for"
+    return devices.choose(device, KINDS, _present, f"mindspore {mindspore.__version__}")
 
 
 def versions() -> dict[str, str]:

@@ -4,7 +4,7 @@ import platform
 
 import torch
 
-from msft.errors import InputError
+from msft.backend import devices
 
 KINDS = ("cuda", "npu", "cpu")
 
@@ -18,14 +18,7 @@ def pick(device: str) -> tuple[str, str]:
 
     Raises InputError when the one asked for is absent.
     """
-    if device == "auto":
-        best = next(kind for kind in KINDS if _present(kind))
-        return best, "the best device that torch sees here"
-    if device not in KINDS:
-        raise InputError(f"device: {device!r} is unknown to torch (cpu, cuda, npu or auto)")
-    if not _present(device):
-        raise InputError(f"device: '{device}' was asked for, but torch {torch.__version__} sees none here")
-    return device, "asked for"
+    return devices.choose(device, KINDS, _present, f"torch {torch.__version__}")
 
 
 def versions() -> dict[str, str]:
