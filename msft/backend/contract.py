@@ -3,7 +3,7 @@
 All arrays are numpy, all names are canonical: Hugging Face's for weights, PEFT's for adapters.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -122,8 +122,8 @@ class Runtime:
 class StepResult:
     """One optimizer step: the loss is the mean over all supervised tokens of the global batch.
 
-    `grad_norm` is the global norm before clipping, with any loss scale taken out. A step with an
-    overflow is skipped: parameters, moments and the optimizer's step count stay as they were.
+    `grad_norm` is the global norm before clipping, with any loss scale taken out. A step whose loss or
+    gradient is not finite is skipped: parameters, moments and the optimizer's step count stay as they were.
     """
 
     loss: float
@@ -131,6 +131,22 @@ class StepResult:
     grad_norm: float
     skipped: bool
     loss_scale: float
+
+
+@dataclass(frozen=True)
+class StepGradients:
+    """What an optimizer step would apply: `gradients` float32 by canonical name, before clipping, without loss scale.
+
+    `loss` and `grad_norm` are the step's, over all micro-batches and ranks, `clip` is the factor of clipping.
+    `losses` (summed) and `supervised` (tokens) have one entry for each of this rank's micro-batches.
+    """
+
+    loss: float
+    losses: tuple[float, ...]
+    supervised: tuple[int, ...]
+    gradients: dict[str, np.ndarray]
+    grad_norm: float
+    clip: float
 
 
 @dataclass(frozen=True)
@@ -189,6 +205,34 @@ class Engine(Protocol):
 
     def gradients(self, batch: Batch) -> dict[str, np.ndarray]:
         """Gradients of the batch's mean loss for the tuned parameters, by canonical name, without dropout."""
+
+    def step_gradients(self, micro_batches: Sequence[Batch]) -> StepGradients:
+        """What `train_step` would apply to these micro-batches now, dropout included; nothing changes."""
+
+    def activations(self, batch: Batch, adapter: bool = True) -> dict[str, np.ndarray]:
+        """Hidden states by module in the order of the forward pass, without dropout, float32 [rows, length, hidden].
+
+        'model.embed_tokens', each block ('model.layers.0' ...), 'model.norm'.
+        """
+
+    def parameters(self) -> Iterator[tuple[str, np.ndarray, str]]:
+        """Every tensor as it is computed with: canonical name, float32 values, dtype name; adapters come last.
+
+        The head is 'lm_head.weight', also where it is the embedding's tensor.
+        """
+
+    def is_head_tied(self) -> bool:
+        """Whether head and embedding are one tensor."""
+
+    def rotate(self, hidden: np.ndarray, position_ids: np.ndarray) -> np.ndarray:
+        """Apply the rotary embedding to float32 [rows, heads, length, head_dim] at int32 [rows, length]."""
+
+    def decayed(self) -> tuple[str, ...]:
+        """Canonical names of the tuned tensors that weight decay applies to."""
+
+    def dtypes(self) -> dict[str, str]:
+        """What is held and computed in which dtype: frozen, tuned, compute, softmax, norm, rotary, loss, gradients,
+        moments."""
 
     def generate(
         self, prompts: Sequence[Sequence[int]], sampling: Sampling, on_token: OnToken | None = None

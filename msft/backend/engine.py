@@ -1,15 +1,26 @@
 """The engine both frameworks share: one optimizer step, written once over a model and an optimizer."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from types import ModuleType
+from typing import NamedTuple
 
 import numpy as np
 
 from msft.backend import decoding
-from msft.backend.contract import Batch, EngineState, OnToken, Runtime, Sampling, StepResult
+from msft.backend.contract import Batch, EngineState, OnToken, Runtime, Sampling, StepGradients, StepResult
 from msft.backend.loss_scaler import LossScaler
 from msft.errors import RunError
+
+
+class _Total(NamedTuple):
+    """A step's loss and gradients on the device, summed over micro-batches and ranks; `norm` without the loss scale."""
+
+    loss: float
+    losses: tuple[float, ...]
+    supervised: int
+    gradients: dict
+    norm: float
 
 
 class FrameworkEngine:
@@ -26,26 +37,45 @@ class FrameworkEngine:
 
     def train_step(self, micro_batches: Sequence[Batch], learning_rate: float) -> StepResult:
         """See `contract.Engine.train_step`."""
+        scale = self.scaler.value
+        total = self._accumulate(micro_batches, scale)
+        finite = math.isfinite(total.norm) and math.isfinite(total.loss)
+        if finite:
+            self.optimizer.apply(total.gradients, self._clip(total.norm) / scale, learning_rate)
+        self.scaler.update(not finite)
+        self.step += 1
+        return StepResult(total.loss, total.supervised, total.norm, not finite, scale)
+
+    def step_gradients(self, micro_batches: Sequence[Batch]) -> StepGradients:
+        """See `contract.Engine.step_gradients`."""
+        scale = self.scaler.value
+        total = self._accumulate(micro_batches, scale)
+        gradients = {name: array / scale for name, array in self.optimizer.to_numpy(total.gradients).items()}
+        supervised = tuple(batch.supervised for batch in micro_batches)
+        return StepGradients(total.loss, total.losses, supervised, gradients, total.norm, self._clip(total.norm))
+
+    def _accumulate(self, micro_batches: Sequence[Batch], scale: float) -> "_Total":
+        """Gradients of `scale` x the step's loss over all micro-batches and ranks."""
         local = sum(batch.supervised for batch in micro_batches)
         supervised = int(self.distributed.sum_numbers([local])[0])
         if supervised == 0:
             raise RunError(f"step {self.step + 1}: no token of the batch is supervised, so there is no loss")
-        scale = self.scaler.value
-        loss, gradients = 0.0, None
+        losses, gradients = [], None
         for batch in micro_batches:
-            if batch.supervised:
-                summed, new = self.model.loss_and_gradients(batch, scale / supervised, self.step)
-                loss += summed
-                gradients = new if gradients is None else self.optimizer.add(gradients, new)
+            if not batch.supervised:
+                losses.append(0.0)
+                continue
+            summed, new = self.model.loss_and_gradients(batch, scale / supervised, self.step)
+            losses.append(summed)
+            gradients = new if gradients is None else self.optimizer.add(gradients, new)
         gradients = self.distributed.sum_gradients(self.optimizer.zeros() if gradients is None else gradients)
-        loss = self.distributed.sum_numbers([loss])[0] / supervised
-        norm = self.optimizer.global_norm(gradients) / scale
-        overflow = not math.isfinite(norm)
-        if not overflow:
-            self.optimizer.apply(gradients, _clip(norm, self.runtime.max_grad_norm) / scale, learning_rate)
-        self.scaler.update(overflow)
-        self.step += 1
-        return StepResult(loss, supervised, norm, overflow, scale)
+        loss = self.distributed.sum_numbers([sum(losses)])[0] / supervised
+        return _Total(loss, tuple(losses), supervised, gradients, self.optimizer.global_norm(gradients) / scale)
+
+    def _clip(self, norm: float) -> float:
+        """The factor of torch's clip_grad_norm_."""
+        limit = self.runtime.max_grad_norm
+        return 1.0 if limit is None else min(1.0, limit / (norm + 1e-6))
 
     def evaluate(self, batch: Batch) -> tuple[float, int]:
         """See `contract.Engine.evaluate`."""
@@ -66,6 +96,30 @@ class FrameworkEngine:
         """See `contract.Engine.gradients`."""
         _, gradients = self.model.loss_and_gradients(batch, 1 / max(batch.supervised, 1), None)
         return self.optimizer.to_numpy(gradients)
+
+    def activations(self, batch: Batch, adapter: bool = True) -> dict[str, np.ndarray]:
+        """See `contract.Engine.activations`."""
+        return self.model.activations(batch, adapter or not self.model.has_adapter)
+
+    def parameters(self) -> Iterator[tuple[str, np.ndarray, str]]:
+        """See `contract.Engine.parameters`."""
+        return self.model.parameters()
+
+    def is_head_tied(self) -> bool:
+        """See `contract.Engine.is_head_tied`."""
+        return self.model.decoder.is_head_tied()
+
+    def rotate(self, hidden: np.ndarray, position_ids: np.ndarray) -> np.ndarray:
+        """See `contract.Engine.rotate`."""
+        return self.model.decoder.rotate(hidden, position_ids)
+
+    def decayed(self) -> tuple[str, ...]:
+        """See `contract.Engine.decayed`."""
+        return tuple(name for name in self.model.tuned_shapes() if name in self.optimizer.decayed)
+
+    def dtypes(self) -> dict[str, str]:
+        """See `contract.Engine.dtypes`."""
+        return {**self.model.dtypes(), **self.optimizer.dtypes()}
 
     def generate(
         self, prompts: Sequence[Sequence[int]], sampling: Sampling, on_token: OnToken | None = None
@@ -113,11 +167,6 @@ class FrameworkEngine:
     def describe(self) -> dict[str, str]:
         """See `contract.Engine.describe`."""
         return {**self.model.describe(), **self.optimizer.describe()}
-
-
-def _clip(norm: float, limit: float | None) -> float:
-    """The factor of torch's clip_grad_norm_."""
-    return 1.0 if limit is None else min(1.0, limit / (norm + 1e-6))
 
 
 def _check_shapes(given: dict[str, np.ndarray], expected: dict[str, tuple[int, ...]]) -> None:

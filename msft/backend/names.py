@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 
+from msft.backend.contract import Precision
 from msft.errors import RunError
 from msft.models.families import family
 from msft.models.spec import ModelSpec
@@ -10,6 +11,17 @@ from msft.models.spec import ModelSpec
 def is_norm_or_bias(name: str) -> bool:
     """Whether a parameter is a norm's weight or a bias, which AdamW does not decay unless asked."""
     return name.endswith(".bias") or "norm." in name
+
+
+def computed_dtype(name: str, tuned: bool, precision: Precision) -> str:
+    """Return the dtype that a parameter is computed with.
+
+    Frozen linear weights and the head meet products in the compute dtype; a float32 compute dtype widens the others.
+    """
+    if tuned:
+        return "float32"
+    product = "_proj." in name or name == "lm_head.weight"
+    return precision.compute if product or precision.compute == "float32" else precision.parameters
 
 
 def check_modules(modules: Iterable[str], spec: ModelSpec) -> None:

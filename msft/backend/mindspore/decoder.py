@@ -5,6 +5,7 @@ seconds whatever the depth (a graph of all 30 layers of a 135M model: 50 s to co
 memory). MindSpore differentiates through the compiled blocks.
 """
 
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 
@@ -22,6 +23,7 @@ from msft.models.families import family
 from msft.models.spec import ModelSpec
 
 ABSENT = -1
+HEAD = "lm_head.weight"
 
 
 class Decoder:
@@ -69,16 +71,25 @@ class Decoder:
 
         Attention is causal and stays within a segment; padding (segment 0) sees padding.
         """
+        *_, (_, hidden) = self.states(input_ids, position_ids, segment_ids)
+        return hidden
+
+    def states(
+        self, input_ids: np.ndarray, position_ids: np.ndarray, segment_ids: np.ndarray
+    ) -> Iterator[tuple[str, Tensor]]:
+        """Yield the name and the output of the embedding, of each block and of the last norm."""
         length = input_ids.shape[1]
         causal = np.tril(np.ones((length, length), dtype=bool))
         allowed = self.tensor(causal & (segment_ids[:, :, None] == segment_ids[:, None, :]))
         cosine, sine = self._rotary(position_ids)
         tokens = self.tensor(np.zeros((1, 1), np.int32)) if self.dropout_tokens is None else self.dropout_tokens
-        hidden = self.embed(self.weight("model.embed_tokens.weight"), self.tensor(input_ids))
-        for layout, names_of_layer in self.layers:
+        hidden = self.embed(self.parameter("model.embed_tokens.weight"), self.tensor(input_ids))
+        yield "model.embed_tokens", hidden
+        for number, (layout, names_of_layer) in enumerate(self.layers):
             block = self.block(layout, self.dropout_tokens is not None, self.adapter)
-            hidden = block(hidden, cosine, sine, allowed, tokens, *map(self.weight, names_of_layer))
-        return self.norm(hidden, self.weight("model.norm.weight"))
+            hidden = block(hidden, cosine, sine, allowed, tokens, *map(self.parameter, names_of_layer))
+            yield f"model.layers.{number}", hidden
+        yield "model.norm", self.norm(hidden, self.parameter("model.norm.weight"))
 
     def cached_hidden(self, input_ids: np.ndarray, position_ids: np.ndarray, real: Tensor, cache) -> Tensor:
         """Return the last position's hidden states [rows, hidden], the keys and values before it being in `cache`.
@@ -87,27 +98,36 @@ class Decoder:
         [keys, values] [rows, kv_heads, capacity, head_dim] by layer, `cache.slot` the first free slot; both move on.
         """
         cosine, sine = self._rotary(position_ids)
-        hidden = self.embed(self.weight("model.embed_tokens.weight"), self.tensor(input_ids))
+        hidden = self.embed(self.parameter("model.embed_tokens.weight"), self.tensor(input_ids))
         length = input_ids.shape[1]
         slots = self.tensor(np.arange(cache.slot, cache.slot + length, dtype=np.int32))
         for number, (layout, names_of_layer) in enumerate(self.layers):
-            block, tensors = self.cached_block(layout), map(self.weight, names_of_layer)
+            block, tensors = self.cached_block(layout), map(self.parameter, names_of_layer)
             hidden, *cache.layers[number] = block(hidden, cosine, sine, real, slots, *cache.layers[number], *tensors)
         cache.slot += length
-        return self.norm(hidden[:, -1], self.weight("model.norm.weight"))
+        return self.norm(hidden[:, -1], self.parameter("model.norm.weight"))
 
     def head_weight(self) -> Tensor:
         """Return the matrix that `head` takes, [vocabulary, hidden] in the compute dtype: one copy for many calls."""
-        name = "model.embed_tokens.weight" if self.spec.tie_word_embeddings else "lm_head.weight"
-        return self.weight(name).astype(ops.dtype(self.runtime.precision.compute))
+        return self.parameter(HEAD).astype(ops.dtype(self.runtime.precision.compute))
 
     def head(self, hidden: Tensor, weight: Tensor) -> Tensor:
         """Return the logits, float32 [..., vocabulary]."""
         return self.project(hidden, weight)
 
-    def weight(self, name: str) -> Tensor:
-        """Return a tensor by its name in the model, tuned or frozen."""
+    def parameter(self, name: str) -> Tensor:
+        """Return a tensor by its name in the model, tuned or frozen; a tied head is the embedding."""
+        if name == HEAD and self.spec.tie_word_embeddings:
+            name = "model.embed_tokens.weight"
         return self.tuned[self.tuned_names[name]] if name in self.tuned_names else self.frozen[name]
+
+    def is_head_tied(self) -> bool:
+        """Whether head and embedding are one tensor."""
+        return self.parameter(HEAD) is self.parameter("model.embed_tokens.weight")
+
+    def rotate(self, hidden: np.ndarray, position_ids: np.ndarray) -> np.ndarray:
+        """Apply the rotary embedding to float32 [rows, heads, length, head_dim] at int32 [rows, length]."""
+        return ops.to_numpy(self.kernels.rotary(self.tensor(hidden), *self._rotary(position_ids)))
 
     def tensor(self, array: np.ndarray) -> Tensor:
         """Return an array on the device, dtype kept."""
@@ -126,7 +146,7 @@ class Decoder:
 
     def _add_lora(self, lora: Lora) -> None:
         for module in lora.modules:
-            rows, columns = self.weight(f"{module}.weight").shape
+            rows, columns = self.parameter(f"{module}.weight").shape
             name_a, name_b = peft_names(module)
             self._place(f"{module}.lora_A.weight", random.lora_a(self.runtime.seed, module, lora.rank, columns), name_a)
             self._place(f"{module}.lora_B.weight", np.zeros((rows, lora.rank), dtype=np.float32), name_b)

@@ -63,6 +63,11 @@ def dtype(name: str):
     return getattr(mindspore, name)
 
 
+def dtypes(tensors: dict[str, Tensor]) -> str:
+    """Return the names of the tensors' dtypes, as in 'float32'."""
+    return ", ".join(sorted({str(tensor.dtype).lower().removeprefix("torch.") for tensor in tensors.values()}))
+
+
 def to_numpy(tensor: Tensor) -> np.ndarray:
     """Return a float32 copy."""
     return tensor.astype(mindspore.float32).asnumpy().copy()

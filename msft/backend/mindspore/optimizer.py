@@ -68,6 +68,10 @@ class AdamW:
         """Return float32 copies."""
         return {name: ops.to_numpy(tensor) for name, tensor in tensors.items()}
 
+    def dtypes(self) -> dict[str, str]:
+        """Return what is held in which dtype."""
+        return {"moments": ops.dtypes({**self.first, **self.second})}
+
     def describe(self) -> dict[str, str]:
         """Say what was applied."""
         form = "torch's AdamW" if self.settings.bias_correction else "FP32StateAdamWeightDecay (no bias correction)"

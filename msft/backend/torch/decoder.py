@@ -1,5 +1,7 @@
 """A transformers decoder with peft's LoRA, filled from any weight source."""
 
+import sys
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 
 import numpy as np
@@ -15,6 +17,8 @@ from msft.models import rope
 from msft.models.adapters import peft_names
 from msft.models.families import family
 from msft.models.spec import ModelSpec
+
+HEAD = "lm_head.weight"
 
 
 class CounterDropout(nn.Module):
@@ -88,6 +92,25 @@ class Decoder:
                 use_cache=False,
             ).last_hidden_state
 
+    def states(
+        self, input_ids: np.ndarray, position_ids: np.ndarray, segment_ids: np.ndarray
+    ) -> Iterator[tuple[str, torch.Tensor]]:
+        """Yield the name and the output of the embedding, of each block and of the last norm."""
+        model, seen = self.network.model, {}
+        parts = {"model.embed_tokens": model.embed_tokens, "model.norm": model.norm}
+        parts |= {f"model.layers.{number}": layer for number, layer in enumerate(model.layers)}
+        hooks = [
+            part.register_forward_hook(lambda _, __, output, name=name: seen.update({name: output}))
+            for name, part in parts.items()
+        ]
+        try:
+            self.hidden(input_ids, position_ids, segment_ids)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        for name, output in seen.items():
+            yield name, output[0] if isinstance(output, tuple) else output
+
     def cached_hidden(self, input_ids: np.ndarray, position_ids: np.ndarray, real: torch.Tensor, cache) -> torch.Tensor:
         """Return the last position's hidden states [rows, hidden], the keys and values before it being in `cache`.
 
@@ -110,6 +133,24 @@ class Decoder:
     def head(self, hidden: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         """Return the logits, float32 [..., vocabulary]."""
         return functional.linear(hidden.to(weight.dtype), weight).float()
+
+    def parameter(self, name: str) -> torch.Tensor:
+        """Return a tensor by its name in the model, tuned or frozen; a tied head is the embedding."""
+        return self.network.get_parameter(name)
+
+    def is_head_tied(self) -> bool:
+        """Whether head and embedding are one tensor."""
+        return self.network.lm_head.weight is self.network.model.embed_tokens.weight
+
+    @torch.no_grad()
+    def rotate(self, hidden: np.ndarray, position_ids: np.ndarray) -> np.ndarray:
+        """Apply the rotary embedding to float32 [rows, heads, length, head_dim] at int32 [rows, length]."""
+        self._set_frequencies(position_ids)
+        tensor = self.tensor(hidden)
+        cosine, sine = self.network.model.rotary_emb(tensor, self.tensor(position_ids))
+        # The function of the family's own module, which is what the network calls.
+        turn = sys.modules[type(self.network).__module__].apply_rotary_pos_emb
+        return ops.to_numpy(turn(tensor, tensor, cosine, sine)[0])
 
     def tensor(self, array: np.ndarray) -> torch.Tensor:
         """Return an array on the device, dtype kept."""
@@ -138,8 +179,7 @@ def _load(spec: ModelSpec, source, tuning: Tuning, runtime: Runtime, kernels: op
         kind = "float32" if name in tuned else precision.parameters
         tensor = ops.from_numpy(source.read(name), runtime.device, kind)
         # autocast does not widen, and keeps a copy of each weight that it narrows until the backward pass.
-        if precision.compute == "float32" or (name not in tuned and "_proj." in name):
-            tensor = tensor.to(ops.dtype(precision.compute))
+        tensor = tensor.to(ops.dtype(names.computed_dtype(name, name in tuned, precision)))
         owner, _, leaf = name.rpartition(".")
         setattr(network.get_submodule(owner), leaf, nn.Parameter(tensor, requires_grad=False))
     network.tie_weights()

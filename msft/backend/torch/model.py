@@ -1,12 +1,16 @@
 """What the shared engine asks of a model: losses, gradients, log-probabilities, tuned tensors."""
 
+from collections.abc import Iterator
+
 import numpy as np
 import torch
 
-from msft.backend import random
+from msft.backend import names, random
 from msft.backend.contract import IGNORE, Batch, Runtime, Tuning
 from msft.backend.torch import ops
-from msft.backend.torch.decoder import Decoder
+from msft.backend.torch.decoder import HEAD, Decoder
+from msft.models.adapters import PEFT_PREFIX
+from msft.models.families import family
 from msft.models.spec import ModelSpec
 
 
@@ -53,6 +57,23 @@ class Model:
         with self.decoder.mode(None, adapter=True):
             return ops.to_numpy(self.decoder.head(self._hidden(batch), self.decoder.head_weight()))
 
+    @torch.no_grad()
+    def activations(self, batch: Batch, adapter: bool) -> dict[str, np.ndarray]:
+        """Return the hidden states by module in the order of the forward pass, float32 [rows, length, hidden]."""
+        with self.decoder.mode(None, adapter):
+            states = self.decoder.states(batch.input_ids, batch.position_ids, batch.segment_ids)
+            return {name: ops.to_numpy(state) for name, state in states}
+
+    def parameters(self) -> Iterator[tuple[str, np.ndarray, str]]:
+        """Yield every tensor as it is computed with: name, float32 values, dtype name; the adapters last."""
+        spec = self.decoder.spec
+        for name in dict.fromkeys((*family(spec.family).tensor_shapes(spec), HEAD)):
+            kind = names.computed_dtype(name, name in self.tuned, self.runtime.precision)
+            yield name, ops.to_numpy(self.decoder.parameter(name).to(ops.dtype(kind))), kind
+        for name, tensor in self.tuned.items():
+            if name.startswith(PEFT_PREFIX):
+                yield name, ops.to_numpy(tensor), "float32"
+
     def export_tuned(self) -> dict[str, np.ndarray]:
         """Return copies of the tuned tensors."""
         return {name: ops.to_numpy(parameter) for name, parameter in self.tuned.items()}
@@ -66,6 +87,20 @@ class Model:
     def tuned_shapes(self) -> dict[str, tuple[int, ...]]:
         """Return the shapes of the tuned tensors."""
         return {name: tuple(parameter.shape) for name, parameter in self.tuned.items()}
+
+    def dtypes(self) -> dict[str, str]:
+        """Return what is held and computed in which dtype."""
+        precision = self.runtime.precision
+        return {
+            "frozen": precision.parameters,
+            "tuned": ops.dtypes(self.tuned),
+            "compute": precision.compute,
+            "softmax": "float32",
+            "norm": "float32",
+            "rotary": "float32",
+            "loss": "float32",
+            "gradients": "float32",
+        }
 
     def describe(self) -> dict[str, str]:
         """Say what was applied."""

@@ -33,6 +33,11 @@ def dtype(name: str) -> torch.dtype:
     return getattr(torch, name)
 
 
+def dtypes(tensors: dict[str, torch.Tensor]) -> str:
+    """Return the names of the tensors' dtypes, as in 'float32'."""
+    return ", ".join(sorted({str(tensor.dtype).lower().removeprefix("torch.") for tensor in tensors.values()}))
+
+
 def to_numpy(tensor: torch.Tensor) -> np.ndarray:
     """Return a float32 copy."""
     return tensor.detach().to(device="cpu", dtype=torch.float32, copy=True).numpy()
