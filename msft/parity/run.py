@@ -1,0 +1,129 @@
+"""A parity check from its settings to its verdict: stage after stage, until the first that fails."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from msft import console
+from msft.config import derive
+from msft.config.schema import Recipe
+from msft.errors import InputError
+from msft.parity import computation, diagnose, golden, inputs, report, training
+from msft.parity.compare import Verdict
+from msft.parity.golden import Golden
+from msft.parity.judge import StageResult, judge
+from msft.parity.observe import STAGES, Observation
+from msft.parity.perturbed import PerturbedWeights
+from msft.parity.side import Side, open_side
+from msft.train import setup, versions
+from msft.train.prepare import Prepared, prepare
+
+OBSERVERS = {
+    "recipe": inputs.observe_recipe,
+    "data": inputs.observe_data,
+    "weights": inputs.observe_weights,
+    "forward": computation.observe_forward,
+    "loss": computation.observe_loss,
+    "backward": computation.observe_backward,
+    "step": training.observe_step,
+    "trajectory": training.observe_trajectory,
+    "generation": training.observe_generation,
+}
+DEFAULT_STEPS = 20
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is compared: `recipes` has one resolved recipe a side; `steps` None means 20, or all that there are.
+
+    `against` and `export` are golden folders. `perturb` moves one weight of the second side by one ulp and lets
+    every stage run.
+    """
+
+    recipes: tuple[Recipe, ...]
+    output_dir: Path
+    steps: int | None = None
+    every_stage: bool = False
+    perturb: bool = False
+    export: Path | None = None
+    against: Path | None = None
+
+
+def run(settings: Settings) -> bool:
+    """Run a parity check, write its report, and return whether every stage that ran passed.
+
+    Raises InputError for recipes and golden folders that are wrong, RunError when an engine fails.
+    """
+    recorded = golden.read(settings.against) if settings.against else None
+    prepared = [prepare(recipe) for recipe in settings.recipes]
+    steps = _steps(settings, prepared[0], recorded)
+    if settings.perturb:
+        weights = prepared[1].weights
+        moved = PerturbedWeights(weights.base, prepared[1].spec)
+        console.note(f"one ulp: {moved.describe()}")
+        prepared[1] = replace(prepared[1], weights=replace(weights, base=moved))
+    sides = [open_side(one, label, steps) for one, label in zip(prepared, _labels(settings), strict=True)]
+    if settings.export:
+        _export(settings.export, sides[0])
+        return True
+    pair = [recorded, *sides] if recorded else sides
+    results = _compare(pair, sides, settings)
+    report.write(settings.output_dir, results, steps, [side.label for side in pair], settings.perturb)
+    return settings.perturb or all(result.passed for result in results)
+
+
+def _steps(settings: Settings, prepared: Prepared, recorded: Golden | None) -> int:
+    total = setup.train_stream(prepared, 0, 1).total_steps
+    if recorded:
+        if settings.steps not in (None, recorded.steps):
+            raise InputError(
+                f"--steps: {settings.against} was recorded with {recorded.steps} steps, not {settings.steps}"
+            )
+        return recorded.steps
+    if settings.steps is None:
+        return min(DEFAULT_STEPS, total)
+    if settings.steps > total:
+        epochs = -(-settings.steps * derive.epochs(prepared.recipe) // total)
+        raise InputError(f"--steps: the recipe has {total} steps, not {settings.steps} (add --epochs {epochs})")
+    return settings.steps
+
+
+def _labels(settings: Settings) -> list[str]:
+    labels = [recipe.backend for recipe in settings.recipes]
+    if len(set(labels)) < len(labels):
+        return [labels[0], f"{labels[1]}, one ulp off" if settings.perturb else f"{labels[1]} again"]
+    return labels
+
+
+def observe(side: Side, stage: str) -> Observation:
+    """Return what a running side shows in a stage."""
+    console.note(f"{stage}: {side.label} ...")
+    return OBSERVERS[stage](side).bounded()
+
+
+def _export(folder: Path, side: Side) -> None:
+    observations = {stage: observe(side, stage).reduced() for stage in STAGES}
+    found = versions.collect(side.prepared.recipe.backend, side.session.device, 1, {})
+    golden.write(folder, Golden(side.label, side.steps, found, observations))
+    console.say(f"written: {folder} ({side.label}, {side.steps} steps)")
+    console.say(f"next: msft parity RECIPE --engines mindspore|torch --against {folder}")
+
+
+def _compare(pair: list, sides: list[Side], settings: Settings) -> list[StageResult]:
+    bar = _bar(sides)
+    results = []
+    for stage in STAGES:
+        seen = {one.label: one.observe(stage) if isinstance(one, Golden) else observe(one, stage) for one in pair}
+        result = judge(stage, *seen.items(), bar)
+        if not result.passed:
+            result = replace(result, cause=diagnose.cause(result, seen, sides))
+        results.append(result)
+        report.tell(result)
+        if not (result.passed or settings.every_stage or settings.perturb):
+            break
+    return results
+
+
+def _bar(sides: list[Side]) -> Verdict:
+    """What must be reached: float32 agreement where everything is computed in float32, else bfloat16's."""
+    computes = {side.engine.dtypes()["compute"] for side in sides}
+    return Verdict.FP32 if computes == {"float32"} else Verdict.BF16

@@ -1,0 +1,96 @@
+"""One engine with its recipe, data and weights, ready to be observed."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+
+from msft.backend.contract import Batch, Engine, EngineState
+from msft.config import derive
+from msft.convert.random_weights import generator
+from msft.data.batches import BatchStream
+from msft.train import setup
+from msft.train.prepare import Prepared
+from msft.train.schedules import Schedule
+
+# Tokens of the batch that activations and logits are compared on: 1024 x 49152 float32 logits are 200 MB.
+PROBE_TOKENS = 1024
+# So that an adapter, which starts at zero, takes part in the forward pass: about a tenth of a weight's effect.
+AWAKE_DEVIATION = 0.02
+
+
+@dataclass
+class Side:
+    """A run that is stopped to be looked at; `label` is its name in reports, `steps` the length of the trajectory."""
+
+    label: str
+    prepared: Prepared
+    session: setup.Session
+    steps: int
+
+    @property
+    def engine(self) -> Engine:
+        """The engine under observation."""
+        return self.session.engine
+
+    @cached_property
+    def stream(self) -> BatchStream:
+        """The batches of the run."""
+        return setup.train_stream(self.prepared, 0, 1)
+
+    @cached_property
+    def schedule(self) -> Schedule:
+        """The learning rate as a function of the step."""
+        return setup.schedule(derive.schedule(self.prepared.recipe), self.stream)[0]
+
+    @cached_property
+    def start(self) -> EngineState:
+        """The state before the first step; every stage but the trajectory leaves it as it was."""
+        return self.engine.export_state()
+
+    @cached_property
+    def first_step(self) -> list[Batch]:
+        """The micro-batches of the first step."""
+        return next(iter(self.batches(1)))
+
+    @property
+    def probe(self) -> Batch:
+        """The first rows of the first micro-batch, `PROBE_TOKENS` at most."""
+        batch = self.first_step[0]
+        rows = max(1, PROBE_TOKENS // batch.input_ids.shape[1])
+        cut = {name: getattr(batch, name)[:rows, :PROBE_TOKENS] for name in ("input_ids", "labels", "position_ids")}
+        return replace(batch, **cut, segment_ids=batch.segment_ids[:rows, :PROBE_TOKENS], row_ids=batch.row_ids[:rows])
+
+    def batches(self, steps: int) -> Iterator[list[Batch]]:
+        """Yield the micro-batches of the first `steps` steps."""
+        found = self.stream.steps(prefetch=0)
+        for _, micro_batches in zip(range(steps), found, strict=False):
+            yield micro_batches
+        found.close()
+
+    @contextmanager
+    def awake(self):
+        """Give the adapters' B values from the seed inside, so that a wrong adapter shows in the forward pass."""
+        lora = self.prepared.tuning.lora
+        if lora is None:
+            yield
+            return
+        weights = {name: array for name, array in self.start.weights.items() if ".lora_" in name}
+        self.engine.load_adapter({name: self._woken(name, array) for name, array in weights.items()})
+        try:
+            yield
+        finally:
+            self.engine.load_adapter(weights)
+
+    def _woken(self, name: str, array: np.ndarray) -> np.ndarray:
+        if not name.endswith(".lora_B.weight"):
+            return array
+        noise = generator(self.prepared.recipe.seed, name).standard_normal(array.shape, np.float32)
+        return array + np.float32(AWAKE_DEVIATION) * noise
+
+
+def open_side(prepared: Prepared, label: str, steps: int) -> Side:
+    """Build the engine of a prepared recipe."""
+    return Side(label, prepared, setup.start(prepared), steps)
