@@ -128,7 +128,7 @@ def _of_loss(result: StageResult, left: Observation, right: Observation) -> str:
 def _of_backward(result: StageResult, left: Observation, right: Observation) -> str:
     rows = [row for row in result.rows if "norms" in row.details and row.details["norms"][1]]
     scales = [row.details["norms"][0] / row.details["norms"][1] for row in rows]
-    aligned = all(row.details["cosine"] > 0.9999 for row in rows)
+    aligned = all(row.details["cosine"] > 0.9999 for row in rows) and max(abs(scale - 1) for scale in scales) > 1e-3
     if rows and aligned and max(scales) < 1.001 * min(scales):
         left_name, right_name = result.labels
         return f"every gradient of {left_name} is {scales[0]:.4g} x {right_name}'s: normalisation, scale or clipping"

@@ -74,7 +74,7 @@ def read(folder: Path) -> Golden:
             )
         samples = load_file(folder / SAMPLES)
         observations = {stage: _observation(stage, record["stages"][stage], samples) for stage in STAGES}
-        return Golden(record["label"], record["steps"], record["versions"], observations)
+        return Golden(f"{record['label']} (recorded)", record["steps"], record["versions"], observations)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"--against: {folder} is no golden folder ({type(error).__name__}: {error})") from error
 

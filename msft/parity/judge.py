@@ -15,12 +15,12 @@ from msft.parity.compare import (
     ratio,
     verdict_of,
 )
-from msft.parity.observe import Observation
+from msft.parity.observe import Observation, leads_of
 
 ALL_PARAMETERS = "all parameters after the last step"
 # Adam divides by the root of the second moment, which amplifies the rounding of gradients near zero: parameters and
-# gradient norms of a trajectory have bars ten times as wide as losses.
-LOOSE = ("gradient norm of step",)
+# gradient norms of a trajectory, and gradient norms of single layers, have bars ten times as wide as losses.
+LOOSE = ("gradient norm of ",)
 SLACK = 10.0
 
 
@@ -72,7 +72,7 @@ def _answer(row: Row, a: Observation, b: Observation) -> Row:
     left, right = row.details["left"], row.details["right"]
     parts = (number for number, pair in enumerate(zip(left, right, strict=False)) if pair[0] != pair[1])
     place = next(parts, min(len(left), len(right)))
-    leads = [seen.notes[f"leads of {row.name}"][place] for seen in (a, b)]
+    leads = [seen.notes[leads_of(row.name)][place] for seen in (a, b)]
     details = {**row.details, "first difference at token": place + 1, "lead of the best token there": leads}
     return Row(row.name, verdict_of(min(leads)), min(leads), details)
 

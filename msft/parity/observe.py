@@ -36,3 +36,8 @@ class Observation:
     def bounded(self) -> "Observation":
         """Return this, reduced when it holds more than `KEPT_ELEMENTS`."""
         return self.reduced() if sum(array.size for array in self.arrays.values()) > KEPT_ELEMENTS else self
+
+
+def leads_of(answer: str) -> str:
+    """Return the name of the note that holds how far ahead of the second best each token of an answer was."""
+    return f"leads of {answer}"

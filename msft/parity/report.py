@@ -17,8 +17,7 @@ PART = 0.01
 
 def tell(result: StageResult) -> None:
     """Say a stage's verdict as soon as it is known."""
-    state = "passed" if result.passed else "FAILED"
-    console.note(f"{result.stage}: {result.verdict} ({state}, bar {result.bar})")
+    console.note(f"{result.stage}: {result.verdict}" + ("" if result.passed else f", FAILED (bar: {result.bar})"))
 
 
 def write(output_dir: Path, results: list[StageResult], steps: int, labels: list[str], perturb: bool) -> None:
@@ -118,7 +117,9 @@ def as_json(result: StageResult) -> dict:
 
 def _row(row: Row) -> dict:
     side = {"side": row.side} if row.side else {}
-    return {"name": row.name, "verdict": str(row.verdict), "error": row.error, **side, **row.details}
+    # JSON has no infinity.
+    error = row.error if math.isfinite(row.error) else None
+    return {"name": row.name, "verdict": str(row.verdict), "error": error, **side, **row.details}
 
 
 def _last_word(results: list[StageResult], labels: list[str], perturb: bool) -> str:

@@ -7,10 +7,11 @@ from msft.backend.contract import IGNORE, Batch, EngineState, Sampling
 from msft.config import derive
 from msft.parity.compare import ratio
 from msft.parity.fingerprint import norm
-from msft.parity.observe import Observation
+from msft.parity.observe import Observation, leads_of
 from msft.parity.side import Side
 
 PROMPTS, NEW_TOKENS = 2, 64
+BUCKET = 64
 # What rounding to float32 may move an updated parameter by, as a part of its norm.
 ROUNDING = 2.0**-23
 
@@ -73,20 +74,25 @@ def observe_trajectory(side: Side) -> Observation:
 
 def observe_generation(side: Side) -> Observation:
     """Greedy tokens after the trajectory, and how far ahead of the second best each one was."""
-    prompts = side_prompts(side.first_step[0])
+    prompts = prompts_of(side.first_step[0])
     answers = side.engine.generate(prompts, Sampling(max_new_tokens=NEW_TOKENS))
+    logits = side.engine.logits(_as_batch([prompt + answer for prompt, answer in zip(prompts, answers, strict=True)]))
     seen = Observation()
     for number, (prompt, answer) in enumerate(zip(prompts, answers, strict=True), start=1):
-        logits = side.engine.logits(_as_batch(prompt + answer[:-1]))[0, len(prompt) - 1 :]
-        best = np.sort(logits, axis=-1)[:, -2:].astype(np.float64)
         seen.facts[f"prompt {number}"] = prompt
         seen.facts[f"answer {number}"] = answer
-        leads = (best[:, 1] - best[:, 0]) / np.abs(logits).max(axis=-1)
-        seen.notes[f"leads of answer {number}"] = leads.tolist()
+        first = len(prompt) - 1
+        seen.notes[leads_of(f"answer {number}")] = _leads(logits[number - 1, first : first + len(answer)])
     return seen
 
 
-def side_prompts(batch: Batch) -> list[list[int]]:
+def _leads(logits: np.ndarray) -> list[float]:
+    """The best logit's distance to the second best at each position, as a part of the largest."""
+    best = np.sort(logits, axis=-1)[:, -2:].astype(np.float64)
+    return ((best[:, 1] - best[:, 0]) / np.abs(logits).max(axis=-1)).tolist()
+
+
+def prompts_of(batch: Batch) -> list[list[int]]:
     """Return what stands before the first supervised token of the first rows; half a row where all is supervised."""
     prompts = []
     for row in range(min(PROMPTS, len(batch.input_ids))):
@@ -97,7 +103,12 @@ def side_prompts(batch: Batch) -> list[list[int]]:
     return prompts
 
 
-def _as_batch(ids: list[int]) -> Batch:
-    row = np.array([ids], dtype=np.int32)
-    positions = np.arange(row.shape[1], dtype=np.int32)[None]
-    return Batch(row, np.full_like(row, IGNORE), positions, np.ones_like(row), np.zeros(1, np.int32))
+def _as_batch(texts: list[list[int]]) -> Batch:
+    """Token ids as right-padded rows without labels, of a length that few compilations serve."""
+    length = -(-max(map(len, texts)) // BUCKET) * BUCKET
+    real = np.array([np.arange(length) < len(ids) for ids in texts])
+    rows = np.zeros(real.shape, np.int32)
+    rows[real] = np.concatenate(texts)
+    positions = np.tile(np.arange(length, dtype=np.int32), (len(texts), 1))
+    numbers = np.arange(len(texts), dtype=np.int32)
+    return Batch(rows, np.full_like(rows, IGNORE), positions, real.astype(np.int32), numbers)

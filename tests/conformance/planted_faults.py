@@ -242,7 +242,7 @@ FAULTS = {
         "lora",
         "weights",
         r"model\.layers\.1\.self_attn\.k_proj\.weight",
-        r"k_proj\.weight what \w+ has under model\.layers\.1\.self_attn\.v_proj\.weight",
+        r"k_proj\.weight what .+ has under model\.layers\.1\.self_attn\.v_proj\.weight",
     ),
     "no bias correction": Fault(
         no_bias_correction, "lora", "step", r"update of .*lora_[AB]\.weight", "ENGINE: .*bias correction"
