@@ -56,7 +56,7 @@ def compare_facts(left: dict[str, Any], right: dict[str, Any]) -> list[Row]:
     for name in dict.fromkeys((*left, *right)):
         a, b = left.get(name), right.get(name)
         equal = a == b
-        details = {} if equal else {"left": a, "right": b}
+        details = {"both": a} if equal else {"left": a, "right": b}
         rows.append(Row(name, Verdict.BIT_EQUAL if equal else Verdict.DIVERGES, 0.0 if equal else math.inf, details))
     return rows
 
@@ -107,7 +107,7 @@ class Difference:
     left_norm: float
     right_norm: float
     cosine: float
-    details: dict[str, float]
+    details: dict[str, Any]
 
     @property
     def relative(self) -> float:
@@ -149,6 +149,7 @@ def _of_fingerprints(left: Fingerprint, right: Fingerprint) -> Difference:
     # The norms know of elements between the samples.
     gap = 0.0 if equal else max(sampled.gap * spread, abs(left.norm - right.norm))
     details = {f"{name} of {len(left.sample)} samples": value for name, value in sampled.details.items()}
+    details["sha256"] = left.sha256 if equal else [left.sha256, right.sha256]
     return Difference(equal, gap, left.norm, right.norm, sampled.cosine, details)
 
 

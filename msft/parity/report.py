@@ -18,6 +18,8 @@ PART = 0.01
 def tell(result: StageResult) -> None:
     """Say a stage's verdict as soon as it is known."""
     console.note(f"{result.stage}: {result.verdict}" + ("" if result.passed else f", FAILED (bar: {result.bar})"))
+    if result.stage == "data":
+        console.note(f"data: the first sample has {result.notes[result.labels[0]]['sample']}")
 
 
 def write(output_dir: Path, results: list[StageResult], steps: int, labels: list[str], perturb: bool) -> None:

@@ -28,6 +28,8 @@ def observe_step(side: Side) -> Observation:
     side.engine.import_state(before)
     seen = Observation(facts={"skipped": result.skipped, "decayed tensors": list(side.engine.decayed())})
     seen.numbers |= {"learning rate of the first step": side.schedule(0), "loss scale": result.loss_scale}
+    squares = sum(norm(after.weights[name] - before.weights[name]) ** 2 for name in after.weights)
+    seen.numbers["change of all parameters"] = squares**0.5
     for name in after.weights:
         seen.checks[f"update of {name}"] = _update_error(side, name, before, after, rate)
         seen.arrays[f"first moment of {name}"] = after.first_moment[name]

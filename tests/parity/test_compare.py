@@ -63,6 +63,7 @@ def test_ulps(a, b, distance):
 def test_facts_differ_by_value_and_by_absence():
     rows = {row.name: row for row in compare_facts({"a": 1, "b": [1, 2]}, {"a": 1, "b": [1, 3], "c": 0})}
     assert [str(row.verdict) for row in rows.values()] == ["BIT-EQUAL", "DIVERGES", "DIVERGES"]
+    assert rows["a"].details == {"both": 1}
     assert rows["b"].details == {"left": [1, 2], "right": [1, 3]}
     assert rows["c"].details == {"left": None, "right": 0}
 
