@@ -140,14 +140,18 @@ class LossMonitor(Block):
 
 
 class CheckpointMonitor(Block):
-    """Saving (MindFormers' CheckpointMonitor, its defaults)."""
+    """Saving (MindFormers' CheckpointMonitor, its defaults except for `async_save`).
+
+    `async_save` writes a checkpoint in a thread while steps go on. It takes one float32 copy of the tuned weights and
+    both their moments in host memory until the file is written; so does saving without it.
+    """
 
     type: Literal["CheckpointMonitor"]
     prefix: Annotated[Any, Unused("checkpoints are folders named by their step")] = None
     save_checkpoint_steps: Positive = 1
     keep_checkpoint_max: Positive = 5
     integrated_save: Annotated[Any, Unused("a checkpoint is always whole")] = None
-    async_save: Annotated[Any, Unused("checkpoints are written between two steps")] = None
+    async_save: Switch = True
     directory: Annotated[Any, Unused("checkpoints are written below output_dir")] = None
     save_checkpoint_seconds: Annotated[Any, Refused("checkpoints are taken by steps", (0,))] = None
     keep_checkpoint_per_n_minutes: Annotated[Any, Refused("checkpoints are kept by number", (0,))] = None

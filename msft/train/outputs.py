@@ -1,8 +1,11 @@
 """The folder of a run, `output_dir`: what lies in it, and where earlier results go."""
 
+import contextlib
 from pathlib import Path
 
 from msft import console
+from msft.errors import RunError
+from msft.files import leftovers, remove
 from msft.train import checkpoint
 
 ADAPTER, MODEL, RECIPE, VERSIONS = "adapter", "model", "recipe.yaml", "versions.json"
@@ -16,6 +19,23 @@ def is_result(output_dir: Path, path: Path) -> bool:
     """Whether a path is, or lies in, what a run has written to `output_dir`."""
     path = path.resolve()
     return any(path.is_relative_to(place) and place.exists() for place in _places(output_dir))
+
+
+@contextlib.contextmanager
+def writable(path: Path):
+    """Turn the system's refusals to write (full disk, no permission, a vanished folder) into one RunError."""
+    try:
+        yield
+    except OSError as error:
+        raise RunError(f"{path}: cannot be written: {error.strerror or error}") from error
+
+
+def remove_leftovers(output_dir: Path) -> None:
+    """Remove what a killed run has left half-written, and say so."""
+    folders = (output_dir, output_dir / checkpoint.FOLDER, output_dir / ADAPTER)
+    for path in [path for folder in folders for path in leftovers(folder)]:
+        remove(path)
+        console.note(f"{path}: left half-written by a run that was killed, removed")
 
 
 def set_aside(output_dir: Path) -> None:

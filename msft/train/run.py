@@ -10,7 +10,7 @@ from msft.config import derive
 from msft.config.schema import Recipe
 from msft.data.batches import BatchStream
 from msft.files import write_json
-from msft.train import checkpoint, finish, loop, outputs, resume, setup, versions
+from msft.train import checkpoint, finish, loop, outputs, resume, schedules, setup, versions
 from msft.train.metrics import EvalRecord
 from msft.train.predict import predict
 from msft.train.prepare import Prepared, prepare, processes
@@ -42,11 +42,12 @@ def _tell_plan(prepared: Prepared, world: int) -> None:
 def _train(prepared: Prepared) -> None:
     digest = prepared.train_data.digest()
     stream = setup.train_stream(prepared, 0, processes())
-    state = _state_to_resume(prepared, stream, digest)
+    facts = _facts(prepared, stream, digest)
+    state = _state_to_resume(prepared, facts)
     _tell_plan(prepared, processes())
     session = setup.start(prepared)
     try:
-        _train_on(prepared, session, state, digest)
+        _train_on(prepared, session, state, facts)
     except KeyboardInterrupt:
         steps = checkpoint.steps_in(prepared.output_dir / checkpoint.FOLDER)
         if steps:
@@ -56,62 +57,68 @@ def _train(prepared: Prepared) -> None:
         session.distributed.shutdown()
 
 
-def _state_to_resume(prepared: Prepared, stream: BatchStream, digest: str) -> checkpoint.TrainerState | None:
+def _facts(prepared: Prepared, stream: BatchStream, digest: str) -> dict:
+    """The fields of TrainerState that stay the same in a run."""
+    recipe, report = prepared.recipe, stream.report()
+    return {
+        "total_steps": stream.total_steps,
+        "rows_per_step": report["rows_per_step"],
+        "seed": recipe.seed,
+        "data": digest,
+        "order": {
+            "rows": report["rows"],
+            "steps_per_epoch": report["steps_per_epoch"],
+            "shuffle": recipe.train_dataset.data_loader.shuffle,
+        },
+        "schedule": setup.schedule(recipe, stream)._asdict(),
+        "backend": recipe.backend,
+        "world": processes(),
+        "versions": versions.packages(),
+    }
+
+
+def _state_to_resume(prepared: Prepared, facts: dict) -> checkpoint.TrainerState | None:
     if prepared.resumed is None:
         return None
     state = checkpoint.read_state(prepared.resumed)
-    resume.check(
-        state,
-        prepared.resumed,
-        data=digest,
-        rows_per_step=stream.report()["rows_per_step"],
-        seed=prepared.recipe.seed,
-        total_steps=stream.total_steps,
-    )
+    resume.check(state, prepared.resumed, facts)
     return state
 
 
-def _train_on(prepared: Prepared, session: setup.Session, state: checkpoint.TrainerState | None, digest: str) -> None:
+def _train_on(prepared: Prepared, session: setup.Session, state: checkpoint.TrainerState | None, facts: dict) -> None:
     recipe = prepared.recipe
     stream = setup.train_stream(prepared, session.rank, session.world)
     progress = resume.take_over(session, prepared.resumed, state) if state else loop.Progress()
     start = progress.step
     session.distributed.sum_numbers([0.0])
     if session.rank == 0:
-        outputs.set_aside_after(prepared.output_dir, start) if state else outputs.set_aside(prepared.output_dir)
-    saver = _saver(prepared, session, stream, digest)
-    saver.start()
+        with outputs.writable(prepared.output_dir):
+            outputs.remove_leftovers(prepared.output_dir)
+            outputs.set_aside_after(prepared.output_dir, start) if state else outputs.set_aside(prepared.output_dir)
     last = setup.last_step(recipe, stream)
     if start >= last:
         console.note(f"all {last} steps are done already; only the results are written again")
-    plan = _plan(prepared, session, stream, saver, last)
-    schedule, _ = setup.schedule(derive.schedule(recipe), stream)
-    with Reporter(prepared.output_dir, start, last, derive.log_every(recipe)) as reporter:
+    schedule = schedules.build(setup.schedule(recipe, stream))
+    saver = _saver(prepared, session, stream, facts)
+    saver.start()
+    with saver, Reporter(prepared.output_dir, start, last, derive.log_every(recipe)) as reporter:
+        plan = _plan(prepared, session, stream, saver, last)
         loop.train(session.engine, stream, schedule, plan, progress, reporter, session.distributed.sum_numbers)
     adapter, model = saver.results()
     if session.rank == 0:
         finish.finish(prepared, session, progress, start, stream.report(), adapter, model)
 
 
-def _saver(prepared: Prepared, session: setup.Session, stream: BatchStream, digest: str) -> Saver:
-    recipe = prepared.recipe
-    data = {"train_dataset": digest}
+def _saver(prepared: Prepared, session: setup.Session, stream: BatchStream, facts: dict) -> Saver:
+    data = {"train_dataset": facts["data"]}
     if prepared.eval_data:
         data["eval_dataset"] = prepared.eval_data.digest()
-    facts = {
-        "total_steps": stream.total_steps,
-        "rows_per_step": stream.report()["rows_per_step"],
-        "seed": recipe.seed,
-        "data": digest,
-        "backend": recipe.backend,
-        "world": session.world,
-    }
-    found = versions.collect(recipe.backend, session.device, session.world, data)
-    return Saver(prepared, session, derive.saving(recipe), found, facts)
+    found = versions.collect(prepared.recipe.backend, session.device, session.world, data)
+    return Saver(prepared, session, stream, found, facts)
 
 
 def _plan(prepared: Prepared, session: setup.Session, stream: BatchStream, saver: Saver, last: int) -> loop.Plan:
-    evaluation = derive.evaluation(prepared.recipe)
+    evaluation, saving = derive.evaluation(prepared.recipe), derive.saving(prepared.recipe)
     eval_stream = setup.eval_stream(prepared, session.rank, session.world) if evaluation else None
 
     def evaluate(step: int) -> EvalRecord:
@@ -120,16 +127,13 @@ def _plan(prepared: Prepared, session: setup.Session, stream: BatchStream, saver
         steps = _with_bar(eval_stream) if sys.stderr.isatty() else eval_stream.steps()
         return loop.evaluate(session.engine, steps, session.distributed.sum_numbers, step, epoch)
 
-    def save(progress: loop.Progress) -> None:
-        saver.checkpoint(progress, progress.step / stream.steps_per_epoch)
-
     return loop.Plan(
         last_step=last,
         eval_steps=evaluation and evaluation.every_steps,
         eval_epoch_steps=evaluation and evaluation.every_epochs and evaluation.every_epochs * stream.steps_per_epoch,
-        save_steps=saver.settings and saver.settings.every_steps,
+        save_steps=saving and saving.every_steps,
         evaluate=evaluate if evaluation else None,
-        save=save if saver.settings else None,
+        save=saver.checkpoint if saving else None,
     )
 
 

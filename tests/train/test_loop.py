@@ -140,6 +140,7 @@ def test_a_resumed_run_equals_the_uninterrupted_one(tmp_path, stop):
     def save(progress):
         state = first.export_state()
         facts = {"total_steps": 16, "rows_per_step": 4, "seed": 5, "data": "", "backend": "numpy", "world": 1}
+        facts |= {"order": {}, "position": {}, "random": {}, "schedule": {}, "versions": {}}
         trainer_state = checkpoint.TrainerState(
             **facts,
             step=progress.step,
