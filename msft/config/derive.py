@@ -106,6 +106,11 @@ def stop_step(recipe: Recipe) -> int | None:
     return recipe.runner_config.stop_step or None
 
 
+def max_skipped_steps(recipe: Recipe) -> int:
+    """Return after how many steps in a row that could not be taken the run fails."""
+    return recipe.runner_config.max_skipped_steps
+
+
 def optimizer(recipe: Recipe) -> "Optimizer":
     """Return the optimizer; only AdamW corrects the bias of its moments, MindFormers' two kinds do not."""
     from msft.backend.contract import Optimizer

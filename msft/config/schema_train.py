@@ -27,13 +27,15 @@ Momentum = Annotated[Number, Field(ge=0, lt=1)]
 class Runner(Block):
     """How long and how much at once; `batch_size` is per process and micro-batch, and wins over the dataset's.
 
-    `stop_step` ends the run after so many optimizer steps.
+    `stop_step` ends the run after so many optimizer steps. A step whose loss or gradient is not finite is skipped;
+    after `max_skipped_steps` of them in a row the run fails.
     """
 
     epochs: Positive = 1
     batch_size: Positive | None = None
     gradient_accumulation_steps: Positive = 1
     stop_step: Count = 0
+    max_skipped_steps: Positive = 10
     sink_mode: Sink = None
     sink_size: Sink = None
     initial_epoch: Resume = None

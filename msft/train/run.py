@@ -9,6 +9,7 @@ from msft.backend.contract import Batch
 from msft.config import derive
 from msft.config.schema import Recipe
 from msft.data.batches import BatchStream
+from msft.errors import Stopped
 from msft.files import write_json
 from msft.train import checkpoint, finish, loop, outputs, resume, schedules, setup, versions
 from msft.train.metrics import EvalRecord
@@ -16,12 +17,14 @@ from msft.train.predict import predict
 from msft.train.prepare import Prepared, prepare, processes
 from msft.train.reporter import Reporter
 from msft.train.saving import Saver
+from msft.train.signals import StopRequests
 
 
-def run(recipe: Recipe, dry: bool = False) -> None:
+def run(recipe: Recipe, dry: bool = False, resume_command: str = "--resume_training True") -> None:
     """Do what a recipe's `run_mode` says; `dry` checks everything and tells the plan without importing a framework.
 
-    Raises InputError before a framework is imported wherever that can be known, RunError when the run fails.
+    `resume_command` is what a stopped run tells its user to type. Raises InputError before a framework is imported
+    wherever that can be known, RunError when the run fails, Stopped when a signal ends it.
     """
     prepared = prepare(recipe)
     if dry:
@@ -30,7 +33,7 @@ def run(recipe: Recipe, dry: bool = False) -> None:
         return
     if recipe.run_mode == "predict":
         return predict(prepared)
-    _train(prepared) if prepared.trains else _evaluate(prepared)
+    _train(prepared, resume_command) if prepared.trains else _evaluate(prepared)
 
 
 def _tell_plan(prepared: Prepared, world: int) -> None:
@@ -39,7 +42,7 @@ def _tell_plan(prepared: Prepared, world: int) -> None:
         console.note(line)
 
 
-def _train(prepared: Prepared) -> None:
+def _train(prepared: Prepared, resume_command: str) -> None:
     digest = prepared.train_data.digest()
     stream = setup.train_stream(prepared, 0, processes())
     facts = _facts(prepared, stream, digest)
@@ -47,14 +50,20 @@ def _train(prepared: Prepared) -> None:
     _tell_plan(prepared, processes())
     session = setup.start(prepared)
     try:
-        _train_on(prepared, session, state, facts)
+        stopped = _train_on(prepared, session, state, facts)
     except KeyboardInterrupt:
-        steps = checkpoint.steps_in(prepared.output_dir / checkpoint.FOLDER)
-        if steps:
-            console.note(f"--resume_training True goes on after step {steps[0]}")
+        _tell_how_to_resume(prepared, resume_command)
         raise
     finally:
         session.distributed.shutdown()
+    if stopped:
+        _tell_how_to_resume(prepared, resume_command)
+        raise Stopped(stopped)
+
+
+def _tell_how_to_resume(prepared: Prepared, command: str) -> None:
+    steps = checkpoint.steps_in(prepared.output_dir / checkpoint.FOLDER)
+    console.note(f"{command} goes on after step {steps[0]}" if steps else "no checkpoint was written")
 
 
 def _facts(prepared: Prepared, stream: BatchStream, digest: str) -> dict:
@@ -85,7 +94,8 @@ def _state_to_resume(prepared: Prepared, facts: dict) -> checkpoint.TrainerState
     return state
 
 
-def _train_on(prepared: Prepared, session: setup.Session, state: checkpoint.TrainerState | None, facts: dict) -> None:
+def _train_on(prepared: Prepared, session: setup.Session, state: checkpoint.TrainerState | None, facts: dict) -> int:
+    """Train and write the results; returns the number of the signal that asked the run to stop, else 0."""
     recipe = prepared.recipe
     stream = setup.train_stream(prepared, session.rank, session.world)
     progress = resume.take_over(session, prepared.resumed, state) if state else loop.Progress()
@@ -101,12 +111,18 @@ def _train_on(prepared: Prepared, session: setup.Session, state: checkpoint.Trai
     schedule = schedules.build(setup.schedule(recipe, stream))
     saver = _saver(prepared, session, stream, facts)
     saver.start()
-    with saver, Reporter(prepared.output_dir, start, last, derive.log_every(recipe)) as reporter:
-        plan = _plan(prepared, session, stream, saver, last)
-        loop.train(session.engine, stream, schedule, plan, progress, reporter, session.distributed.sum_numbers)
-    adapter, model = saver.results()
-    if session.rank == 0:
-        finish.finish(prepared, session, progress, start, stream.report(), adapter, model)
+    reporter = Reporter(prepared.output_dir, start, last, derive.log_every(recipe), stream.row_numbers)
+    with StopRequests() as requests:
+        with saver, reporter:
+            plan = _plan(prepared, session, stream, saver, last, requests)
+            sums = session.distributed.sum_numbers
+            stopped = loop.train(session.engine, stream, schedule, plan, progress, reporter, sums)
+        if stopped:
+            return stopped
+        adapter, model = saver.results()
+        if session.rank == 0:
+            finish.finish(prepared, session, progress, start, stream.report(), adapter, model)
+        return requests.asked
 
 
 def _saver(prepared: Prepared, session: setup.Session, stream: BatchStream, facts: dict) -> Saver:
@@ -117,7 +133,14 @@ def _saver(prepared: Prepared, session: setup.Session, stream: BatchStream, fact
     return Saver(prepared, session, stream, found, facts)
 
 
-def _plan(prepared: Prepared, session: setup.Session, stream: BatchStream, saver: Saver, last: int) -> loop.Plan:
+def _plan(
+    prepared: Prepared,
+    session: setup.Session,
+    stream: BatchStream,
+    saver: Saver,
+    last: int,
+    requests: StopRequests,
+) -> loop.Plan:
     evaluation, saving = derive.evaluation(prepared.recipe), derive.saving(prepared.recipe)
     eval_stream = setup.eval_stream(prepared, session.rank, session.world) if evaluation else None
 
@@ -134,6 +157,10 @@ def _plan(prepared: Prepared, session: setup.Session, stream: BatchStream, saver
         save_steps=saving and saving.every_steps,
         evaluate=evaluate if evaluation else None,
         save=saver.checkpoint if saving else None,
+        save_stopped=saver.checkpoint,
+        asked=lambda: requests.asked,
+        max_skipped=derive.max_skipped_steps(prepared.recipe),
+        dynamic_scale=derive.loss_scale(prepared.recipe, session.device).window > 0,
     )
 
 

@@ -64,10 +64,6 @@ class Saver:
         trainer_state = self._trainer_state(progress, state)
         self.writer.start(lambda: self._write(path, trainer_state, state))
 
-    def wait(self) -> None:
-        """Return when the last checkpoint is written; raises RunError when it could not be."""
-        self.writer.wait()
-
     def _write(self, path: Path, trainer_state: TrainerState, state: EngineState) -> None:
         with outputs.writable(path):
             checkpoint.write(path, trainer_state, state, lambda folder, state: self._write_files(folder, path, state))
