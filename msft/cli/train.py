@@ -7,10 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from msft.cli import guard
+from msft.launch import RESUME_COMMAND
 
 RESUME = ("--resume_training", "True")
-# A launcher says here what goes on with its whole job.
-RESUME_COMMAND = "MSFT_RESUME_COMMAND"
 
 USAGE = """usage: msft train RECIPE.yaml [--dry_run] [--debug] [FLAGS]
 
