@@ -230,7 +230,11 @@ def saving_when_stopped() -> Saving:
 
 def _saving(monitor: CheckpointMonitor) -> Saving:
     return Saving(
-        every_steps=monitor.save_checkpoint_steps, keep=monitor.keep_checkpoint_max, background=monitor.async_save
+        every_steps=monitor.save_checkpoint_steps,
+        keep=monitor.keep_checkpoint_max,
+        background=monitor.async_save,
+        ckpt=monitor.integrated_save,
+        prefix=monitor.prefix or "CKP",
     )
 
 

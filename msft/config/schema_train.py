@@ -141,18 +141,28 @@ class LossMonitor(Block):
     per_print_times: Positive = 1
 
 
+def _prefix(value: Any) -> Any:
+    if isinstance(value, str) and (not value or set(value) & set("/\\\0")):
+        raise ValueError(f"must be the first part of a file name, not {shown(value)}")
+    return value
+
+
 class CheckpointMonitor(Block):
-    """Saving (MindFormers' CheckpointMonitor, its defaults except for `async_save`).
+    """Saving (MindFormers' CheckpointMonitor, its defaults except for `async_save` and `integrated_save`).
+
+    `integrated_save` writes the whole model beside each checkpoint, as MindFormers' CKPT under names that begin with
+    `prefix` (unset: CKP). It is off unless asked for, because each save writes, and keeps, as many bytes as the model
+    has.
 
     `async_save` writes a checkpoint in a thread while steps go on. It takes one float32 copy of the tuned weights and
     both their moments in host memory until the file is written; so does saving without it.
     """
 
     type: Literal["CheckpointMonitor"]
-    prefix: Annotated[Any, Unused("checkpoints are folders named by their step")] = None
+    prefix: Annotated[str, BeforeValidator(_prefix)] | None = None
     save_checkpoint_steps: Positive = 1
     keep_checkpoint_max: Positive = 5
-    integrated_save: Annotated[Any, Unused("a checkpoint is always whole")] = None
+    integrated_save: Switch = False
     async_save: Switch = True
     directory: Annotated[Any, Unused("checkpoints are written below output_dir")] = None
     save_checkpoint_seconds: Annotated[Any, Refused("checkpoints are taken by steps", (0,))] = None

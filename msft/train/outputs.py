@@ -6,12 +6,12 @@ from pathlib import Path
 from msft import console
 from msft.errors import RunError
 from msft.files import leftovers, remove
-from msft.train import checkpoint
+from msft.train import checkpoint, ckpt_export
 
 ADAPTER, MODEL, RECIPE, VERSIONS = "adapter", "model", "recipe.yaml", "versions.json"
 LOG, EVENTS, CURVE, SUMMARY = "trainer_log.jsonl", "tensorboard", "training_loss.png", "train_summary.json"
 EVALUATION, PREDICTIONS = "eval_summary.json", "predictions.jsonl"
-RESULTS = (checkpoint.FOLDER, ADAPTER, MODEL, RECIPE, VERSIONS, LOG, EVENTS, CURVE, SUMMARY)
+RESULTS = (checkpoint.FOLDER, ckpt_export.FOLDER, ADAPTER, MODEL, RECIPE, VERSIONS, LOG, EVENTS, CURVE, SUMMARY)
 EARLIER = "earlier"
 
 
@@ -23,16 +23,23 @@ def is_result(output_dir: Path, path: Path) -> bool:
 
 @contextlib.contextmanager
 def writable(path: Path):
-    """Turn the system's refusals to write (full disk, no permission, a vanished folder) into one RunError."""
+    """Turn the system's refusals to write (full disk, no permission, a vanished folder) into one RunError.
+
+    Those that a converter has told already, of a file with a temporary name, are told of `path` too.
+    """
     try:
         yield
-    except OSError as error:
-        raise RunError(f"{path}: cannot be written: {error.strerror or error}") from error
+    except (OSError, RunError) as error:
+        refusal = error if isinstance(error, OSError) else error.__cause__
+        if not isinstance(refusal, OSError):
+            raise
+        raise RunError(f"{path}: cannot be written: {refusal.strerror or refusal}") from refusal
 
 
 def remove_leftovers(output_dir: Path) -> None:
     """Remove what a killed run has left half-written, and say so."""
-    folders = (output_dir, output_dir / checkpoint.FOLDER, output_dir / ADAPTER)
+    ckpts = output_dir / ckpt_export.FOLDER
+    folders = (output_dir, output_dir / checkpoint.FOLDER, output_dir / ADAPTER, ckpts, ckpts / ckpt_export.RANK)
     for path in [path for folder in folders for path in leftovers(folder)]:
         remove(path)
         console.note(f"{path}: left half-written by a run that was killed, removed")

@@ -10,7 +10,7 @@ from msft.convert import companions
 from msft.data.batches import BatchStream
 from msft.errors import RunError
 from msft.files import write_json, write_text
-from msft.train import checkpoint, outputs
+from msft.train import checkpoint, ckpt_export, outputs
 from msft.train.checkpoint import TrainerState
 from msft.train.loop import Progress
 from msft.train.prepare import Prepared
@@ -68,6 +68,20 @@ class Saver:
         with outputs.writable(path):
             checkpoint.write(path, trainer_state, state, lambda folder, state: self._write_files(folder, path, state))
             checkpoint.prune(path.parent, self.settings.keep, trainer_state.step)
+            if self.settings.ckpt:
+                self._write_ckpt(trainer_state.step, state)
+
+    def _write_ckpt(self, step: int, state: EngineState) -> None:
+        epoch, step_in_epoch = self.stream.position(step - 1)
+        ckpt_export.write(
+            self.prepared.output_dir,
+            self.settings.prefix,
+            self.settings.keep,
+            (epoch + 1, step_in_epoch + 1),
+            self.prepared.spec,
+            self.prepared.weights.base,
+            state,
+        )
 
     def _trainer_state(self, progress: Progress, state: EngineState) -> TrainerState:
         epoch, step_in_epoch = self.stream.position(progress.step)

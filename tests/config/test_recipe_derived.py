@@ -157,6 +157,11 @@ def test_callbacks_and_evaluation(tmp_path):
     assert derive.saving_when_stopped() == derive.Saving(1, 5, background=True)
     recipe = load(tmp_path, HEAD + "callbacks: [{type: CheckpointMonitor, async_save: False}]\n")
     assert derive.saving(recipe) == derive.Saving(1, 5, background=False)
+    recipe = load(tmp_path, HEAD + "callbacks: [{type: CheckpointMonitor, integrated_save: True, prefix: llama}]\n")
+    assert derive.saving(recipe) == derive.Saving(1, 5, True, ckpt=True, prefix="llama") and not recipe.ignored
+    recipe = load(tmp_path, HEAD + "callbacks: [{type: CheckpointMonitor, prefix: llama}]\n")
+    (ignored,) = recipe.ignored
+    assert (ignored.path, ignored.why) == ("callbacks.0.prefix", "it names the CKPTs of integrated_save, which is off")
 
 
 def test_sampling(tmp_path):
