@@ -26,6 +26,14 @@ class RunError(MsftError):
     """A run that started well and failed (exit code 1)."""
 
 
+class Stopped(KeyboardInterrupt):
+    """A run that a signal has ended; `exit_code` is 128 + the signal's number, as in a shell."""
+
+    def __init__(self, number: int):
+        self.exit_code = 128 + number
+        super().__init__(number)
+
+
 def did_you_mean(word: str, choices) -> str:
     """Return ", did you mean 'x'?" for the choice nearest to `word`, or "" when none is near."""
     near = get_close_matches(word, [str(choice) for choice in choices], n=1, cutoff=0.6)

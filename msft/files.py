@@ -4,9 +4,14 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import shutil
 import uuid
 from pathlib import Path
+
+_TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}\.part")
+# What this process is writing now, in any of its threads.
+_LIVE: set[Path] = set()
 
 
 @contextlib.contextmanager
@@ -19,6 +24,8 @@ def atomic_path(path: str | os.PathLike):
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.parent / f".{path.name}.{uuid.uuid4().hex[:8]}.part"
+    live = temporary.absolute()
+    _LIVE.add(live)
     try:
         yield temporary
         for file in [temporary, *temporary.rglob("*")]:
@@ -29,6 +36,13 @@ def atomic_path(path: str | os.PathLike):
         sync(path.parent)
     finally:
         remove(temporary)
+        _LIVE.discard(live)
+
+
+def leftovers(folder: Path) -> list[Path]:
+    """Return the temporary paths in a folder that killed processes have left; not what this process is writing."""
+    found = [path for path in folder.glob(".*.part") if _TEMPORARY.fullmatch(path.name)]
+    return [path for path in found if path.absolute() not in _LIVE]
 
 
 def write_text(path: str | os.PathLike, text: str) -> None:

@@ -6,7 +6,7 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 
-from msft.errors import MsftError, did_you_mean
+from msft.errors import MsftError, Stopped, did_you_mean
 
 
 class Parser(argparse.ArgumentParser):
@@ -36,7 +36,8 @@ def boolean(word: str) -> bool:
 def run(command: Callable[[Sequence[str]], int | None], argv: Sequence[str] | None) -> int:
     """Call `command` with its words; print a failure as one message and return the exit code.
 
-    0 = done, 1 = a failed run, 2 = bad input, 130 = interrupted. `--debug` among the words adds the traceback.
+    0 = done, 1 = a failed run, 2 = bad input, 130 = interrupted, 143 = ended by SIGTERM. `--debug` among the words adds
+    the traceback.
     """
     argv = sys.argv[1:] if argv is None else list(argv)
     try:
@@ -44,6 +45,9 @@ def run(command: Callable[[Sequence[str]], int | None], argv: Sequence[str] | No
     except MsftError as error:
         _report(f"error: {error}" if "\n" not in str(error) else f"errors:\n{error}", argv)
         return error.exit_code
+    except Stopped as stopped:
+        _report("interrupted", argv)
+        return stopped.exit_code
     except KeyboardInterrupt:
         _report("interrupted", argv)
         return 130

@@ -1,10 +1,12 @@
 """`msft launch X.yaml`: a recipe on several processes or machines; and the words of `msrun_launcher.sh`."""
 
 import os
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
 from msft.cli import guard
+from msft.cli.train import RESUME
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -78,7 +80,7 @@ def _launch(argv: Sequence[str]) -> None:
         node_rank=words.node_rank,
         log_dir=words.log_dir or Path(LOG_DIR),
     )
-    launch(layout, program, words.dry_run)
+    launch(layout, program, words.dry_run, shlex.join(["msft", "launch", *argv, *RESUME]))
 
 
 def _launch_words(argv: Sequence[str]) -> None:
@@ -92,4 +94,6 @@ def _launch_words(argv: Sequence[str]) -> None:
         return
     dry, words = "--dry-run" in argv[:1], list(argv)
     text, layout = parse(words[1:] if dry else words)
-    launch(layout, from_text(text), dry)
+    after = words[2:] if dry else words[1:]
+    resume = shlex.join(["bash", "scripts/msrun/msrun_launcher.sh", f"{text} {shlex.join(RESUME)}", *after])
+    launch(layout, from_text(text), dry, resume)

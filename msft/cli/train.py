@@ -1,10 +1,15 @@
 """`msft train X.yaml [flags]`, which is also `python run_finetune.py --config X.yaml [flags]`."""
 
 import os
+import shlex
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from msft.cli import guard
+from msft.launch import RESUME_COMMAND
+
+RESUME = ("--resume_training", "True")
 
 USAGE = """usage: msft train RECIPE.yaml [--dry_run] [--debug] [FLAGS]
 
@@ -48,6 +53,7 @@ def _train(argv: Sequence[str]) -> None:
     dry, words = _take(words, "--dry_run")
     _, words = _take(words, "--debug")
     words = _without_register_path(words)
+    resume_command = os.environ.get(RESUME_COMMAND) or _resume_command(words)
     path, overrides = _recipe_path(words)
     if path is None:
         raise InputError("msft train: which recipe? (msft train RECIPE.yaml, see msft train --help)")
@@ -56,7 +62,14 @@ def _train(argv: Sequence[str]) -> None:
     recipe = load_recipe(path, overrides)
     from msft.train.run import run
 
-    run(recipe, dry)
+    run(recipe, dry, resume_command)
+
+
+def _resume_command(words: list[str]) -> str:
+    """The command that goes on from the newest checkpoint of a run with these words."""
+    script = Path(sys.argv[0]).name == "run_finetune.py"
+    left, _ = _without(words, "--resume_training")
+    return shlex.join([*(("python", "run_finetune.py") if script else ("msft", "train")), *left, *RESUME])
 
 
 def _take(words: list[str], flag: str) -> tuple[bool, list[str]]:
@@ -67,13 +80,18 @@ def _without_register_path(words: list[str]) -> list[str]:
     """Leave out MindFormers' folder of python plug-ins."""
     from msft import console
 
-    left = list(words)
-    for index, word in enumerate(words):
-        if word == "--register_path" or word.startswith("--register_path="):
-            left[index : index + (1 if "=" in word else 2)] = []
-            console.note("--register_path does nothing here: python files of a recipe are not run")
-            break
+    left, found = _without(words, "--register_path")
+    if found:
+        console.note("--register_path does nothing here: python files of a recipe are not run")
     return left
+
+
+def _without(words: list[str], flag: str) -> tuple[list[str], bool]:
+    """The words without the first of a flag and its value, and whether it was there."""
+    for index, word in enumerate(words):
+        if word == flag or word.startswith(f"{flag}="):
+            return [*words[:index], *words[index + (1 if "=" in word else 2) :]], True
+    return list(words), False
 
 
 def _recipe_path(words: list[str]) -> tuple[str | None, list[str]]:

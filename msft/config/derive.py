@@ -37,10 +37,16 @@ class Schedule(NamedTuple):
 
 
 class Saving(NamedTuple):
-    """Checkpoints: every `every_steps` optimizer steps, the newest `keep` stay."""
+    """Checkpoints: every `every_steps` optimizer steps, the newest `keep` stay.
+
+    `background` writes while steps go on. `ckpt` writes each as MindFormers' CKPT too, under names from `prefix`.
+    """
 
     every_steps: int
     keep: int
+    background: bool = True
+    ckpt: bool = False
+    prefix: str = "CKP"
 
 
 class Evaluation(NamedTuple):
@@ -98,6 +104,11 @@ def epochs(recipe: Recipe) -> int:
 def stop_step(recipe: Recipe) -> int | None:
     """Return the optimizer step after which the run ends, if the recipe ends it before its epochs."""
     return recipe.runner_config.stop_step or None
+
+
+def max_skipped_steps(recipe: Recipe) -> int:
+    """Return after how many steps in a row that could not be taken the run fails."""
+    return recipe.runner_config.max_skipped_steps
 
 
 def optimizer(recipe: Recipe) -> "Optimizer":
@@ -207,11 +218,24 @@ def log_every(recipe: Recipe) -> int:
 
 
 def saving(recipe: Recipe) -> Saving | None:
-    """Return when checkpoints are written, or None when `callbacks` has no CheckpointMonitor."""
-    for entry in recipe.callbacks:
-        if isinstance(entry, CheckpointMonitor):
-            return Saving(entry.save_checkpoint_steps, entry.keep_checkpoint_max)
-    return None
+    """Return when and how checkpoints are written, or None when `callbacks` has no CheckpointMonitor."""
+    monitor = next((entry for entry in recipe.callbacks if isinstance(entry, CheckpointMonitor)), None)
+    return _saving(monitor) if monitor else None
+
+
+def saving_when_stopped() -> Saving:
+    """Return how a run without CheckpointMonitor saves when it is told to stop: as one with its defaults."""
+    return _saving(CheckpointMonitor(type="CheckpointMonitor"))
+
+
+def _saving(monitor: CheckpointMonitor) -> Saving:
+    return Saving(
+        every_steps=monitor.save_checkpoint_steps,
+        keep=monitor.keep_checkpoint_max,
+        background=monitor.async_save,
+        ckpt=monitor.integrated_save,
+        prefix=monitor.prefix or "CKP",
+    )
 
 
 def evaluation(recipe: Recipe) -> Evaluation | None:

@@ -6,7 +6,7 @@ from typing import NamedTuple
 from msft.config.block import Block
 from msft.config.markers import OnlyOn, Unused
 from msft.config.schema import Recipe
-from msft.config.schema_train import OtherCallback
+from msft.config.schema_train import CheckpointMonitor, OtherCallback
 from msft.config.yaml_lines import Document, Keys, Place, dotted
 
 
@@ -68,6 +68,10 @@ def _outvoted(recipe: Recipe) -> Iterator[tuple[Keys, str]]:
         for name in ("warmup_steps", "warmup_epochs"):
             if getattr(schedule, name):
                 yield ("lr_schedule", name), "lr_schedule.warmup_ratio wins"
+    for index, callback in enumerate(recipe.callbacks):
+        if isinstance(callback, CheckpointMonitor) and "prefix" in callback.model_fields_set:
+            if not callback.integrated_save:
+                yield ("callbacks", index, "prefix"), "it names the CKPTs of integrated_save, which is off"
     if recipe.backend == "mindspore" and recipe.device and recipe.context.device_target:
         yield ("context", "device_target"), f"device ({recipe.device}) wins"
     if config and config.checkpoint_name_or_path and recipe.load_checkpoint:

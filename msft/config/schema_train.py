@@ -27,13 +27,15 @@ Momentum = Annotated[Number, Field(ge=0, lt=1)]
 class Runner(Block):
     """How long and how much at once; `batch_size` is per process and micro-batch, and wins over the dataset's.
 
-    `stop_step` ends the run after so many optimizer steps.
+    `stop_step` ends the run after so many optimizer steps. A step whose loss or gradient is not finite is skipped;
+    after `max_skipped_steps` of them in a row the run fails.
     """
 
     epochs: Positive = 1
     batch_size: Positive | None = None
     gradient_accumulation_steps: Positive = 1
     stop_step: Count = 0
+    max_skipped_steps: Positive = 10
     sink_mode: Sink = None
     sink_size: Sink = None
     initial_epoch: Resume = None
@@ -139,15 +141,29 @@ class LossMonitor(Block):
     per_print_times: Positive = 1
 
 
+def _prefix(value: Any) -> Any:
+    if isinstance(value, str) and (not value or set(value) & set("/\\\0")):
+        raise ValueError(f"must be the first part of a file name, not {shown(value)}")
+    return value
+
+
 class CheckpointMonitor(Block):
-    """Saving (MindFormers' CheckpointMonitor, its defaults)."""
+    """Saving (MindFormers' CheckpointMonitor, its defaults except for `async_save` and `integrated_save`).
+
+    `integrated_save` writes the whole model beside each checkpoint, as MindFormers' CKPT under names that begin with
+    `prefix` (unset: CKP). It is off unless asked for, because each save writes, and keeps, as many bytes as the model
+    has.
+
+    `async_save` writes a checkpoint in a thread while steps go on. It takes one float32 copy of the tuned weights and
+    both their moments in host memory until the file is written; so does saving without it.
+    """
 
     type: Literal["CheckpointMonitor"]
-    prefix: Annotated[Any, Unused("checkpoints are folders named by their step")] = None
+    prefix: Annotated[str, BeforeValidator(_prefix)] | None = None
     save_checkpoint_steps: Positive = 1
     keep_checkpoint_max: Positive = 5
-    integrated_save: Annotated[Any, Unused("a checkpoint is always whole")] = None
-    async_save: Annotated[Any, Unused("checkpoints are written between two steps")] = None
+    integrated_save: Switch = False
+    async_save: Switch = True
     directory: Annotated[Any, Unused("checkpoints are written below output_dir")] = None
     save_checkpoint_seconds: Annotated[Any, Refused("checkpoints are taken by steps", (0,))] = None
     keep_checkpoint_per_n_minutes: Annotated[Any, Refused("checkpoints are kept by number", (0,))] = None

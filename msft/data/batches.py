@@ -102,9 +102,9 @@ class BatchStream:
         """Return (epoch, step within the epoch) of a step, all counted from 0."""
         return self._plan.position(step)
 
-    def rows_of(self, step: int) -> list[int]:
-        """Return the numbers of the rows that a step takes over all micro-batches and ranks; -1 fills it up."""
-        return self._plan.rows_of(step).tolist()
+    def row_numbers(self, step: int) -> list[int]:
+        """Return the rows that a step (from 0) takes on all ranks, by their numbers in the dataset; not the fill."""
+        return [int(row) for row in self._plan.rows_of(step) if row != FILL]
 
     def steps(self, start: int = 0, prefetch: int = 2) -> Iterator[list[Batch]]:
         """Yield this rank's micro-batches of each step from `start` on, one list an optimizer step.

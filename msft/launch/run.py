@@ -3,6 +3,7 @@
 import os
 
 from msft import console
+from msft.launch import RESUME_COMMAND
 from msft.launch.background import detach
 from msft.launch.command import RANK_VARIABLES, build
 from msft.launch.layout import Layout, check, choose_port
@@ -10,10 +11,11 @@ from msft.launch.program import Program
 from msft.launch.supervise import supervise
 
 
-def launch(layout: Layout, program: Program, dry: bool) -> None:
+def launch(layout: Layout, program: Program, dry: bool, resume_command: str) -> None:
     """Run a program on a layout's processes and wait for them, or leave them in the background (`layout.wait` False).
 
-    `dry` only prints the command line. Raises InputError before a process is started, RunError when one fails.
+    `dry` only prints the command line. `resume_command` is what a stopped job tells its user to type. Raises
+    InputError before a process is started, RunError when one fails.
     """
     for name in RANK_VARIABLES:
         os.environ.pop(name, None)
@@ -32,6 +34,7 @@ def launch(layout: Layout, program: Program, dry: bool) -> None:
         if process:
             console.note(f"running in the background: `tail -f {layout.logs[0]}` shows it, `kill {process}` ends it")
             return
+    os.environ[RESUME_COMMAND] = resume_command
     supervise(command, layout)
 
 

@@ -14,6 +14,7 @@ from msft.models import rope
 from msft.parity.fingerprint import fingerprint, norm
 from msft.parity.observe import Observation
 from msft.parity.side import Side
+from msft.train import setup
 
 # Where things lie may differ between machines; what they hold is compared by the later stages.
 PLACES = {
@@ -37,7 +38,7 @@ def observe_recipe(side: Side) -> Observation:
     recipe, tuning = side.prepared.recipe, side.prepared.tuning
     keys = {path: value for path, value in flat(recipe.model_dump(mode="json")) if path not in PLACES}
     resolved = {
-        "schedule": derive.schedule(recipe)._asdict(),
+        "schedule": setup.schedule(recipe, side.stream)._asdict(),
         "optimizer": vars(derive.optimizer(recipe)),
         "loss scale": vars(derive.loss_scale(recipe, side.session.device)),
         "max_grad_norm": derive.max_grad_norm(recipe),
@@ -69,7 +70,7 @@ def observe_data(side: Side) -> Observation:
     facts: dict[str, Any] = {}
     for number, micro_batches in enumerate(side.batches(side.steps)):
         step = f"step {number + 1}"
-        facts[f"{step}: rows"] = side.stream.rows_of(number)
+        facts[f"{step}: rows"] = side.stream.row_numbers(number)
         for name in ("input_ids", "labels", "position_ids", "segment_ids", "row_ids"):
             facts[f"{step}: {name}"] = _sha256([getattr(batch, name) for batch in micro_batches])
         facts[f"{step}: supervised tokens"] = sum(batch.supervised for batch in micro_batches)

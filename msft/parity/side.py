@@ -8,10 +8,9 @@ from functools import cached_property
 import numpy as np
 
 from msft.backend.contract import Batch, Engine, EngineState
-from msft.config import derive
 from msft.convert.random_weights import generator
 from msft.data.batches import BatchStream
-from msft.train import setup
+from msft.train import schedules, setup
 from msft.train.prepare import Prepared
 from msft.train.schedules import Schedule
 
@@ -43,7 +42,7 @@ class Side:
     @cached_property
     def schedule(self) -> Schedule:
         """The learning rate as a function of the step."""
-        return setup.schedule(derive.schedule(self.prepared.recipe), self.stream)[0]
+        return schedules.build(setup.schedule(self.prepared.recipe, self.stream))
 
     @cached_property
     def start(self) -> EngineState:

@@ -19,7 +19,7 @@ from msft.convert import safetensors_file
 from msft.convert.dtypes import Cast
 from msft.convert.source import TensorInfo
 from msft.convert.stored import StoredTensors
-from msft.errors import InputError
+from msft.errors import InputError, RunError
 from msft.files import atomic_path, remove, write_json
 from msft.train import manifest
 
@@ -29,10 +29,13 @@ _MOMENTS = ("first_moment", "second_moment")
 
 @dataclass(frozen=True)
 class TrainerState:
-    """Where a run stands after `step` steps; the data position is that step (`BatchStream.steps(start=step)`).
+    """Where a run stands after `step` steps.
 
     `rows_per_step` counts rows over all micro-batches and ranks. `data` is the SHA-256 of the training rows and
     `tuned` the canonical names of the tensors that are trained. `tokens` and `skipped` are totals of the run.
+    `order` decides with seed and rows_per_step which rows a step takes (rows and steps of an epoch, shuffled or not),
+    `position` is where the data stands: epoch and step in it, from 0, and rows taken in all. `random` is all that
+    dropout and the order of rows are functions of. `schedule` holds `schedules.Resolved`, `versions` the packages.
     """
 
     step: int
@@ -41,12 +44,17 @@ class TrainerState:
     rows_per_step: int
     seed: int
     data: str
+    order: dict[str, int | bool]
+    position: dict[str, int]
+    random: dict[str, int]
+    schedule: dict[str, str | float]
     tokens: int
     skipped: int
     counters: dict[str, float]
     tuned: tuple[str, ...]
     backend: str
     world: int
+    versions: dict[str, str | None]
 
 
 def folder(output_dir: Path, step: int) -> Path:
@@ -59,13 +67,23 @@ def write(
 ) -> None:
     """Write a checkpoint; `write_files(folder, engine_state)` makes the folder with weights, recipe and versions.
 
-    An interruption or an error leaves nothing behind.
+    An interruption or an error leaves nothing behind. Raises RunError when a tensor is not finite.
     """
+    check_finite(path, engine_state)
     with atomic_path(path) as temporary:
         write_files(temporary, engine_state)
         _write_moments(temporary / OPTIMIZER, engine_state)
         write_json(temporary / STATE, asdict(state))
         manifest.write(temporary)
+
+
+def check_finite(path: Path, state: EngineState) -> None:
+    """Raise RunError naming the first tensor with a number that is not finite; `path` is what would be written."""
+    for kind in ("weights", *_MOMENTS):
+        for name, array in getattr(state, kind).items():
+            if not np.isfinite(array).all():
+                what = "" if kind == "weights" else f" ({kind.replace('_', ' ')})"
+                raise RunError(f"{path}: not written: tensor {name!r}{what} holds numbers that are not finite")
 
 
 def _write_moments(path: Path, state: EngineState) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 from msft import console
 from msft.convert.hf_folder import weights_file
 from msft.files import write_json
-from msft.train import outputs, plot, tensorboard
+from msft.train import health, outputs, plot, tensorboard
 from msft.train.loop import Progress
 from msft.train.metrics import read_log
 from msft.train.prepare import Prepared
@@ -27,11 +27,12 @@ def finish(
 
     `start` is the step that the run began at, `data` the stream's report, `adapter` and `model` what was written.
     """
-    records = read_log(prepared.output_dir / outputs.LOG)
-    if plot.installed() and records:
-        plot.save_loss_curve(records, prepared.output_dir / outputs.CURVE)
-    summary = _summary(prepared, session, progress, start, data, records)
-    write_json(prepared.output_dir / outputs.SUMMARY, summary)
+    with outputs.writable(prepared.output_dir):
+        records = read_log(prepared.output_dir / outputs.LOG)
+        if plot.installed() and records:
+            plot.save_loss_curve(records, prepared.output_dir / outputs.CURVE)
+        summary = _summary(prepared, session, progress, start, data, records)
+        write_json(prepared.output_dir / outputs.SUMMARY, summary)
     _tell(prepared, summary, adapter, model)
     console.say(f"next: {next_command(prepared, adapter, model)}")
 
@@ -41,6 +42,7 @@ def _summary(
 ) -> dict:
     steps = [record for record in records if "loss" in record and record["step"] > start]
     evals = [record for record in records if "eval_loss" in record]
+    losses = [record["loss"] for record in steps if record["loss"] is not None]
     seconds = sum(record["seconds"] for record in steps)
     tokens = sum(record["tokens"] for record in steps)
     total, tuned = parameter_counts(prepared.spec, prepared.tuning)
@@ -49,8 +51,9 @@ def _summary(
         "resumed_from": start or None,
         "skipped": progress.skipped,
         "epochs": steps[-1]["epoch"] if steps else None,
-        "first_loss": steps[0]["loss"] if steps else None,
-        "last_loss": steps[-1]["loss"] if steps else None,
+        "first_loss": losses[0] if losses else None,
+        "last_loss": losses[-1] if losses else None,
+        "loss_spikes": health.spikes(records),
         "eval_loss": evals[-1]["eval_loss"] if evals else None,
         "perplexity": evals[-1]["perplexity"] if evals else None,
         "tokens": progress.tokens,
@@ -67,13 +70,16 @@ def _summary(
 
 def _tell(prepared: Prepared, summary: dict, adapter: Path | None, model: Path | None) -> None:
     output_dir = prepared.output_dir
-    if summary["seconds"]:
+    if summary["first_loss"] is not None:
         console.say(
             f"done: {summary['steps']} steps in {clock_time(summary['seconds'])}, loss {summary['first_loss']:.4f} -> "
             f"{summary['last_loss']:.4f}, {summary['tokens_per_second']:.0f} tokens/s"
         )
     if summary["skipped"]:
-        console.warn(f"{summary['skipped']} of {summary['steps']} steps were skipped (gradients overflowed)")
+        why = "loss or gradients were not finite"
+        console.warn(f"{summary['skipped']} of {summary['steps']} steps were skipped ({why})")
+    if summary["loss_spikes"]:
+        console.warn(f"the loss jumped at steps {', '.join(map(str, summary['loss_spikes']))}")
     silent = summary["data"]["unsupervised_rows"]
     if silent:
         console.warn(f"{silent} rows had no supervised token, so nothing was learned from them")

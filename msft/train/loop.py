@@ -1,16 +1,18 @@
 """The training loop: batches in, optimizer steps, records, evaluations and checkpoints out."""
 
-import math
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from msft import console
 from msft.backend.contract import Batch, Engine, StepResult
 from msft.data.batches import BatchStream
 from msft.errors import RunError
+from msft.train.health import is_bad, shown_rows
 from msft.train.metrics import EvalRecord, StepRecord, perplexity
 from msft.train.schedules import Schedule
+from msft.train.signals import SIGNALS
 
 SumOverRanks = Callable[[Sequence[float]], list[float]]
 
@@ -39,7 +41,8 @@ class Plan:
     """When what happens, in steps: the run ends after `last_step`; None for an interval means never.
 
     `evaluate` is called every `eval_steps`, every `eval_epoch_steps` and at the end, `save` every `save_steps` and
-    at the end.
+    at the end, and `save_stopped` when `asked` gives the number of a signal (0 = none) on any rank. After
+    `max_skipped` bad steps in a row (`health.is_bad`, which `dynamic_scale` is for) the run fails.
     """
 
     last_step: int
@@ -48,6 +51,10 @@ class Plan:
     save_steps: int | None = None
     evaluate: Callable[[int], EvalRecord] | None = None
     save: Callable[[Progress], None] | None = None
+    save_stopped: Callable[[Progress], None] | None = None
+    asked: Callable[[], int] = lambda: 0
+    max_skipped: int = 10
+    dynamic_scale: bool = False
 
 
 def train(
@@ -58,19 +65,20 @@ def train(
     progress: Progress,
     observer: Observer,
     sum_over_ranks: SumOverRanks,
-) -> Progress:
+) -> int:
     """Go from `progress` to `plan.last_step`; the schedule's step is the number of steps not skipped so far.
 
-    Raises RunError at a loss that is not finite; nothing is saved at or after that step.
+    Returns the number of the signal that ended the run before its last step, else 0. A checkpoint that is due in a
+    row of bad steps waits for a good one. Raises RunError after `plan.max_skipped` bad steps in a row.
     """
-    saved = progress.step
+    bad, saved, due = 0, progress.step, False
     began = time.perf_counter()
     for micro_batches in _up_to(stream, progress.step, plan.last_step):
         rate = schedule(progress.step - progress.skipped)
         result = engine.train_step(micro_batches, rate)
         progress.step += 1
-        _check(result, progress.step, saved)
-        tokens = int(sum_over_ranks([sum(batch.tokens for batch in micro_batches)])[0])
+        bad = bad + 1 if is_bad(result, plan.dynamic_scale) else 0
+        tokens, stopped = _over_ranks(sum_over_ranks, sum(batch.tokens for batch in micro_batches), plan.asked())
         progress.tokens += tokens
         progress.skipped += result.skipped
         seconds = time.perf_counter() - began
@@ -90,13 +98,29 @@ def train(
                 skipped=result.skipped,
             )
         )
+        if bad >= plan.max_skipped:
+            raise RunError(_failure(result, progress.step, bad, saved, stream.row_numbers(progress.step - 1)))
+        if stopped:
+            if plan.save_stopped and not bad:
+                plan.save_stopped(progress)
+            return stopped
         if plan.evaluate and _due(progress.step, plan.last_step, plan.eval_steps, plan.eval_epoch_steps):
             observer.evaluated(plan.evaluate(progress.step))
-        if plan.save and _due(progress.step, plan.last_step, plan.save_steps):
+        now_due = bool(plan.save) and _due(progress.step, plan.last_step, plan.save_steps)
+        due = due or now_due
+        if now_due and bad:
+            console.note(f"step {progress.step}: the checkpoint waits for a step that is not skipped")
+        if due and not bad:
             plan.save(progress)
-            saved = progress.step
+            saved, due = progress.step, False
         began = time.perf_counter()
-    return progress
+    return 0
+
+
+def _over_ranks(sum_over_ranks: SumOverRanks, tokens: int, asked: int) -> tuple[int, int]:
+    """Return the tokens of all ranks and the signal that one of them got: all stop after the same step."""
+    tokens, *counts = sum_over_ranks([tokens, *(float(asked == number) for number in SIGNALS)])
+    return int(tokens), next((int(number) for number, count in zip(SIGNALS, counts, strict=True) if count), 0)
 
 
 def _up_to(stream: BatchStream, start: int, last: int):
@@ -115,12 +139,11 @@ def _due(step: int, last: int, *intervals: int | None) -> bool:
     return step == last or any(interval and step % interval == 0 for interval in intervals)
 
 
-def _check(result: StepResult, step: int, saved: int) -> None:
-    if math.isfinite(result.loss):
-        return
+def _failure(result: StepResult, step: int, bad: int, saved: int, rows: list[int]) -> str:
     kept = f"the checkpoint of step {saved} is untouched" if saved else "nothing was saved"
-    raise RunError(
-        f"step {step}: the loss is {result.loss} (gradient norm {result.grad_norm}); the run stops, {kept}. "
+    return (
+        f"step {step}: the loss is {result.loss} (gradient norm {result.grad_norm}), {shown_rows(rows)}; no step of "
+        f"the last {bad} could be taken (runner_config.max_skipped_steps); the run stops, {kept}. "
         "A lower learning rate, gradient clipping or a compute dtype with more range usually helps"
     )
 

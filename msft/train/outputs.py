@@ -1,14 +1,17 @@
 """The folder of a run, `output_dir`: what lies in it, and where earlier results go."""
 
+import contextlib
 from pathlib import Path
 
 from msft import console
-from msft.train import checkpoint
+from msft.errors import RunError
+from msft.files import leftovers, remove
+from msft.train import checkpoint, ckpt_export
 
 ADAPTER, MODEL, RECIPE, VERSIONS = "adapter", "model", "recipe.yaml", "versions.json"
 LOG, EVENTS, CURVE, SUMMARY = "trainer_log.jsonl", "tensorboard", "training_loss.png", "train_summary.json"
 EVALUATION, PREDICTIONS = "eval_summary.json", "predictions.jsonl"
-RESULTS = (checkpoint.FOLDER, ADAPTER, MODEL, RECIPE, VERSIONS, LOG, EVENTS, CURVE, SUMMARY)
+RESULTS = (checkpoint.FOLDER, ckpt_export.FOLDER, ADAPTER, MODEL, RECIPE, VERSIONS, LOG, EVENTS, CURVE, SUMMARY)
 EARLIER = "earlier"
 
 
@@ -16,6 +19,30 @@ def is_result(output_dir: Path, path: Path) -> bool:
     """Whether a path is, or lies in, what a run has written to `output_dir`."""
     path = path.resolve()
     return any(path.is_relative_to(place) and place.exists() for place in _places(output_dir))
+
+
+@contextlib.contextmanager
+def writable(path: Path):
+    """Turn the system's refusals to write (full disk, no permission, a vanished folder) into one RunError.
+
+    Those that a converter has told already, of a file with a temporary name, are told of `path` too.
+    """
+    try:
+        yield
+    except (OSError, RunError) as error:
+        refusal = error if isinstance(error, OSError) else error.__cause__
+        if not isinstance(refusal, OSError):
+            raise
+        raise RunError(f"{path}: cannot be written: {refusal.strerror or refusal}") from refusal
+
+
+def remove_leftovers(output_dir: Path) -> None:
+    """Remove what a killed run has left half-written, and say so."""
+    ckpts = output_dir / ckpt_export.FOLDER
+    folders = (output_dir, output_dir / checkpoint.FOLDER, output_dir / ADAPTER, ckpts, ckpts / ckpt_export.RANK)
+    for path in [path for folder in folders for path in leftovers(folder)]:
+        remove(path)
+        console.note(f"{path}: left half-written by a run that was killed, removed")
 
 
 def set_aside(output_dir: Path) -> None:

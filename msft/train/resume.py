@@ -12,13 +12,14 @@ from msft.train.setup import Session
 from msft.train.weights import read_tuned
 
 
-def check(state: TrainerState, path: Path, *, data: str, rows_per_step: int, seed: int, total_steps: int) -> None:
+def check(state: TrainerState, path: Path, facts: dict) -> None:
     """Raise InputError when the run could not go on exactly where the checkpoint ends; say what else differs.
 
-    The rows of a step are a function of data, seed and rows per step; these must be equal.
+    `facts` are this run's values of the fields of TrainerState that stay the same in a run. The rows of a step are a
+    function of data, their order, seed and rows per step; these must be equal.
     """
-    problems = []
-    if state.data != data:
+    rows_per_step, seed, problems = facts["rows_per_step"], facts["seed"], []
+    if state.data != facts["data"]:
         problems.append(f"{path}: was trained on other data (its SHA-256 differs): give the data it was trained on")
     if state.rows_per_step != rows_per_step:
         problems.append(
@@ -27,10 +28,24 @@ def check(state: TrainerState, path: Path, *, data: str, rows_per_step: int, see
         )
     if state.seed != seed:
         problems.append(f"{path}: has seed {state.seed}, this run {seed}: the order of rows would differ")
+    if state.rows_per_step == rows_per_step and (different := _differences(state.order, facts["order"])):
+        problems.append(
+            f"{path}: {different}: the rows of a step would differ: give the same num_samples, shuffle and "
+            "drop_remainder of train_dataset"
+        )
     if problems:
         raise InputError(*problems)
-    if state.total_steps != total_steps:
-        console.warn(f"{path}: was made for {state.total_steps} steps, this run has {total_steps}: the rates change")
+    total = facts["total_steps"]
+    if state.total_steps != total:
+        console.warn(f"{path}: was made for {state.total_steps} steps, this run has {total}: the rates change")
+    if different := _differences(state.schedule, facts["schedule"]):
+        console.warn(f"{path}: was trained with another schedule: {different}; this run's is followed from here on")
+
+
+def _differences(before: dict, now: dict) -> str:
+    """Say which values differ: 'peak was 0.1, here it is 0.2'; "" when none does."""
+    changed = [name for name in now if before.get(name) != now[name]]
+    return ", ".join(f"{name} was {before.get(name)}, here it is {now[name]}" for name in changed)
 
 
 def take_over(session: Session, path: Path, state: TrainerState) -> Progress:

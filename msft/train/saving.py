@@ -1,52 +1,103 @@
 """What a run writes besides its log: checkpoints on the way, adapter or model at the end."""
 
-import contextlib
 from dataclasses import asdict
 from pathlib import Path
 
 from msft.backend.contract import EngineState
-from msft.config.derive import Saving
+from msft.config import derive
 from msft.config.schema import Recipe
 from msft.convert import companions
+from msft.data.batches import BatchStream
 from msft.errors import RunError
 from msft.files import write_json, write_text
-from msft.train import checkpoint, outputs
+from msft.train import checkpoint, ckpt_export, outputs
 from msft.train.checkpoint import TrainerState
 from msft.train.loop import Progress
 from msft.train.prepare import Prepared
 from msft.train.setup import Session
 from msft.train.weights import write_lora, write_model
+from msft.train.writer import Writer
 
 
 class Saver:
-    """Writes a run's checkpoints and results; only the first rank writes."""
+    """Writes a run's checkpoints and results; only the first rank writes.
 
-    def __init__(self, prepared: Prepared, session: Session, settings: Saving | None, versions: dict, facts: dict):
+    Between two steps the state is copied (float32: the tuned weights and both moments), then written by a thread
+    while steps go on, unless `async_save` is False. The next save, and the end of the `with` block, wait for it.
+    """
+
+    def __init__(self, prepared: Prepared, session: Session, stream: BatchStream, versions: dict, facts: dict):
         """`facts` are the fields of TrainerState that stay the same in a run."""
-        self.prepared, self.session, self.settings = prepared, session, settings
+        self.prepared, self.session, self.stream = prepared, session, stream
         self.versions, self.facts = versions, facts
+        self.settings = derive.saving(prepared.recipe) or derive.saving_when_stopped()
+        self.writer = Writer(self.settings.background)
+
+    def __enter__(self) -> "Saver":
+        self.writer.__enter__()
+        return self
+
+    def __exit__(self, *error) -> None:
+        self.writer.__exit__(*error)
 
     def start(self) -> None:
         """Write the resolved recipe and the versions."""
         if self.session.rank == 0:
-            self._write_facts(self.prepared.output_dir)
+            with outputs.writable(self.prepared.output_dir):
+                self._write_facts(self.prepared.output_dir)
 
-    def checkpoint(self, progress: Progress, epoch: float) -> None:
-        """Write the checkpoint of a step, then remove the oldest ones beyond `keep_checkpoint_max`."""
-        path = checkpoint.folder(self.prepared.output_dir, progress.step)
-        if self.session.rank != 0 or path.exists():
+    def checkpoint(self, progress: Progress) -> None:
+        """Begin to write the checkpoint of a step; then the oldest ones beyond `keep_checkpoint_max` are removed.
+
+        Raises RunError when the checkpoint before could not be written.
+        """
+        if self.session.rank != 0:
             return
+        # Before the state is copied: two copies would take twice the memory.
+        self.writer.wait()
+        path = checkpoint.folder(self.prepared.output_dir, progress.step)
+        if path.exists():
+            return
+        if not self.prepared.output_dir.is_dir():
+            raise RunError(f"{path}: cannot be written: {self.prepared.output_dir} is no longer there")
         state = self.session.engine.export_state()
-        trainer_state = TrainerState(
+        trainer_state = self._trainer_state(progress, state)
+        self.writer.start(lambda: self._write(path, trainer_state, state))
+
+    def _write(self, path: Path, trainer_state: TrainerState, state: EngineState) -> None:
+        with outputs.writable(path):
+            checkpoint.write(path, trainer_state, state, lambda folder, state: self._write_files(folder, path, state))
+            checkpoint.prune(path.parent, self.settings.keep, trainer_state.step)
+            if self.settings.ckpt:
+                self._write_ckpt(trainer_state.step, state)
+
+    def _write_ckpt(self, step: int, state: EngineState) -> None:
+        epoch, step_in_epoch = self.stream.position(step - 1)
+        ckpt_export.write(
+            self.prepared.output_dir,
+            self.settings.prefix,
+            self.settings.keep,
+            (epoch + 1, step_in_epoch + 1),
+            self.prepared.spec,
+            self.prepared.weights.base,
+            state,
+        )
+
+    def _trainer_state(self, progress: Progress, state: EngineState) -> TrainerState:
+        epoch, step_in_epoch = self.stream.position(progress.step)
+        return TrainerState(
             **self.facts,
             **asdict(progress),
-            epoch=epoch,
+            epoch=progress.step / self.stream.steps_per_epoch,
+            position={
+                "epoch": epoch,
+                "step_in_epoch": step_in_epoch,
+                "rows_taken": progress.step * self.facts["rows_per_step"],
+            },
+            random={"seed": self.facts["seed"], "dropout_step": int(state.counters["step"]), "epoch": epoch},
             counters=state.counters,
             tuned=tuple(state.weights),
         )
-        with _named(path):
-            checkpoint.write(path, trainer_state, state, lambda folder, state: self._write_files(folder, path, state))
-            checkpoint.prune(path.parent, self.settings.keep, progress.step)
 
     def results(self) -> tuple[Path | None, Path | None]:
         """Write the end results; returns the folders of the adapter and of the model, None where there is none.
@@ -58,7 +109,8 @@ class Saver:
         model = output_dir / outputs.MODEL if tuning.parameters or base is None else None
         if self.session.rank == 0:
             state = self.session.engine.export_state()
-            with _named(output_dir):
+            checkpoint.check_finite(output_dir, state)
+            with outputs.writable(output_dir):
                 if model:
                     self._write_model(model, state, bar=True)
                 if adapter:
@@ -99,12 +151,3 @@ def _tokenizer_files(recipe: Recipe, weights: Path | None) -> dict[str, bytes | 
         if found:
             return found
     return companions.find(None, weights) if weights else {}
-
-
-@contextlib.contextmanager
-def _named(path: Path):
-    """Turn the system's refusals to write into one message."""
-    try:
-        yield
-    except OSError as error:
-        raise RunError(f"{path}: cannot be written: {error.strerror or error}") from error

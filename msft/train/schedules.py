@@ -6,8 +6,35 @@ Skipped steps do not count, so the rate does not move on an overflow (both toolk
 
 import math
 from collections.abc import Callable
+from typing import NamedTuple
 
 Schedule = Callable[[int], float]
+
+
+class Resolved(NamedTuple):
+    """A schedule with every number known: `kind` is cosine, linear or constant, lengths are in optimizer steps."""
+
+    kind: str
+    peak: float
+    total_steps: int
+    warmup_steps: int
+    warmup_start: float
+    lr_end: float
+    num_cycles: float
+
+    def __str__(self) -> str:
+        return f"{self.kind}, peak {self.peak:g}, warm-up {self.warmup_steps} of {self.total_steps} steps"
+
+
+def build(resolved: Resolved) -> Schedule:
+    """Return the learning rate as a function of the step."""
+    kind, peak, total, warmup, start, end, cycles = resolved
+    after = {
+        "cosine": lambda: cosine(peak, total, warmup, end, cycles),
+        "linear": lambda: linear(peak, total, warmup),
+        "constant": lambda: constant(peak),
+    }[kind]()
+    return with_warmup(after, peak, warmup, start)
 
 
 def warmup_length(total_steps: int, ratio: float | None, steps: int | None) -> int:

@@ -9,7 +9,6 @@ from msft import console
 from msft.backend.contract import Engine, Runtime, Tuning
 from msft.config import derive
 from msft.config.checks import check_device
-from msft.config.derive import Schedule as ScheduleSettings
 from msft.config.schema import Recipe
 from msft.data.batches import BatchStream, evaluation_batches
 from msft.models.families import family
@@ -93,21 +92,22 @@ def last_step(recipe: Recipe, stream: BatchStream) -> int:
     return min(stream.total_steps, derive.stop_step(recipe) or stream.total_steps)
 
 
-def schedule(settings: ScheduleSettings, stream: BatchStream) -> tuple[schedules.Schedule, str]:
-    """Return the learning rate as a function of the step, and its description."""
+def schedule(recipe: Recipe, stream: BatchStream) -> schedules.Resolved:
+    """Return the recipe's learning-rate schedule for this run's length."""
+    settings = derive.schedule(recipe)
     total = settings.total_steps or stream.total_steps
     steps = settings.warmup_steps
     if settings.warmup_epochs is not None:
         steps = int(settings.warmup_epochs * stream.steps_per_epoch)
-    warmup = schedules.warmup_length(total, settings.warmup_ratio, steps)
-    peak = settings.learning_rate
-    after = {
-        "cosine": lambda: schedules.cosine(peak, total, warmup, settings.lr_end, settings.num_cycles),
-        "linear": lambda: schedules.linear(peak, total, warmup),
-        "constant": lambda: schedules.constant(peak),
-    }[settings.kind]()
-    description = f"{settings.kind}, peak {peak:g}, warm-up {warmup} of {total} steps"
-    return schedules.with_warmup(after, peak, warmup, settings.warmup_start), description
+    return schedules.Resolved(
+        kind=settings.kind,
+        peak=settings.learning_rate,
+        total_steps=total,
+        warmup_steps=schedules.warmup_length(total, settings.warmup_ratio, steps),
+        warmup_start=settings.warmup_start,
+        lr_end=settings.lr_end,
+        num_cycles=settings.num_cycles,
+    )
 
 
 def parameter_counts(spec: ModelSpec, tuning: Tuning) -> tuple[int, int]:
@@ -142,7 +142,7 @@ def plan_lines(prepared: Prepared, stream: BatchStream | None) -> list[str]:
             f"data: {report['rows']:,} rows of up to {stream.row_length} tokens, "
             f"{report['rows_per_step']} rows a step, {report['steps_per_epoch']:,} steps an epoch",
             f"steps: {last:,}" + (f", going on from {prepared.resumed}" if prepared.resumed else ""),
-            f"learning rate: {schedule(derive.schedule(recipe), stream)[1]}",
+            f"learning rate: {schedule(recipe, stream)}",
         ]
     if stream is not None and stream.row_length > spec.max_position_embeddings:
         limit = spec.max_position_embeddings

@@ -1,5 +1,6 @@
 """Where a run's weights come from: `load_checkpoint`, `model.pretrained`, or random numbers from the seed."""
 
+import contextlib
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from msft.errors import InputError
 from msft.models.adapters import is_mindformers_adapter
 from msft.models.spec import ModelSpec
 from msft.train import checkpoint, manifest
+from msft.train.located import located
 
 
 @dataclass(frozen=True)
@@ -45,10 +47,17 @@ class Weights:
 def open_all(recipe: Recipe, spec: ModelSpec, resumed: Path | None) -> Weights:
     """Return the weights that a recipe names, checked against the model's tensors; no base tensor is read yet.
 
-    `resumed` is the checkpoint that the run goes on from: its own model is the base when the recipe names none.
-    Raises InputError for weights that do not fit, and when there are none although `run_mode` needs some.
+    `load_checkpoint` may be a Hugging Face folder, a CKPT, a PEFT folder, a checkpoint (or a folder of them), or the
+    parent of MindFormers' `rank_0`. `resumed` is the checkpoint that the run goes on from: its own model is the base
+    when the recipe names none. Raises InputError for weights that do not fit, and when there are none although
+    `run_mode` needs some.
     """
-    given = Path(recipe.load_checkpoint) if recipe.load_checkpoint else None
+    given, ranks = located(Path(recipe.load_checkpoint)) if recipe.load_checkpoint else (None, 0)
+    with _slices_explained(given, ranks):
+        return _open(recipe, spec, resumed, given)
+
+
+def _open(recipe: Recipe, spec: ModelSpec, resumed: Path | None, given: Path | None) -> Weights:
     base_path = _base_without(recipe)
     adapter_path = None
     if given and (given / checkpoint.STATE).is_file():
@@ -107,6 +116,22 @@ def with_alpha(weights: Weights, pet: PetConfig | None, where: str) -> Lora:
             f"{where}: load_checkpoint {weights.adapter_path} does not say its alpha: give pet_config with lora_alpha"
         )
     return replace(weights.adapter, alpha=pet.lora_alpha)
+
+
+@contextlib.contextmanager
+def _slices_explained(given: Path | None, ranks: int):
+    """When the first rank's file does not fit, say that it may be a slice."""
+    try:
+        yield
+    except InputError as error:
+        if ranks < 2:
+            raise
+        raise InputError(
+            f"load_checkpoint: {given.parent.parent} holds files of {ranks} ranks and the first rank's are no whole "
+            "tensors; slices are not joined here: join them in MindFormers (auto_trans_ckpt, or mindspore's "
+            "transform_checkpoints) and name the result",
+            *error.problems,
+        ) from error
 
 
 def _base_without(recipe: Recipe) -> Path | None:

@@ -14,7 +14,7 @@ def collect(backend: str, device: str, world: int, data: dict[str, str]) -> dict
     return {
         "msft": msft.__version__,
         "python": platform.python_version(),
-        "packages": {name: _version(name) for name in PACKAGES},
+        "packages": packages(),
         "platform": platform.platform(),
         "machine": platform.machine(),
         "byte_order": sys.byteorder,
@@ -23,6 +23,11 @@ def collect(backend: str, device: str, world: int, data: dict[str, str]) -> dict
         "processes": world,
         "data_sha256": data,
     }
+
+
+def packages() -> dict[str, str | None]:
+    """Return the versions of the packages that decide results, None for what is not installed."""
+    return {name: _version(name) for name in PACKAGES}
 
 
 def _version(package: str) -> str | None:

@@ -108,7 +108,7 @@ def test_join_false_returns_at_once_and_goes_on_in_the_background(write_recipe, 
     assert alive(launcher) and alive(worker)
     os.kill(launcher, signal.SIGTERM)
     assert within(20, lambda: not alive(launcher) and not alive(worker))
-    assert "interrupted" in (tmp_path / "logs" / "launcher.log").read_text()
+    assert "interrupted: the processes have" in (tmp_path / "logs" / "launcher.log").read_text()
 
 
 def test_a_failure_in_the_background_is_in_the_launchers_log(write_recipe, tmp_path):

@@ -1,9 +1,12 @@
 """`msft train` through the command line, on torch: what a run writes, resuming, modes, errors and exit codes."""
 
+import errno
 import json
+import os
 import shlex
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -366,6 +369,89 @@ def test_resuming_with_other_data_or_batches_is_refused(write_recipe, output, tm
     words = ["--resume_training", "True", "--batch_size", "2", "--gradient_accumulation_steps", "2"]
     assert main([recipe, *words, "--runner_config.stop_step", "5"]) == 0
     assert len(losses(output)) == 5
+
+
+def test_a_checkpoint_says_where_the_run_stands(write_recipe, output):
+    recipe = write_recipe(callbacks=[SAVING], lr_schedule={"type": "cosine", "warmup_ratio": 0.25, "lr_end": 0.001})
+    assert main([str(recipe), "--runner_config.stop_step", "16"]) == 0
+    state = json.loads((output / "checkpoints" / "step-16" / "trainer_state.json").read_text())
+    assert state["schedule"] == {
+        "kind": "cosine",
+        "peak": 0.02,
+        "total_steps": 24,
+        "warmup_steps": 6,
+        "warmup_start": 0.0,
+        "lr_end": 0.001,
+        "num_cycles": 0.5,
+    }
+    # 48 rows, 4 a step: 12 steps an epoch.
+    assert state["order"] == {"rows": 48, "steps_per_epoch": 12, "shuffle": True}
+    assert state["position"] == {"epoch": 1, "step_in_epoch": 4, "rows_taken": 64}
+    assert state["random"] == {"seed": 3, "dropout_step": 16, "epoch": 1}
+    assert state["versions"]["torch"] and state["world"] == 1
+
+
+def test_another_schedule_is_reported_another_order_of_rows_refused(write_recipe, output, capsys):
+    recipe = str(write_recipe(callbacks=[SAVING]))
+    assert main([recipe, "--runner_config.stop_step", "4"]) == 0
+    resume = [recipe, "--resume_training", "True", "--runner_config.stop_step", "5"]
+    loader = "--train_dataset.data_loader"
+    for words, different in (
+        ([f"{loader}.shuffle", "False"], "shuffle was True, here it is False"),
+        ([f"{loader}.num_samples", "40"], "rows was 48, here it is 40, steps_per_epoch was 12, here it is 10"),
+    ):
+        assert main([*resume, *words]) == 2
+        assert f"step-4: {different}: the rows of a step would differ" in capsys.readouterr().err
+    assert main([*resume, "--optimizer.learning_rate", "0.01", "--lr_schedule.warmup_steps", "2"]) == 0
+    told = "was trained with another schedule: peak was 0.02, here it is 0.01, warmup_steps was 0, here it is 2; this"
+    assert told in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("background", [True, False])
+def test_steps_go_on_while_a_checkpoint_is_written(write_recipe, output, monkeypatch, background):
+    from msft.train import checkpoint
+
+    began, write = {}, checkpoint.write
+
+    def slow(path, *rest):
+        began[path.name] = len(losses(output))
+        if path.name == "step-4":
+            # Until step 6 is done, which it never is when steps wait.
+            deadline = time.monotonic() + (30 if background else 1)
+            while len(losses(output)) < 6 and time.monotonic() < deadline:
+                time.sleep(0.01)
+            began["end of step-4"] = len(losses(output))
+        write(path, *rest)
+
+    monkeypatch.setattr(checkpoint, "write", slow)
+    recipe = str(write_recipe(callbacks=[{**SAVING, "async_save": background}]))
+    assert main([recipe, "--runner_config.stop_step", "8"]) == 0
+    assert began["end of step-4"] == (6 if background else 4)
+    monkeypatch.undo()
+    # What was written is the state of step 4, not of the steps that went on.
+    assert main([recipe, "--output_dir", str(output.parent / "short"), "--runner_config.stop_step", "4"]) == 0
+    for name in ("adapter_model.safetensors", "optimizer.safetensors"):
+        written = (folder / "checkpoints" / "step-4" / name for folder in (output, output.parent / "short"))
+        assert len({file.read_bytes() for file in written}) == 1
+
+
+def test_a_checkpoint_that_cannot_be_written_ends_the_run_and_harms_no_other(write_recipe, output, monkeypatch, capsys):
+    from msft.train import checkpoint, manifest
+
+    write = checkpoint._write_moments
+
+    def full(path, state):
+        if "step-8" in path.parent.name:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        write(path, state)
+
+    monkeypatch.setattr(checkpoint, "_write_moments", full)
+    assert main([str(write_recipe(callbacks=[SAVING]))]) == 1
+    assert f"{output / 'checkpoints' / 'step-8'}: cannot be written: No space left on device" in capsys.readouterr().err
+    assert [path.name for path in (output / "checkpoints").iterdir()] == ["step-4"]
+    assert manifest.problems(output / "checkpoints" / "step-4") == []
+    # It came up at the next save at the latest.
+    assert 8 <= len(losses(output)) <= 12
 
 
 def test_a_run_that_fails_exits_with_1(write_recipe, output, capsys):

@@ -125,6 +125,8 @@ def test_precision(tmp_path):
 
 
 def test_batches_epochs_and_steps(tmp_path):
+    assert derive.max_skipped_steps(load(tmp_path, HEAD)) == 10
+    assert derive.max_skipped_steps(load(tmp_path, HEAD + "runner_config: {max_skipped_steps: 3}")) == 3
     text = HEAD + "runner_config: {batch_size: 2, gradient_accumulation_steps: 3, epochs: 4, stop_step: 9}\n"
     text += "train_dataset: {batch_size: 5, repeat: 2}\nmicro_batch_interleave_num: 2\n"
     recipe = load(tmp_path, text)
@@ -152,6 +154,14 @@ def test_callbacks_and_evaluation(tmp_path):
     )
     assert (derive.log_every(recipe), derive.saving(recipe)) == (1, derive.Saving(1, 5))
     assert derive.evaluation(recipe) == derive.Evaluation(None, 2)
+    assert derive.saving_when_stopped() == derive.Saving(1, 5, background=True)
+    recipe = load(tmp_path, HEAD + "callbacks: [{type: CheckpointMonitor, async_save: False}]\n")
+    assert derive.saving(recipe) == derive.Saving(1, 5, background=False)
+    recipe = load(tmp_path, HEAD + "callbacks: [{type: CheckpointMonitor, integrated_save: True, prefix: llama}]\n")
+    assert derive.saving(recipe) == derive.Saving(1, 5, True, ckpt=True, prefix="llama") and not recipe.ignored
+    recipe = load(tmp_path, HEAD + "callbacks: [{type: CheckpointMonitor, prefix: llama}]\n")
+    (ignored,) = recipe.ignored
+    assert (ignored.path, ignored.why) == ("callbacks.0.prefix", "it names the CKPTs of integrated_save, which is off")
 
 
 def test_sampling(tmp_path):

@@ -78,6 +78,9 @@ ONE_PROBLEM = {
     "runner_wrapper: {scale_sense: {loss_scale: 1}}": (
         "runner_wrapper.scale_sense.loss_scale: unknown key, did you mean 'loss_scale_value'?"
     ),
+    "callbacks: [{type: CheckpointMonitor, prefix: ../x}]": (
+        "callbacks.0.prefix: must be the first part of a file name, not '../x'"
+    ),
     "callbacks: [{type: CheckpointMonitor, keep_checkpoint_max: 0}]": (
         "callbacks.0.keep_checkpoint_max: must be above 0, not 0"
     ),

@@ -307,6 +307,16 @@ def test_the_last_step_is_filled_with_masked_rows(capsys):
     assert capsys.readouterr().err.count("last step holds 2 masked rows") == 2
 
 
+def test_the_row_numbers_of_a_step_are_those_of_its_batches_on_all_ranks():
+    settings = dict(batch_size=2, gradient_accumulation_steps=2, world=2, pad_id=PAD, seed=4, epochs=2)
+    streams = [BatchStream(numbered(13), drop_remainder=False, rank=rank, **settings) for rank in range(2)]
+    for step, parts in enumerate(zip(*(stream.steps() for stream in streams), strict=True)):
+        taken = [row for part in parts for batch in part for row in rows_in(batch) if row is not None]
+        assert sorted(streams[0].row_numbers(step)) == sorted(taken)
+        assert streams[0].row_numbers(step) == streams[1].row_numbers(step)
+    assert len(streams[0].row_numbers(1)) == 5
+
+
 def test_dropped_rows_are_said_once_and_counted(capsys):
     stream = BatchStream(numbered(10), batch_size=4, pad_id=PAD, epochs=2)
     for _ in range(2):

@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from msft.errors import RunError
+from msft.errors import RunError, Stopped
 from msft.launch.supervise import supervise
 from tests.launch.jobs import ROOT, alive, job, pids, running_below, within
 
@@ -167,9 +167,48 @@ except KeyboardInterrupt:
     time.sleep(0.5)
     process.send_signal(number)
     _, told = process.communicate(timeout=30)
-    assert process.returncode == 130 and "interrupted" in told
+    assert process.returncode == (143 if number == signal.SIGTERM else 130)
+    assert "interrupted: the processes have 300 s to save" in told
     assert not any(map(alive, workers))
     assert (tmp_path / "saved_0").exists() and (tmp_path / "saved_1").exists()
+
+
+def test_they_have_longer_to_save_than_torchrun_gives_and_their_words_are_shown(launcher, tmp_path):
+    # torchrun and msrun end their workers on a signal; here the agent would, 1 s later.
+    body = f"""
+try:
+    time.sleep(60)
+except KeyboardInterrupt:
+    print("saving", flush=True)
+    time.sleep(7)
+    open("{tmp_path}/saved_" + str(rank), "w")
+    sys.exit(130)
+"""
+    process, _ = launcher(body)
+    time.sleep(0.5)
+    process.terminate()
+    shown, _ = process.communicate(timeout=60)
+    assert process.returncode == 143 and "saving" in shown
+    assert (tmp_path / "saved_0").exists() and (tmp_path / "saved_1").exists()
+
+
+def test_the_time_to_save_ends(tmp_path, monkeypatch):
+    monkeypatch.setattr("msft.launch.supervise.SAVE_SECONDS", 1.0)
+    body = (
+        "\nsignal.signal(signal.SIGINT, signal.SIG_IGN)\nif rank == 0: os.kill(int(os.environ['TEST']), signal.SIGTERM)"
+    )
+    monkeypatch.setenv("TEST", str(os.getpid()))
+    began = time.monotonic()
+    with pytest.raises(Stopped):
+        supervised(tmp_path, body + SLEEP)
+    assert time.monotonic() - began < 20
+    assert not any(map(alive, pids(tmp_path)))
+
+
+def test_processes_that_were_stopped_themselves_are_no_failure(tmp_path):
+    with pytest.raises(Stopped) as stopped:
+        supervised(tmp_path, "\nsys.exit(143)")
+    assert stopped.value.exit_code == 143
 
 
 def test_a_hangup_is_ignored_under_nohup(launcher, tmp_path):

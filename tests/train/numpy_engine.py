@@ -63,11 +63,11 @@ class BigramEngine:
 
 
 class SkippingEngine(BigramEngine):
-    """Skips the steps in `skips` (1-based), as an engine does when its gradients overflow."""
+    """Skips the steps in `skips` (1-based), as an engine does when its gradients overflow, or their loss is `loss`."""
 
-    def __init__(self, vocabulary, skips):
+    def __init__(self, vocabulary, skips, loss=None, scale=1024.0):
         super().__init__(vocabulary)
-        self.skips, self.calls = skips, 0
+        self.skips, self.loss, self.scale, self.calls = skips, loss, scale, 0
 
     def train_step(self, micro_batches, learning_rate):
         self.calls += 1
@@ -75,4 +75,4 @@ class SkippingEngine(BigramEngine):
             return super().train_step(micro_batches, learning_rate)
         self.rates.append(learning_rate)
         loss, total = map(sum, zip(*(self.evaluate(batch) for batch in micro_batches), strict=True))
-        return StepResult(loss / total, total, math.inf, True, 1024.0)
+        return StepResult(loss / total if self.loss is None else self.loss, total, math.inf, True, self.scale)

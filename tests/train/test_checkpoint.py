@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from msft.backend.contract import EngineState
-from msft.errors import InputError
+from msft.errors import InputError, RunError
 from msft.train import checkpoint, manifest
 
 ARRAYS = {"a.weight": np.arange(6, dtype=np.float32).reshape(2, 3), "b.weight": np.ones(4, np.float32)}
@@ -21,12 +21,17 @@ def trainer_state(step):
         rows_per_step=8,
         seed=1,
         data="d" * 64,
+        order={"rows": 56, "steps_per_epoch": 7, "shuffle": True},
+        position={"epoch": step // 7, "step_in_epoch": step % 7, "rows_taken": 8 * step},
+        random={"seed": 1, "dropout_step": step, "epoch": step // 7},
+        schedule={"kind": "cosine", "peak": 0.1},
         tokens=123,
         skipped=1,
         counters=COUNTERS,
         tuned=tuple(ARRAYS),
         backend="torch",
         world=1,
+        versions={"numpy": "1.26.4", "torch": None},
     )
 
 
@@ -97,6 +102,16 @@ def test_a_failure_while_writing_leaves_nothing(tmp_path):
             checkpoint.folder(tmp_path, 4), trainer_state(4), EngineState({}, {}, {}, COUNTERS), write_files
         )
     assert list((tmp_path / checkpoint.FOLDER).iterdir()) == []
+
+
+@pytest.mark.parametrize("kind", ["weights", "first_moment", "second_moment"])
+@pytest.mark.parametrize("number", [np.nan, np.inf, -np.inf])
+def test_a_tensor_that_is_not_finite_is_named_and_nothing_is_written(tmp_path, kind, number):
+    state = EngineState(*({name: array.copy() for name, array in ARRAYS.items()} for _ in range(3)), COUNTERS)
+    getattr(state, kind)["b.weight"][2] = number
+    with pytest.raises(RunError, match="step-3: not written: tensor 'b.weight'.* holds numbers that are not finite"):
+        checkpoint.write(checkpoint.folder(tmp_path, 3), trainer_state(3), state, lambda folder, state: folder.mkdir())
+    assert not (tmp_path / checkpoint.FOLDER).exists()
 
 
 def test_steps_are_ordered_by_number_and_foreign_names_ignored(tmp_path):

@@ -92,12 +92,77 @@ def test_evaluation_and_saving_come_when_due_and_at_the_end():
     assert [step for kind, step in seen if kind == "save"] == [4, 8, 11]
 
 
-def test_a_loss_that_is_not_finite_stops_the_run_and_saves_nothing():
-    engine, saved = BigramEngine(VOCABULARY), []
+def test_losses_that_are_not_finite_end_the_run_with_their_rows_and_save_nothing():
+    engine, saved, batches = BigramEngine(VOCABULARY), [], stream()
     engine.table[:, 7] = np.nan
-    with pytest.raises(RunError, match="step 1: the loss is nan .*nothing was saved"):
-        train(engine, stream(), 3, save_steps=1, save=saved.append)
+    with pytest.raises(RunError, match="step 3: the loss is nan .*nothing was saved") as caught:
+        train(engine, batches, 8, save_steps=1, save=saved.append, max_skipped=3)
     assert not saved
+    # The rows of step 3 (the third from 0 is 2): four of 32, in the order of the epoch.
+    order = np.argsort(np.random.PCG64(np.random.SeedSequence((5, 0))).random_raw(32), kind="stable")
+    assert f"rows {', '.join(map(str, order[8:12]))} of train_dataset" in str(caught.value)
+
+
+def test_bad_steps_count_in_a_row():
+    engine = SkippingEngine(VOCABULARY, skips={2, 3, 5, 6, 7}, loss=math.nan)
+    with pytest.raises(
+        RunError, match=r"step 7: the loss is nan .* the last 3 .*the checkpoint of step 4 is untouched"
+    ):
+        train(engine, stream(), 8, save_steps=2, save=lambda progress: None, max_skipped=3)
+    records = train(SkippingEngine(VOCABULARY, skips={2, 3, 5, 6}, loss=math.nan), stream(), 8, max_skipped=3).steps
+    assert [record.skipped for record in records] == [False, True, True, False, True, True, False, False]
+
+
+@pytest.mark.parametrize("dynamic, scale, fails", [(True, 2.0, False), (True, 1.0, True), (False, 1024.0, True)])
+def test_an_overflow_that_a_shrinking_loss_scale_answers_is_no_bad_step(dynamic, scale, fails):
+    engine = SkippingEngine(VOCABULARY, skips={2, 3, 4}, scale=scale)
+    settings = {"max_skipped": 3, "dynamic_scale": dynamic}
+    if fails:
+        with pytest.raises(RunError, match="step 4: .*gradient norm inf"):
+            train(engine, stream(), 8, **settings)
+    else:
+        assert sum(record.skipped for record in train(engine, stream(), 8, **settings).steps) == 3
+
+
+def test_no_checkpoint_among_bad_steps_but_after_them(capsys):
+    saved = []
+    engine = SkippingEngine(VOCABULARY, skips={2, 3, 4}, loss=math.inf)
+    train(engine, stream(epochs=2), 9, save_steps=3, save=lambda progress: saved.append(progress.step))
+    assert saved == [5, 6, 9]
+    assert capsys.readouterr().err.count("waits for a step that is not skipped") == 1
+
+
+def test_a_stop_finishes_the_step_saves_and_returns_the_signal():
+    asked, saved, records = [0, 0, 0, 15, 15], [], Records()
+
+    def save(progress):
+        saved.append(progress.step)
+
+    plan = Plan(9, evaluate=lambda step: 1 / 0, eval_steps=4, save_stopped=save, asked=lambda: asked.pop(0))
+    progress = Progress()
+    assert (
+        loop.train(BigramEngine(VOCABULARY), stream(epochs=2), schedules.constant(0.1), plan, progress, records, list)
+        == 15
+    )
+    assert saved == [4] and progress.step == len(records.steps) == 4
+
+
+@pytest.mark.parametrize("own, others, expected", [(0, 2, 2), (2, 0, 2), (2, 15, 15), (0, 0, 0)])
+def test_all_ranks_stop_when_one_is_asked(own, others, expected):
+    def sum_over_two(numbers):
+        return [left + right for left, right in zip(numbers, [7, others == 15, others == 2], strict=True)]
+
+    plan, records = Plan(3, asked=lambda: own), Records()
+    engine, progress = BigramEngine(VOCABULARY), Progress()
+    assert loop.train(engine, stream(), schedules.constant(0.1), plan, progress, records, sum_over_two) == expected
+    assert progress.step == (1 if expected else 3)
+
+
+def test_a_stop_among_bad_steps_saves_nothing():
+    engine = SkippingEngine(VOCABULARY, skips={2}, loss=math.nan)
+    asked = [0, 2]
+    plan = Plan(9, save_stopped=lambda progress: 1 / 0, asked=lambda: asked.pop(0))
+    assert loop.train(engine, stream(), schedules.constant(0.1), plan, Progress(), Records(), list) == 2
 
 
 def test_evaluation_is_the_mean_over_all_supervised_tokens():
@@ -140,6 +205,7 @@ def test_a_resumed_run_equals_the_uninterrupted_one(tmp_path, stop):
     def save(progress):
         state = first.export_state()
         facts = {"total_steps": 16, "rows_per_step": 4, "seed": 5, "data": "", "backend": "numpy", "world": 1}
+        facts |= {"order": {}, "position": {}, "random": {}, "schedule": {}, "versions": {}}
         trainer_state = checkpoint.TrainerState(
             **facts,
             step=progress.step,
