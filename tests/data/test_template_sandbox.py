@@ -83,7 +83,7 @@ SOUND = [
     "{% call say('b') %}c{% endcall %}",
     "{% set ns = namespace(n=0, text='') %}{% for m in messages %}{% set ns.n = ns.n + 1 %}"
     "{% set ns.text = ns.text ~ m.content %}{% endfor %}{{ ns.n }}{{ ns.text }}",
-    "{{ messages | map(attribute='content') | join('; ') }}{{ ['a', 1, none] | join }}{{ 'aXX' | replace('X', '-', 1) }}",
+    "{{ messages | map(attribute='content') | join('; ') }}{{ ['a', 1] | join }}{{ 'aXX' | replace('X', '-', 1) }}",
     "{{ messages | join(', ', attribute='role') }}{{ '%s is %d' | format('x', 3) }}{{ '%s' % 'y' }}",
     "{{ '{:>4}'.format(7) }}{{ '{a}'.format(a=1) }}{{ '-'.join(['a', 'b']) }}{{ 'ab'.replace('b', 'c') }}",
     "{{ 'a\nb' | indent(2) }}{{ 'x' | center(9) }}{{ [1, 2, 3] | batch(2, 0) | list }}{{ {'k': [1, (2, 3)]} }}",
