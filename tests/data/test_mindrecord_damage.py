@@ -202,6 +202,14 @@ def test_an_index_of_another_file(copy):
         (["UPDATE INDEXES SET PAGE_OFFSET_BLOB_END = 1 << 50 WHERE ROW_ID = 5"], "outside its pages"),
         (["UPDATE INDEXES SET PAGE_ID_BLOB = 1 WHERE ROW_ID = 6"], "outside its pages"),
         (["UPDATE INDEXES SET PAGE_OFFSET_BLOB = PAGE_OFFSET_BLOB + 1 WHERE ROW_ID = 7"], "row 7: its index says"),
+        (
+            [
+                "UPDATE INDEXES SET (PAGE_OFFSET_BLOB, PAGE_OFFSET_BLOB_END, PAGE_OFFSET_RAW, PAGE_OFFSET_RAW_END) ="
+                " (SELECT PAGE_OFFSET_BLOB, PAGE_OFFSET_BLOB_END, PAGE_OFFSET_RAW, PAGE_OFFSET_RAW_END FROM INDEXES"
+                " WHERE ROW_ID = 2) WHERE ROW_ID = 4"
+            ],
+            "row 4: its index says bytes .* are due",
+        ),
         (["UPDATE INDEXES SET ROW_ID = 99 WHERE ROW_ID = 11"], "it indexes 100 rows"),
         (
             [
