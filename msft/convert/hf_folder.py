@@ -45,8 +45,12 @@ def read_weight_map(index: Path) -> dict[str, str]:
         raise InputError(*(f"{index}: points to {shard!r:.200}, outside its folder" for shard in escaping[:20]))
     missing = [shard for shard in shards if not (folder / shard).is_file()]
     if missing:
-        raise InputError(*(f"{index}: shard {shard!r:.200} is missing beside it" for shard in missing[:20]))
+        raise InputError(*(f"{index}: shard {_shown(shard)} is missing beside it" for shard in missing[:20]))
     return weight_map
+
+
+def _shown(name: str) -> str:
+    return name if name.isprintable() and len(name) < 200 else f"{name!r:.200}"
 
 
 def inside(folder: Path, name: str) -> bool:

@@ -185,7 +185,7 @@ def hf_config_from_mindformers(model_config: dict) -> dict:
         **({"rope_scaling": scaling} if scaling else {}),
         "max_position_embeddings": get("max_position_embedding") or get("seq_length", 2048),
         "hidden_act": "silu",
-        "tie_word_embeddings": bool(get("tie_word_embeddings", False)),
+        "tie_word_embeddings": get("tie_word_embeddings", False),
         "attention_bias": False,
         "mlp_bias": False,
         "initializer_range": float(get("initializer_range", 0.02)),

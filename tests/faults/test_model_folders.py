@@ -5,6 +5,7 @@ import shutil
 
 import numpy as np
 import pytest
+import yaml
 from hypothesis import strategies as st
 
 from msft.cli.main import main as msft
@@ -124,6 +125,61 @@ def test_adapter_config(folder, tmp_path, count):
             result_or_error(lambda: check_adapter(lora, found[1], spec, str(place)), str(place))
 
     try_all(count, contents(config), check)
+
+
+RECIPE = {
+    "model": {
+        "model_config": {
+            "type": "LlamaConfig",
+            "hidden_size": 32,
+            "num_layers": 2,
+            "num_heads": 4,
+            "n_kv_heads": 2,
+            "vocab_size": 128,
+            "intermediate_size": 48,
+            "multiple_of": 16,
+            "ffn_dim_multiplier": 1.3,
+            "seq_length": 64,
+            "rms_norm_eps": 1e-5,
+            "theta": 10000.0,
+            "tie_word_embeddings": False,
+        }
+    }
+}
+
+
+@short_and_long(40, 1000)
+def test_a_mindformers_recipe_as_config(folder, tmp_path, count):
+    recipe = tmp_path / "run.yaml"
+
+    def check(document):
+        recipe.write_text(yaml.safe_dump(document))
+        spec = result_or_error(lambda: companions.load_spec(recipe, folder), str(recipe))
+        assert spec is None or spec.hidden_size > 0
+
+    try_all(count, changed(RECIPE), check)
+
+
+@short_and_long(40, 1000)
+def test_metas_params(tmp_path, count):
+    import torch
+
+    folder = tmp_path / "meta"
+    folder.mkdir()
+    params = {"dim": 8, "n_layers": 1, "n_heads": 2, "n_kv_heads": 2, "norm_eps": 1e-5, "vocab_size": -1}
+    params |= {"rope_theta": 5e5, "use_scaled_rope": True, "multiple_of": 4}
+    names = ["tok_embeddings", "norm", "layers.0.feed_forward.w1", "layers.0.attention.wq", "layers.0.attention.wk"]
+    tensors = {f"{name}.weight": torch.ones(8, 8) for name in names}
+    torch.save(tensors | {"norm.weight": torch.ones(8)}, folder / "consolidated.00.pth")
+
+    def check(content):
+        (folder / "params.json").write_bytes(content)
+        result_or_error(lambda: read_spec(folder), str(folder))
+        source = result_or_error(lambda: open_weights(folder), str(folder))
+        for name in source.tensors if source else ():
+            result_or_error(lambda name=name: source.read(name), str(folder))
+
+    try_all(count, contents(params), check)
 
 
 @pytest.mark.parametrize("kind", ["byte_level", "metaspace"])

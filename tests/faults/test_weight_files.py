@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import strategies as st
 
-from msft.convert import ckpt, safetensors_file, torch_file, torch_pickle
+from msft.convert import ckpt, companions, safetensors_file, torch_file, torch_pickle
 from msft.convert.dtypes import Cast
 from msft.convert.gguf_header import read_header
 from msft.convert.open import open_weights, read_spec
@@ -313,7 +313,11 @@ def _write_gguf(path, arrays) -> None:
     writer.add_feed_forward_length(4)
     writer.add_head_count(2)
     writer.add_tokenizer_model("llama")
-    writer.add_token_list(["<unk>", "a", "b"])
+    writer.add_token_list(["<unk>", "a", "b", "ab"])
+    writer.add_token_scores([0.0, -1.0, -2.0, -3.0])
+    writer.add_token_types([2, 1, 1, 1])
+    writer.add_bos_token_id(1)
+    writer.add_chat_template("{{ messages }}")
     for name, array in zip(("token_embd.weight", "rope_freqs.weight"), arrays.values(), strict=True):
         writer.add_tensor(name, array)
     writer.add_tensor("output.weight", np.zeros((2, 34), np.uint8), raw_dtype=gguf.GGMLQuantizationType.Q8_0)
@@ -337,5 +341,6 @@ def test_real_files_with_bytes_changed(tmp_path, real, suffix, count):
             assert array is None or array.nbytes <= 4 * len(data)
         if suffix == ".gguf":
             result_or_error(lambda: read_spec(path), str(path))
+            result_or_error(lambda: companions.find(None, path), str(path))
 
     try_all(count, damaged(real[suffix]), check)
