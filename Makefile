@@ -1,7 +1,7 @@
 # make demo [BACKEND=torch|mindspore]   install, fetch a real model, fine-tune it, show what it learned
 # make model                            the model alone, as models/SmolLM2-135M-Instruct
 # make test                             install and run the default suite
-# make test-slow, make test-mindformers the suites that take longer
+# make test-slow, make test-faults, make test-mindformers  the suites that take longer
 # make lint
 
 SHELL := /bin/bash
@@ -21,7 +21,7 @@ endif
 
 # Two pip installations at a time would spoil the environment.
 .NOTPARALLEL:
-.PHONY: demo model test test-slow test-mindformers lint clean
+.PHONY: demo model test test-slow test-faults test-mindformers lint clean
 
 demo: $(VENV)/installed-$(BACKEND) $(MODEL)/config.json
 	$(BIN)/python scripts/demo.py --model $(MODEL) --engines $(ENGINES)
@@ -36,6 +36,9 @@ test: $(VENV)/installed-dev
 
 test-slow: $(VENV)/installed-dev
 	$(BIN)/python -m pytest -m slow
+
+test-faults: $(VENV)/installed-dev
+	$(BIN)/python -m pytest -m faults
 
 test-mindformers: $(VENV)/installed-dev
 	PYTHON=$(abspath $(BIN)/python) bash scripts/test_mindformers.sh

@@ -274,7 +274,7 @@ def model_spec(recipe: Recipe) -> "ModelSpec":
         config = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from None
-    except ValueError:
+    except (ValueError, RecursionError):
         raise InputError(f"{path}: is no JSON") from None
     if not isinstance(config, dict):
         raise InputError(f"{path}: the top level must be an object")

@@ -83,11 +83,13 @@ def _interval(value: Any) -> Any:
     return value
 
 
-Whole = Annotated[int, BeforeValidator(_whole)]
+# What is larger cannot be read back from the recipe that a run writes.
+LARGEST = 2**63 - 1
+Whole = Annotated[int, BeforeValidator(_whole), Field(le=LARGEST)]
 Positive = Annotated[Whole, Field(gt=0)]
 Count = Annotated[Whole, Field(ge=0)]
 CountOrAll = Annotated[Whole, Field(ge=-1)]
-Interval = Annotated[int, Field(ge=-1), BeforeValidator(_interval)]
+Interval = Annotated[int, Field(ge=-1, le=LARGEST), BeforeValidator(_interval)]
 Number = Annotated[float, Field(allow_inf_nan=False), BeforeValidator(_number)]
 PositiveNumber = Annotated[Number, Field(gt=0)]
 NotNegative = Annotated[Number, Field(ge=0)]

@@ -145,6 +145,14 @@ _Dumper.yaml_implicit_resolvers = {
 }
 
 
+def _text(dumper: _Dumper, text: str) -> yaml.ScalarNode:
+    # YAML counts U+0085 as a line break, and readers make "\n" of it unless it is escaped in double quotes.
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style='"' if "\x85" in text else None)
+
+
+_Dumper.add_representer(str, _text)
+
+
 def write_yaml(data: dict[str, Any]) -> str:
     """Return plain data as YAML, keys in their order, that `read_yaml` and PyYAML read back as it is."""
     return yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True)

@@ -58,9 +58,9 @@ def adapter_lora(config: dict, weights: dict[str, np.ndarray], where: str, alpha
         raise InputError(f"{where}: the modules have different ranks ({sorted(ranks)}), which is not supported")
     rank = ranks.pop()
     if config.get("r") not in (None, rank):
-        raise InputError(f"{where}: the config says rank {config['r']}, but the tensors have rank {rank}")
-    given = config.get("lora_alpha") if alpha is None else alpha
-    value = float(given) if isinstance(given, int | float) else math.nan
+        raise InputError(f"{where}: the config says rank {config['r']!r:.80}, but the tensors have rank {rank}")
+    value = config.get("lora_alpha") if alpha is None else alpha
+    value = math.nan if value is None else float(value)
     if config.get("use_rslora") and alpha is None:
         value *= math.sqrt(rank)
     return Lora(rank, value, float(config.get("lora_dropout") or 0.0), modules)
@@ -175,7 +175,7 @@ def _open_ckpt(path: Path, family_name: str) -> tuple[dict, StoredTensors]:
 def _refuse_unsupported(config: dict, where: str) -> None:
     problems = []
     if config.get("peft_type", "LORA") != "LORA":
-        problems.append(f"{where}: is a {config['peft_type']} adapter; only LORA is supported")
+        problems.append(f"{where}: is a {_word(config['peft_type'])} adapter; only LORA is supported")
     for key in (
         "use_dora",
         "modules_to_save",
@@ -188,11 +188,21 @@ def _refuse_unsupported(config: dict, where: str) -> None:
         "layer_replication",
     ):
         if config.get(key):
-            problems.append(f"{where}: {key} = {config[key]!r} is not supported")
+            problems.append(f"{where}: {key} = {config[key]!r:.80} is not supported")
     if config.get("bias", "none") != "none":
-        problems.append(f"{where}: bias = {config['bias']!r} is not supported (known: 'none')")
+        problems.append(f"{where}: bias = {config['bias']!r:.80} is not supported (known: 'none')")
+    if not isinstance(config.get("use_rslora"), bool | None):
+        problems.append(f"{where}: use_rslora must be true or false, not {config['use_rslora']!r:.80}")
+    for key, end in (("lora_alpha", 2**64), ("lora_dropout", 1)):
+        value = config.get(key)
+        if value is not None and not (type(value) in (int, float) and 0 <= value < end):
+            problems.append(f"{where}: {key} must be a number from 0 to below {end}, not {value!r:.80}")
     if problems:
         raise InputError(*problems)
+
+
+def _word(value) -> str:
+    return value if isinstance(value, str) and value.isidentifier() else f"{value!r:.80}"
 
 
 def _modules(weights: dict[str, np.ndarray], where: str) -> tuple[str, ...]:

@@ -62,18 +62,18 @@ def find(config: Path | None, weights: Path) -> dict[str, bytes | Path]:
 
 
 def _from_recipe(path: Path) -> dict:
-    import yaml
+    from msft.config.yaml_lines import read_yaml
 
-    try:
-        recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
-        block = recipe["model"]["model_config"]
-    except (OSError, yaml.YAMLError, UnicodeError) as error:
-        raise InputError(f"{path}: cannot be read: {error}".replace("\n", " ")) from error
-    except (KeyError, TypeError):
-        raise InputError(f"{path}: has no model.model_config") from None
+    document = read_yaml(path)
+    if document.problems:
+        raise InputError(*map(str, document.problems[:20]))
+    model = document.data.get("model")
+    block = model.get("model_config") if isinstance(model, dict) else None
+    if block is None:
+        raise InputError(f"{path}: has no model.model_config")
     if not isinstance(block, dict) or not str(block.get("type", "LlamaConfig")).startswith("Llama"):
         raise InputError(f"{path}: model.model_config is no LlamaConfig")
     try:
         return hf_config_from_mindformers(block)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, ArithmeticError) as error:
         raise InputError(f"{path}: model.model_config holds an impossible size: {error}") from error

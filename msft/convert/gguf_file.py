@@ -198,6 +198,8 @@ def _rope_scaling(source: GgufTensors) -> dict | None:
         if _PLAIN.get(factors.kind) != "float32":
             raise InputError(f"{source.path}: tensor {ROPE_FACTORS!r} is not float32; damaged")
         info = TensorInfo(factors.shape, "float32")
+        if factors.offset + byte_count(info) > source.path.stat().st_size:
+            raise InputError(f"{source.path}: tensor {ROPE_FACTORS!r} reaches beyond the end of the file; damaged")
         stored = Stored(info, source.path, ((factors.offset, byte_count(info)),))
         return _llama3_scaling(source.path, metadata, StoredTensors({ROPE_FACTORS: stored}).read(ROPE_FACTORS))
     kind = metadata.get("llama.rope.scaling.type", "none")

@@ -11,6 +11,8 @@ from msft import console
 from msft.convert.gguf_file import read_metadata
 from msft.errors import InputError
 
+# The ways to join a piece from two grow with its length squared.
+MAX_TOKEN = 1000
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
 
 _GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
@@ -105,6 +107,8 @@ def _sentencepiece(path: Path, metadata: dict):
 
 def _vocabulary(metadata: dict) -> dict[str, int]:
     tokens = metadata["tokenizer.ggml.tokens"]
+    if max(map(len, tokens)) > MAX_TOKEN:
+        raise ValueError(f"a token has more than {MAX_TOKEN} characters")
     vocabulary = {token: index for index, token in enumerate(tokens)}
     if len(vocabulary) != len(tokens):
         raise ValueError("a token occurs twice")

@@ -37,16 +37,20 @@ def read_weight_map(index: Path) -> dict[str, str]:
         raise InputError(f"{index}: 'weight_map' is missing or empty")
     for name, shard in weight_map.items():
         if not isinstance(shard, str):
-            raise InputError(f"{index}: tensor {name!r} has {shard!r} instead of a file name")
+            raise InputError(f"{index}: tensor {name!r:.200} has {shard!r:.80} instead of a file name")
     folder = index.parent.resolve()
     shards = sorted(set(weight_map.values()))
     escaping = [shard for shard in shards if not inside(folder, shard)]
     if escaping:
-        raise InputError(*(f"{index}: points to {shard!r}, outside its folder" for shard in escaping[:20]))
+        raise InputError(*(f"{index}: points to {shard!r:.200}, outside its folder" for shard in escaping[:20]))
     missing = [shard for shard in shards if not (folder / shard).is_file()]
     if missing:
-        raise InputError(*(f"{index}: shard {shard} is missing beside it" for shard in missing[:20]))
+        raise InputError(*(f"{index}: shard {_shown(shard)} is missing beside it" for shard in missing[:20]))
     return weight_map
+
+
+def _shown(name: str) -> str:
+    return name if name.isprintable() and len(name) < 200 else f"{name!r:.200}"
 
 
 def inside(folder: Path, name: str) -> bool:

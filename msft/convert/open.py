@@ -18,7 +18,7 @@ def open_weights(path: str | os.PathLike, spec: ModelSpec | None = None) -> Tens
     `path` is an HF folder (safetensors or `.bin`, one file or shards), a file in it, a MindSpore CKPT, a folder with
     one CKPT, Meta's folder, or a GGUF file. `spec` is needed only to split a CKPT's `w_qkv`; without it the
     config beside the file is used. Raises InputError naming file and tensor. Nothing but headers is read, except
-    that a CKPT's CRC, where present, is verified.
+    that the CRC of a CKPT or a file of torch.save, where present, is verified.
     """
     with readable(path):
         kind, file = detect(path)

@@ -1,4 +1,4 @@
-"""A tokenizer's own chat template: Jinja as transformers renders it, in a sandbox."""
+"""A tokenizer's own chat template: Jinja as transformers renders it, in a sandbox with a budget."""
 
 import json
 from collections.abc import Sequence
@@ -7,9 +7,9 @@ from datetime import datetime
 import jinja2
 import jinja2.ext
 import jinja2.nodes
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from msft.data.formats import BadRow, Turn
+from msft.data.template_sandbox import Sandbox, narrow
 from msft.errors import InputError
 
 
@@ -49,14 +49,17 @@ class ChatTemplate:
     def __init__(self, source: str, named_tokens: dict[str, str], name: str = "chat"):
         self.name = name
         environment = _environment()
+        self._budget = environment.budget
         self._generation = environment.extensions[Generation.identifier]
         self._named_tokens = dict(named_tokens)
         try:
-            self._template = environment.from_string(source)
-            blocks = environment.parse(source).find_all(jinja2.nodes.CallBlock)
+            tree = environment.parse(source)
+            self.marks_answers = any(_is_generation(block) for block in tree.find_all(jinja2.nodes.CallBlock))
+            self._template = environment.compiled(tree)
         except jinja2.TemplateSyntaxError as error:
             raise InputError(f"chat template {name!r} line {error.lineno}: {error.message}") from None
-        self.marks_answers = any(_is_generation(block) for block in blocks)
+        except (RecursionError, SyntaxError, ValueError, MemoryError) as error:
+            raise InputError(f"chat template {name!r}: cannot be compiled ({type(error).__name__})") from None
 
     def render(self, system: str | None, turns: Sequence[Turn], prompt: bool = False) -> str:
         """Return the text of a conversation; `prompt` ends it with the opening of an answer."""
@@ -71,11 +74,12 @@ class ChatTemplate:
         variables = {**self._named_tokens, "messages": messages, "tools": None, "documents": None}
         context = self._template.new_context({**variables, "add_generation_prompt": prompt})
         self._generation.blocks, self._generation.spans = [], []
+        self._budget.start()
         try:
             for block in self._template.root_render_func(context):
                 self._generation.blocks.append(block)
         except Exception as error:  # whatever a template does wrong is about this row
-            raise BadRow(f"refused by the chat template: {error}") from None
+            raise BadRow(f"refused by the chat template: {str(error) or type(error).__name__}") from None
         return "".join(self._generation.blocks), self._generation.spans
 
 
@@ -84,11 +88,9 @@ def _is_generation(block: jinja2.nodes.CallBlock) -> bool:
     return isinstance(method, jinja2.nodes.ExtensionAttribute) and method.identifier == Generation.identifier
 
 
-def _environment() -> ImmutableSandboxedEnvironment:
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[Generation, jinja2.ext.loopcontrols]
-    )
-    environment.filters["tojson"] = _to_json
+def _environment() -> Sandbox:
+    environment = Sandbox(trim_blocks=True, lstrip_blocks=True, extensions=[Generation, jinja2.ext.loopcontrols])
+    environment.filters["tojson"] = narrow(_to_json)
     environment.globals["raise_exception"] = _raise_exception
     environment.globals["strftime_now"] = _now
     return environment

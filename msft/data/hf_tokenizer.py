@@ -1,5 +1,6 @@
 """A Hugging Face tokenizer folder read with the `tokenizers` library, without transformers."""
 
+import contextlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,6 +9,7 @@ import numpy as np
 
 from msft.data import offsets
 from msft.data.tokenizer_files import (
+    TOKEN_FLAGS,
     chat_templates,
     copy_files,
     extra_tokens,
@@ -30,8 +32,9 @@ class HFTokenizer:
         config = read_config(folder)
         llama = _is_llama(folder, config)
         self.named_tokens = (LLAMA_TOKENS if llama else {}) | named_tokens(config)
-        self._tokenizer = _load(folder, config, llama)
-        _add_missing(self._tokenizer, config, [*self.named_tokens.values(), *extra_tokens(config)])
+        with self._library():
+            self._tokenizer = _load(folder, config, llama)
+            _add_missing(self._tokenizer, config, [*self.named_tokens.values(), *extra_tokens(config)])
         self.vocab_size = self._tokenizer.get_vocab_size(with_added_tokens=True)
         added = self._tokenizer.get_added_tokens_decoder()
         self.special_tokens = {token.content: index for index, token in added.items() if token.special}
@@ -39,7 +42,8 @@ class HFTokenizer:
         self.bos_id = self._id_of("bos_token")
         self.eos_id = self._id_of("eos_token")
         self.pad_id = self._pad_id()
-        self.prefix_ids, self.suffix_ids = _surroundings(self._tokenizer)
+        with self._library():
+            self.prefix_ids, self.suffix_ids = _surroundings(self._tokenizer)
         # Post-processors trim spaces from offsets; what they add is kept above.
         self._tokenizer.post_processor = None
         self._lengths = _byte_lengths(self._tokenizer)
@@ -47,18 +51,33 @@ class HFTokenizer:
 
     def encode(self, texts: Sequence[str]) -> list[Encoding]:
         """Tokenize texts, without begin and end tokens."""
-        if self._lengths is None:
-            return [_with_offsets(encoding) for encoding in self._tokenizer.encode_batch(list(texts))]
-        encodings = self._tokenizer.encode_batch_fast(list(texts))
-        return [self._spanned(text, encoding) for text, encoding in zip(texts, encodings, strict=True)]
+        with self._library():
+            if self._lengths is None:
+                return [_with_offsets(encoding) for encoding in self._tokenizer.encode_batch(list(texts))]
+            encodings = self._tokenizer.encode_batch_fast(list(texts))
+            return [self._spanned(text, encoding) for text, encoding in zip(texts, encodings, strict=True)]
 
     def decode(self, ids: Sequence[int], skip_special: bool = True) -> str:
         """Return the text of token ids."""
-        return self._tokenizer.decode([int(token) for token in ids], skip_special_tokens=skip_special)
+        with self._library():
+            return self._tokenizer.decode([int(token) for token in ids], skip_special_tokens=skip_special)
 
     def save_copy(self, folder: str | os.PathLike) -> None:
         """Copy the tokenizer's files into `folder`."""
         copy_files(self._folder, Path(folder))
+
+    @contextlib.contextmanager
+    def _library(self):
+        """Turn what the tokenizers library raises into one InputError: bare Exceptions, and panics, which are none."""
+        try:
+            yield
+        except BaseException as error:
+            if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+                raise
+            reason = " ".join(str(error).split())
+            raise InputError(
+                f"{self._folder / 'tokenizer.json'}: not a tokenizer that can be used ({reason:.300})"
+            ) from None
 
     def _id_of(self, name: str) -> int | None:
         text = self.named_tokens.get(name)
@@ -88,16 +107,13 @@ def _is_llama(folder: Path, config: dict) -> bool:
     name = str(config.get("tokenizer_class")).removesuffix("Fast")
     if name != "LlamaTokenizer" or read_json(folder / "config.json").get("model_type", "llama") != "llama":
         return False
-    return '"ByteLevel"' not in (folder / "tokenizer.json").read_text(encoding="utf-8")
+    return b'"ByteLevel"' not in (folder / "tokenizer.json").read_bytes()
 
 
 def _load(folder: Path, config: dict, llama: bool):
     from tokenizers import Tokenizer, decoders, pre_tokenizers
 
-    try:
-        tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    except Exception as error:  # the library raises bare Exception
-        raise InputError(f"{folder / 'tokenizer.json'}: not a tokenizer ({error})") from None
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     tokenizer.no_truncation()
     tokenizer.no_padding()
     if llama:
@@ -119,8 +135,7 @@ def _add_missing(tokenizer, config: dict, specials: list[str]) -> None:
     for _, entry in entries:
         text = token_text(entry)
         if text is not None and text not in known:
-            flags = {key: entry[key] for key in ("single_word", "lstrip", "rstrip", "normalized") if key in entry}
-            token = AddedToken(text, special=bool(entry.get("special")), **flags)
+            token = AddedToken(text, **{flag: entry[flag] for flag in TOKEN_FLAGS if flag in entry})
             (tokenizer.add_special_tokens if token.special else tokenizer.add_tokens)([token])
             known.add(text)
     missing = [AddedToken(text, special=True, normalized=False) for text in specials if text not in known]

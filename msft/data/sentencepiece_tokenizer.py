@@ -32,12 +32,13 @@ class SentencePieceTokenizer:
 
         try:
             self._model = sentencepiece.SentencePieceProcessor(model_file=str(model))
-        except (RuntimeError, OSError) as error:
-            raise InputError(f"{model}: not a sentencepiece model ({str(error).splitlines()[0]})") from None
+            self.vocab_size = self._model.get_piece_size()
+            pieces = [self._model.id_to_piece(index) for index in range(self.vocab_size)]
+        except (RuntimeError, OSError, UnicodeDecodeError) as error:
+            reason = " ".join(str(error).split())
+            raise InputError(f"{model}: not a sentencepiece model, or a damaged one ({reason:.300})") from None
         self._file, self._folder = model, folder
         config = read_config(folder) if folder else {}
-        self.vocab_size = self._model.get_piece_size()
-        pieces = [self._model.id_to_piece(index) for index in range(self.vocab_size)]
         self.special_tokens = self._specials(pieces, [*named_tokens(config).values(), *extra_tokens(config)])
         self.named_tokens = self._own_names(pieces) | named_tokens(config)
         self.chat_templates = chat_templates(folder, config) if folder else {}

@@ -16,6 +16,7 @@ TOKENIZER_FILES = (
     "merges.txt",
     "chat_template.jinja",
 )
+TOKEN_FLAGS = ("special", "single_word", "lstrip", "rstrip", "normalized")
 TEMPLATE_FOLDER = "additional_chat_templates"
 NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 
@@ -25,12 +26,21 @@ def read_json(path: Path) -> dict:
     if not path.is_file():
         return {}
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(_read_text(path))
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: not JSON: {error}") from None
     if not isinstance(value, dict):
         raise InputError(f"{path}: a JSON object is expected")
     return value
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: is not UTF-8 text (byte {error.start})") from None
 
 
 def token_text(token) -> str | None:
@@ -43,7 +53,40 @@ def read_config(folder: Path) -> dict:
     config = read_json(folder / "tokenizer_config.json")
     if "added_tokens_decoder" not in config:
         config |= read_json(folder / "special_tokens_map.json")
+    problems = [f"{folder / 'tokenizer_config.json'}: {problem}" for problem in _wrong(config)]
+    if problems:
+        raise InputError(*problems[:20])
     return config
+
+
+def _wrong(config: dict) -> list[str]:
+    """Say which entries do not have the type that they need here."""
+    tokens = {key: config[key] for key in config if key.endswith("_token") and not isinstance(config[key], bool)}
+    problems = [
+        f"{key!r:.80} must be a token's text, not {tokens[key]!r:.80}" for key in tokens if not _token(tokens[key])
+    ]
+    added = config.get("added_tokens_decoder")
+    if not isinstance(added, dict | None):
+        return [*problems, f"'added_tokens_decoder' must be an object, not {added!r:.80}"]
+    for index, entry in (added or {}).items():
+        if not (index.isdecimal() and len(index) < 10 and isinstance(entry, dict) and _token(entry)):
+            problems.append(f"'added_tokens_decoder': {index!r:.80} must be a number with a token, not {entry!r:.80}")
+        elif not all(isinstance(entry.get(flag, False), bool) for flag in TOKEN_FLAGS):
+            problems.append(f"'added_tokens_decoder': the flags of {index} must be true or false")
+    return problems
+
+
+def _token(value) -> bool:
+    text = value.get("content") if isinstance(value, dict) else value
+    return text is None or isinstance(text, str) and _is_unicode(text)
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def named_tokens(config: dict) -> dict[str, str]:
@@ -65,9 +108,9 @@ def extra_tokens(config: dict) -> list[str]:
 def chat_templates(folder: Path, config: dict) -> dict[str, str]:
     """Return the chat templates by name: files win over entries of tokenizer_config.json, as in transformers."""
     file, more = folder / "chat_template.jinja", folder / TEMPLATE_FOLDER
-    from_files = {"default": file.read_text(encoding="utf-8")} if file.is_file() else {}
+    from_files = {"default": _read_text(file)} if file.is_file() else {}
     for extra in sorted(more.glob("*.jinja")) if more.is_dir() else ():
-        from_files[extra.stem] = extra.read_text(encoding="utf-8")
+        from_files[extra.stem] = _read_text(extra)
     if from_files:
         return from_files
     entry = config.get("chat_template")
@@ -75,8 +118,9 @@ def chat_templates(folder: Path, config: dict) -> dict[str, str]:
         return {"default": entry}
     if isinstance(entry, dict):
         return {name: source for name, source in entry.items() if isinstance(source, str)}
-    named = [item for item in entry or () if isinstance(item, dict) and {"name", "template"} <= item.keys()]
-    return {item["name"]: item["template"] for item in named}
+    named = [item for item in entry if isinstance(item, dict)] if isinstance(entry, list) else []
+    pairs = [(item.get("name"), item.get("template")) for item in named]
+    return {name: source for name, source in pairs if isinstance(name, str) and isinstance(source, str)}
 
 
 def copy_files(folder: Path, target: Path) -> None:

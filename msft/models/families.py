@@ -13,7 +13,7 @@ def family(name: str, where: str = "--model") -> ModuleType:
     """Return the module of a model family by its `model_type`; raises InputError naming the known ones."""
     if name not in FAMILIES:
         known = ", ".join(sorted(FAMILIES))
-        raise InputError(f"{where}: unknown model family {name!r}{did_you_mean(name, FAMILIES)} (known: {known})")
+        raise InputError(f"{where}: unknown model family {name!r:.80}{did_you_mean(name, FAMILIES)} (known: {known})")
     return FAMILIES[name]
 
 

@@ -6,6 +6,7 @@ Format: transformers' LlamaConfig and LlamaForCausalLM; MindFormers 1.3.2's Llam
 import re
 
 from msft.errors import InputError
+from msft.models.rope import is_number
 from msft.models.spec import ModelSpec
 
 MODEL_TYPE = "llama"
@@ -88,14 +89,14 @@ def spec_from_hf(config: dict, where: str = "config.json") -> ModelSpec:
         num_attention_heads=heads,
         num_key_value_heads=kv_heads,
         head_dim=head_dim,
-        rms_norm_eps=float(config.get("rms_norm_eps", 1e-6)),
+        rms_norm_eps=float(_given(config, "rms_norm_eps", 1e-6)),
         rope_theta=theta,
         rope_scaling=scaling,
-        max_position_embeddings=config.get("max_position_embeddings", 2048),
+        max_position_embeddings=_given(config, "max_position_embeddings", 2048),
         tie_word_embeddings=bool(config.get("tie_word_embeddings", False)),
         attention_bias=bool(config.get("attention_bias", False)),
         mlp_bias=bool(config.get("mlp_bias", False)),
-        initializer_range=float(config.get("initializer_range", 0.02)),
+        initializer_range=float(_given(config, "initializer_range", 0.02)),
         bos_token_id=config.get("bos_token_id"),
         eos_token_ids=tuple(eos) if isinstance(eos, list) else () if eos is None else (eos,),
         pad_token_id=config.get("pad_token_id"),
@@ -103,23 +104,47 @@ def spec_from_hf(config: dict, where: str = "config.json") -> ModelSpec:
     )
 
 
+def _given(config: dict, key: str, default):
+    """A null in a config.json counts as absent."""
+    return default if config.get(key) is None else config[key]
+
+
 def _impossible(config: dict) -> list[str]:
     """Say what is wrong with each value by itself."""
     problems = [
-        f"'{key}' must be a whole number above 0, not {config.get(key)!r}"
+        f"'{key}' must be a whole number above 0, not {config.get(key)!r:.80}"
         for key in _SIZE_KEYS + _OPTIONAL_SIZES
         if not (config.get(key) is None and key in _OPTIONAL_SIZES) and not _is_size(config.get(key))
     ]
     if _is_size(config.get("num_hidden_layers")) and config["num_hidden_layers"] > MAX_LAYERS:
         problems.append(f"'num_hidden_layers' is {config['num_hidden_layers']}, more than {MAX_LAYERS}")
     for key in ("rms_norm_eps", "initializer_range", "rope_theta"):
-        if not isinstance(config.get(key), int | float | None):
-            problems.append(f"'{key}' must be a number, not {config[key]!r}")
+        if config.get(key) is not None and not is_number(config[key]):
+            problems.append(f"'{key}' must be a number, not {config[key]!r:.80} (0 or more, and finite)")
+    for key in ("tie_word_embeddings", "attention_bias", "mlp_bias"):
+        if not isinstance(config.get(key), bool | None):
+            problems.append(f"'{key}' must be true or false, not {config[key]!r:.80}")
+    for key in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        ids = config.get(key) if isinstance(config.get(key), list) and key == "eos_token_id" else [config.get(key)]
+        if not all(each is None or type(each) is int and abs(each) < 2**31 for each in ids):
+            problems.append(f"'{key}' must be a token's number, not {config[key]!r:.80}")
     for key in ("rope_parameters", "rope_scaling"):
-        if not isinstance(config.get(key), dict | None):
-            problems.append(f"'{key}' must be an object, not {config[key]!r}")
+        problems += _impossible_rope(key, config.get(key))
     if config.get("hidden_act", "silu") != "silu":
-        problems.append(f"'hidden_act' is {config['hidden_act']!r}; only 'silu' is supported")
+        problems.append(f"'hidden_act' is {config['hidden_act']!r:.80}; only 'silu' is supported")
+    return problems
+
+
+def _impossible_rope(key: str, rope) -> list[str]:
+    """What `msft.models.rope` does not see: it checks the numbers that a kind needs."""
+    if not isinstance(rope, dict | None):
+        return [f"'{key}' must be an object, not {rope!r:.80}"]
+    problems = []
+    for name in ("rope_type", "type"):
+        if rope and not isinstance(rope.get(name), str | None):
+            problems.append(f"'{key}': '{name}' must be text, not {rope[name]!r:.80}")
+    if rope and not (rope.get("rope_theta") is None or is_number(rope["rope_theta"])):
+        problems.append(f"'{key}': 'rope_theta' must be a number of 0 or more, not {rope['rope_theta']!r:.80}")
     return problems
 
 
@@ -160,7 +185,7 @@ def hf_config_from_mindformers(model_config: dict) -> dict:
         **({"rope_scaling": scaling} if scaling else {}),
         "max_position_embeddings": get("max_position_embedding") or get("seq_length", 2048),
         "hidden_act": "silu",
-        "tie_word_embeddings": bool(get("tie_word_embeddings", False)),
+        "tie_word_embeddings": get("tie_word_embeddings", False),
         "attention_bias": False,
         "mlp_bias": False,
         "initializer_range": float(get("initializer_range", 0.02)),

@@ -20,7 +20,13 @@ def frequencies(spec: ModelSpec, length: int) -> tuple[np.ndarray, float]:
     """
     check(spec)
     scaling = spec.rope_scaling or {"rope_type": "default"}
-    return KINDS[scaling["rope_type"]](spec, scaling, length)
+    try:
+        inverse, factor = KINDS[scaling["rope_type"]](spec, scaling, length)
+    except (ArithmeticError, ValueError) as error:
+        raise InputError(f"rope_scaling: {scaling!r:.200} gives no frequencies ({error})") from None
+    if not (np.isfinite(inverse).all() and math.isfinite(factor)):
+        raise InputError(f"rope_scaling: {scaling!r:.200} gives frequencies that are no finite numbers")
+    return inverse, factor
 
 
 def check(spec: ModelSpec) -> None:
@@ -28,14 +34,24 @@ def check(spec: ModelSpec) -> None:
     scaling = spec.rope_scaling or {"rope_type": "default"}
     kind = scaling["rope_type"]
     if kind not in KINDS:
-        raise InputError(f"rope_type: {kind!r} is unknown{did_you_mean(kind, KINDS)} (known: {', '.join(KINDS)})")
+        raise InputError(f"rope_type: {kind!r:.80} is unknown{did_you_mean(kind, KINDS)} (known: {', '.join(KINDS)})")
     problems = [
-        f"rope_scaling: {kind} needs {key!r} to be a number above 0, not {scaling.get(key)!r}"
+        f"rope_scaling: {kind} needs {key!r} to be a number above 0, not {scaling.get(key)!r:.80}"
         for key in NEEDED.get(kind, ("factor",))
-        if not (isinstance(scaling.get(key), int | float) and scaling[key] > 0)
+        if not (is_number(scaling.get(key)) and scaling[key] > 0)
+    ]
+    problems += [
+        f"rope_scaling: {key!r} must be a number of 0 or more, not {scaling[key]!r:.80}"
+        for key in OPTIONAL
+        if not (scaling.get(key) is None or is_number(scaling[key])) and key not in NEEDED.get(kind, ())
     ]
     if problems:
         raise InputError(*problems)
+
+
+def is_number(value) -> bool:
+    """Whether a value is a number of 0 or more that a float32 holds."""
+    return type(value) in (int, float) and 0 <= value < 2**127
 
 
 def tables(spec: ModelSpec, position_ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -113,4 +129,13 @@ NEEDED = {
     "default": (),
     "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
 }
+# The numbers that some kinds take when they are given.
+OPTIONAL = (
+    "original_max_position_embeddings",
+    "attention_factor",
+    "beta_fast",
+    "beta_slow",
+    "mscale",
+    "mscale_all_dim",
+)
 KINDS = {"default": _default, "linear": _linear, "dynamic": _dynamic, "llama3": _llama3, "yarn": _yarn}

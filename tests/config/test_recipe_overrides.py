@@ -139,6 +139,9 @@ def test_a_block_can_be_replaced_by_a_flag(tmp_path):
         "--callbacks.x 1": ["--callbacks.x: 'callbacks' is a list with the entries 0 to 1, it has no 'x'"],
         "a.b=c": ["a.b: a: unknown key"],
         "--model.compute_dtpe float32": ["--model.compute_dtpe: unknown key, did you mean 'compute_dtype'?"],
+        "--seed 9223372036854775808": [
+            "--seed: must be at most 9223372036854775807, not 9223372036854775808",
+        ],
         "--epochs 0 --seed x": [
             "--epochs: runner_config.epochs: must be above 0, not 0",
             "--seed: must be a whole number, not 'x'",

@@ -173,3 +173,9 @@ def test_what_is_written_is_read_back_here_and_by_pyyaml(tmp_path_factory, data)
 )
 def test_words_of_the_command_line(text, value):
     assert parse_value(text) == value
+
+
+@pytest.mark.parametrize("sign", ["\x85", "\u2028", "\u2029", "\n", "\r", "\t", "\ufeff"])
+def test_line_breaks_of_every_kind_survive_writing_and_reading(tmp_path, sign):
+    data = {"key": f"a{sign}b", f"c{sign}": f"{sign} d", "list": [sign]}
+    assert read(tmp_path, write_yaml(data)).data == data == yaml.safe_load(write_yaml(data))

@@ -177,6 +177,17 @@ def test_faults_are_named(tmp_path, expected):
             open_weights(tmp_path / "cut.gguf")
 
 
+def test_rotary_factors_are_inside_the_file(tmp_path, expected):
+    """Their size decides how much memory is taken, before anything is read."""
+    path = write_gguf(tmp_path / "x.gguf", expected, extra={"rope_freqs.weight": np.ones(4, np.float32)})
+    data = bytearray(path.read_bytes())
+    size = data.index(b"rope_freqs.weight") + len("rope_freqs.weight") + 4
+    data[size : size + 8] = (2**40).to_bytes(8, "little")
+    path.write_bytes(data)
+    with pytest.raises(InputError, match="x.gguf: tensor 'rope_freqs.weight' reaches beyond the end of the file"):
+        read_spec(path)
+
+
 def test_only_quantised_files_need_the_gguf_package(tmp_path, expected, monkeypatch):
     plain = write_gguf(tmp_path / "plain.gguf", expected)
     quantised = write_gguf(tmp_path / "q8.gguf", expected, kind=gguf.GGMLQuantizationType.Q8_0)

@@ -138,6 +138,11 @@ def test_a_ckpt_without_adapter_is_said(tmp_path, spec, expected):
         ({"bias": "all"}, "bias = 'all'"),
         ({"alpha_pattern": {"q_proj": 3}}, "alpha_pattern"),
         ({"r": 5}, "says rank 5, but the tensors have rank 4"),
+        ({"lora_dropout": "high"}, "lora_dropout must be a number from 0 to below 1, not 'high'"),
+        ({"lora_dropout": 4}, "lora_dropout must be a number from 0 to below 1, not 4"),
+        ({"lora_alpha": "8"}, "lora_alpha must be a number from 0 to below .*, not '8'"),
+        ({"lora_alpha": float("inf")}, "lora_alpha must be a number from 0 to below .*, not inf"),
+        ({"use_rslora": "false"}, "use_rslora must be true or false, not 'false'"),
     ],
 )
 def test_what_is_no_plain_lora_is_refused(tmp_path, spec, change, message):

@@ -236,3 +236,30 @@ def test_neither_torch_nor_pickle_is_imported(tmp_path):
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert result.stdout.strip() == "[0. 1. 2.] False", result.stderr
+
+
+def test_a_flipped_bit_in_a_tensor_is_found_by_the_zips_crc(tmp_path):
+    numbers = torch.arange(12.0)
+    torch.save({"a": numbers}, tmp_path / "x.bin")
+    data = bytearray((tmp_path / "x.bin").read_bytes())
+    data[data.index(numbers.numpy().tobytes()) + 6] ^= 1
+    (tmp_path / "x.bin").write_bytes(data)
+    with pytest.raises(InputError, match="x.bin: damaged: record x/data/0 does not fit its CRC-32"):
+        read_all(tmp_path / "x.bin")
+    assert list(torch_file.read_index(tmp_path / "x.bin", verify=False)) == ["a"]
+
+
+def test_files_saved_without_crcs_are_read(tmp_path):
+    torch.serialization.set_crc32_options(False)
+    try:
+        torch.save({"a": torch.arange(12.0)}, tmp_path / "x.bin")
+    finally:
+        torch.serialization.set_crc32_options(True)
+    np.testing.assert_array_equal(read_all(tmp_path / "x.bin")["a"], np.arange(12.0, dtype=np.float32))
+
+
+@pytest.mark.parametrize("shape", [(2**40,), (2**20, 2**20)])
+def test_few_bytes_do_not_claim_terabytes(tmp_path, shape):
+    torch.save({"a": torch.zeros(1).expand(shape)}, tmp_path / "x.bin")
+    with pytest.raises(InputError, match="elements in a record of 4 bytes; save a copy"):
+        torch_file.read_index(tmp_path / "x.bin")

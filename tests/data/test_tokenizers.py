@@ -257,3 +257,46 @@ def test_what_cannot_be_opened(tmp_path):
     ]:
         with pytest.raises(InputError, match=message):
             open_tokenizer(tmp_path / path)
+
+
+@pytest.mark.parametrize(
+    "config,message",
+    [
+        ({"added_tokens_decoder": "x"}, "'added_tokens_decoder' must be an object, not 'x'"),
+        ({"added_tokens_decoder": {"a": {"content": "b"}}}, "'a' must be a number with a token"),
+        ({"added_tokens_decoder": {"7": "b"}}, "'7' must be a number with a token, not 'b'"),
+        ({"added_tokens_decoder": {"7": {"content": "b", "lstrip": "x"}}}, "the flags of 7 must be true or false"),
+        ({"eos_token": 2}, "'eos_token' must be a token's text, not 2"),
+        ({"eos_token": "\ud800"}, "'eos_token' must be a token's text"),
+    ],
+)
+def test_a_wrong_config_is_named(tmp_path, config, message):
+    with pytest.raises(InputError, match=f"tokenizer_config.json: .*{message}"):
+        open_tokenizer(byte_level_folder(tmp_path, **config))
+
+
+def test_odd_chat_templates_are_none(tmp_path):
+    for entry in (5, [5, {"name": "a"}, {"name": 1, "template": "A"}], [["name", "template"]]):
+        assert open_tokenizer(byte_level_folder(tmp_path, chat_template=entry)).chat_templates == {}
+    (tmp_path / "chat_template.jinja").write_bytes(b"\xff")
+    with pytest.raises(InputError, match="chat_template.jinja: is not UTF-8 text"):
+        open_tokenizer(tmp_path)
+
+
+def test_a_panic_of_the_library_is_an_error_of_the_file(tmp_path):
+    """Rust's panics are no Exceptions; this post-processor puts a token that it does not define."""
+    folder = byte_level_folder(tmp_path)
+    document = json.loads((folder / "tokenizer.json").read_text())
+    single = [{"SpecialToken": {"id": "<s>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}]
+    document["post_processor"] = {"type": "TemplateProcessing", "single": single, "pair": single, "special_tokens": {}}
+    (folder / "tokenizer.json").write_text(json.dumps(document))
+    with pytest.raises(InputError, match="tokenizer.json: not a tokenizer that can be used"):
+        open_tokenizer(folder)
+
+
+def test_a_flipped_bit_in_a_sentencepiece_model(tmp_path):
+    data = bytearray(llama_model().read_bytes())
+    data[data.index("\u2581the".encode()) + 1] ^= 0x40
+    (tmp_path / "x.model").write_bytes(data)
+    with pytest.raises(InputError, match="x.model: not a sentencepiece model, or a damaged one"):
+        open_tokenizer(tmp_path / "x.model")

@@ -1,10 +1,13 @@
 """WikiText and Wikipedia become the blocks that MindFormers cuts, and what is left over is counted."""
 
 import re
+import time
 
 import numpy as np
 import pytest
 import sentencepiece
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from text_folders import byte_level_folder, llama_model
 
 from msft.data import wiki
@@ -56,6 +59,20 @@ def rows(path):
     data = open_mindrecord(path)
     assert data.columns == ("input_ids",)
     return [data.row(number)["input_ids"] for number in range(len(data))]
+
+
+@given(st.text(alphabet="()[]{}\"' ab\n\t\x1c\u3000=@-.,N", max_size=60))
+@settings(deadline=None)
+def test_cleaning_any_text_equals_mindformers(text):
+    assert wiki.clean(text) == mindformers_clean(text)
+
+
+@pytest.mark.parametrize("text", ["(" + " " * 10**5, "(" * 10**5, '"' + " \n" * 10**5, "{ " * 10**5, "[ ( " * 10**5])
+def test_open_brackets_take_no_time(text):
+    """MindFormers' expressions need 25 s for '(' and 3000 spaces; a thousand times that for ten times as many."""
+    started = time.perf_counter()
+    wiki.clean(text)
+    assert time.perf_counter() - started < 5
 
 
 def test_cleaning_equals_mindformers():

@@ -137,8 +137,20 @@ def test_unknown_families_are_named():
         ({"head_dim": 7}, r"head_dim \(7\) must be even"),
         ({"rms_norm_eps": "small"}, "'rms_norm_eps' must be a number, not 'small'"),
         ({"rope_scaling": "linear"}, "'rope_scaling' must be an object, not 'linear'"),
+        ({"rms_norm_eps": 10**400}, "'rms_norm_eps' must be a number, not 1000"),
+        ({"rope_theta": float("nan")}, "'rope_theta' must be a number, not nan"),
+        ({"tie_word_embeddings": "false"}, "'tie_word_embeddings' must be true or false, not 'false'"),
+        ({"eos_token_id": [2, "x"]}, r"'eos_token_id' must be a token's number, not \[2, 'x'\]"),
+        ({"pad_token_id": {}}, "'pad_token_id' must be a token's number, not {}"),
+        ({"rope_scaling": {"rope_type": ["linear"]}}, r"'rope_scaling': 'rope_type' must be text, not \['linear'\]"),
+        ({"rope_parameters": {"rope_theta": "1e4"}}, "'rope_parameters': 'rope_theta' must be a number"),
     ],
 )
 def test_configs_that_would_give_another_model_are_refused(change, message):
     with pytest.raises(InputError, match=f"here.json: {message}"):
         spec_from_hf({**CONFIG, **change}, "here.json")
+
+
+def test_nulls_count_as_absent():
+    spec = spec_from_hf({**CONFIG, "rms_norm_eps": None, "initializer_range": None, "max_position_embeddings": None})
+    assert (spec.rms_norm_eps, spec.initializer_range, spec.max_position_embeddings) == (1e-6, 0.02, 2048)

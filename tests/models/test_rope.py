@@ -85,3 +85,19 @@ def test_an_unknown_kind_is_named():
     spec = llama.spec_from_hf({**SIZES, "rope_scaling": {"rope_type": "lama3", "factor": 2.0}})
     with pytest.raises(InputError, match="did you mean 'llama3'"):
         rope.frequencies(spec, 10)
+
+
+@pytest.mark.parametrize(
+    "scaling,message",
+    [
+        (
+            {"rope_type": "yarn", "factor": 4.0, "beta_fast": "32"},
+            "'beta_fast' must be a number of 0 or more, not '32'",
+        ),
+        ({"rope_type": "linear", "factor": float("inf")}, "needs 'factor' to be a number above 0, not inf"),
+        ({"rope_type": "yarn", "factor": 4.0, "rope_theta": 1.0}, "gives no frequencies"),
+    ],
+)
+def test_numbers_that_give_no_frequencies_are_refused(scaling, message):
+    with pytest.raises(InputError, match=message):
+        rope.frequencies(llama.spec_from_hf({**SIZES, "rope_scaling": scaling}), 10)

@@ -17,7 +17,7 @@ from msft.data.mindrecord.header import SIZE_BYTES, Header, Page
 
 _LOOK_UP = (
     "SELECT PAGE_ID_BLOB, PAGE_OFFSET_BLOB, PAGE_OFFSET_BLOB_END, PAGE_ID_RAW, PAGE_OFFSET_RAW, PAGE_OFFSET_RAW_END"
-    " FROM INDEXES WHERE ROW_ID = ?"
+    " FROM INDEXES WHERE ROW_ID BETWEEN ? AND ? ORDER BY ROW_ID"
 )
 _STEPS_ALLOWED = 1_000_000
 
@@ -69,18 +69,26 @@ class SqliteIndex:
             with self._lock:
                 return self._database.execute(query, values).fetchmany(2)
         except (sqlite3.Error, UnicodeDecodeError) as error:
-            raise ValueError(f"{self._name} is damaged: {error}") from None
+            # SQLite's words may quote the file, line breaks included.
+            raise ValueError(f"{self._name} is damaged: {str(error)!r:.200}") from None
 
     def locate(self, row: int) -> Place:
-        """Return where a row lies; raises ValueError when the index points outside the row's pages."""
-        lines = self._ask(_LOOK_UP, row)
-        if len(lines) != 1 or not all(isinstance(value, int) for value in lines[0]):
+        """Return where a row lies; raises ValueError when the index points outside the row's pages, or not behind the
+        row before: an index has no checksum, and a changed entry could give out another row."""
+        lines = self._ask(_LOOK_UP, max(0, row - 1), row)
+        if len(lines) != min(row, 1) + 1 or not all(isinstance(value, int) for line in lines for value in line):
             raise ValueError(f"{self._name} has no valid entry for row {row}")
-        blob_id, blob, blob_end, raw_id, raw, raw_end = lines[0]
+        blob_id, blob, blob_end, raw_id, raw, raw_end = lines[-1]
         page, raw_page = self._pages.get(blob_id), self._raw_pages.get(raw_id)
         fits = page and page.first <= row < page.end and 0 <= blob <= blob_end - SIZE_BYTES <= page.size - SIZE_BYTES
         if not fits or not raw_page or not 0 <= raw <= raw_end - SIZE_BYTES <= raw_page.size - SIZE_BYTES:
             raise ValueError(f"{self._name} does not match the file: it places row {row} outside its pages")
+        if row == page.first:
+            expected = (0, raw_page.groups.get(page.group))
+        else:
+            expected = (lines[0][2], lines[0][5])
+        if (blob, raw) != expected:
+            raise ValueError(f"its index says bytes {blob} and {raw} of its pages, where {expected} are due")
         return Place(page.offset + blob, page.offset + blob_end, raw_page.offset + raw, raw_page.offset + raw_end)
 
 

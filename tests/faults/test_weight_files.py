@@ -1,0 +1,346 @@
+"""Whatever claims to be a weight file, reading it ends soon, in tensors or one InputError, within little memory."""
+
+import contextlib
+import io
+import json
+import pickle
+import tracemalloc
+import zipfile
+
+import numpy as np
+import pytest
+from hypothesis import strategies as st
+
+from msft.convert import ckpt, companions, safetensors_file, torch_file, torch_pickle
+from msft.convert.dtypes import Cast
+from msft.convert.gguf_header import read_header
+from msft.convert.open import open_weights, read_spec
+from msft.convert.protobuf import BYTES, key, varint
+from msft.convert.source import TensorInfo
+from msft.convert.stored import StoredTensors
+from tests.faults.inputs import result_or_error, short_and_long, try_all
+from tests.faults.json_values import damaged
+
+TRACED = 20 << 20  # the inputs are a few kilobytes
+
+
+@contextlib.contextmanager
+def little_memory():
+    tracemalloc.start()
+    try:
+        yield
+    finally:
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert peak < TRACED
+
+
+def survive(read, path, data: bytes) -> None:
+    path.write_bytes(data)
+    with little_memory():
+        result_or_error(lambda: read_all(StoredTensors(read(path)), len(data)), str(path))
+
+
+def read_all(source, size: int) -> None:
+    for name in source.tensors:
+        assert source.read(name).nbytes <= size
+        assert sum(part.nbytes for part in source.parts(name)) <= size
+
+
+number = st.one_of(st.integers(0, 40), st.sampled_from([2**31, 2**32, 2**62, 2**63 - 1, 2**63, 2**64 - 1]))
+
+
+def field(tag: int, content: bytes, claimed: int | None = None) -> bytes:
+    return key(tag, BYTES) + varint(len(content) if claimed is None else claimed) + content
+
+
+@st.composite
+def tensors(draw) -> bytes:
+    dims = draw(st.lists(number, max_size=4))
+    parts = [key(1, 0) + varint(dim) for dim in dims]
+    parts.append(field(2, draw(st.sampled_from([b"Float32", b"BFloat16", b"str", b"Int4", b"\xff", b""]))))
+    parts.append(field(3, draw(st.binary(max_size=64)), draw(st.one_of(st.none(), number))))
+    return b"".join(draw(st.permutations(parts)) + [draw(st.binary(max_size=3))])
+
+
+@st.composite
+def ckpts(draw) -> bytes:
+    data = b""
+    for _ in range(draw(st.integers(0, 4))):
+        tag = field(1, draw(st.sampled_from([b"a", b"b", b"model.norm_out.weight", b"\xff\xfe", b"x" * 70000])))
+        value = tag + field(2, draw(tensors()), draw(st.one_of(st.none(), st.none(), number)))
+        data += field(1, value, draw(st.one_of(st.none(), st.none(), number)))
+    return data + draw(st.one_of(st.just(b""), st.binary(max_size=30), st.just(b"crc_num" + bytes(10))))
+
+
+def read_ckpt(path):
+    return ckpt.read_index(path).tensors
+
+
+@short_and_long(200, 4000)
+def test_ckpt(tmp_path, count):
+    try_all(count, ckpts(), lambda data: survive(read_ckpt, tmp_path / "x.ckpt", data))
+
+
+values = st.recursive(
+    st.one_of(st.none(), st.booleans(), number, st.integers(-5, 5), st.floats(), st.text(max_size=5)),
+    lambda inner: st.one_of(st.lists(inner, max_size=4), st.dictionaries(st.text(max_size=3), inner, max_size=3)),
+    max_leaves=6,
+)
+entries = st.one_of(
+    values,
+    st.fixed_dictionaries(
+        {
+            "dtype": st.one_of(st.sampled_from(["F32", "BF16", "I64", "BOOL", "F8_E4M3"]), values),
+            "shape": st.one_of(st.lists(number, max_size=4), values),
+            "data_offsets": st.one_of(st.tuples(number, number).map(list), values),
+        }
+    ),
+)
+headers = st.dictionaries(
+    st.one_of(st.sampled_from(["a", "b", "__metadata__"]), st.text(max_size=5)), entries, max_size=4
+)
+
+
+def safetensors(header, content: bytes, claimed: int | None) -> bytes:
+    text = json.dumps(header).encode("utf-8", "surrogatepass")
+    length = len(text) if claimed is None else claimed
+    return length.to_bytes(8, "little") + text + content
+
+
+@short_and_long(200, 4000)
+def test_safetensors(tmp_path, count):
+    files = st.builds(safetensors, headers, st.binary(max_size=64), st.one_of(st.none(), number))
+    try_all(count, files, lambda data: survive(safetensors_file.read_index, tmp_path / "x.safetensors", data))
+
+
+OPCODES = st.one_of(
+    st.sampled_from(
+        [
+            b"}",
+            b"]",
+            b")",
+            b"(",
+            b"t",
+            b"\x85",
+            b"\x86",
+            b"\x87",
+            b"s",
+            b"u",
+            b"a",
+            b"e",
+            b"R",
+            b"b",
+            b"Q",
+            b"N",
+            b"\x88",
+            b"\x94",
+            b"0",
+            b"2",
+            b"\x81",
+            b"ccollections\nOrderedDict\n",
+            b"ctorch\nFloatStorage\n",
+            b"cos\nsystem\n",
+            b"ctorch._utils\n_rebuild_tensor_v2\n",
+            b"X\x07\x00\x00\x00storage",
+            b"X\x01\x00\x00\x000",
+            b"q\x00",
+            b"h\x00",
+            b"r\xff\xff\xff\xff",
+            b"j\xff\xff\xff\xff",
+            b"K\x02",
+            b"J\xff\xff\xff\xff",
+            b"\x8a\x09" + b"\xff" * 9,
+            b".",
+        ]
+    ),
+    st.binary(min_size=1, max_size=6),
+)
+
+
+PICKLES = st.lists(OPCODES, max_size=25).map(lambda opcodes: b"\x80\x02" + b"".join(opcodes) + b".")
+
+
+@short_and_long(200, 4000)
+def test_torch_pickles(count):
+    def check(data):
+        with little_memory():
+            result_or_error(lambda: torch_pickle.load(data, "x.bin"), "x.bin")
+
+    try_all(count, PICKLES, check)
+
+
+class Rebuilt:
+    """Pickles as torch pickles a tensor of the record 'data/0', with any offset, sizes and strides."""
+
+    def __init__(self, *numbers):
+        self.numbers = numbers
+
+    def __reduce__(self):
+        import torch._utils
+
+        offset, shape, strides = self.numbers
+        return torch._utils._rebuild_tensor_v2, (Storage(), offset, shape, strides, False, {})
+
+
+class Storage:
+    """Stands for a storage while pickling."""
+
+
+class TensorPickler(pickle.Pickler):
+    """Writes each `Storage` as torch does: a persistent id of six parts."""
+
+    def persistent_id(self, value):
+        import torch
+
+        return ("storage", torch.FloatStorage, "0", "cpu", 16) if isinstance(value, Storage) else None
+
+
+def torch_archive(state, content: bytes, name: str = "archive", compress: bool = False) -> bytes:
+    """A file of torch.save with one record, as the zipfile module writes it."""
+    text, file = io.BytesIO(), io.BytesIO()
+    TensorPickler(text, protocol=2).dump(state)
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED if compress else zipfile.ZIP_STORED) as archive:
+        archive.writestr(f"{name}/data.pkl", text.getvalue())
+        archive.writestr(f"{name}/data/0", content)
+    return file.getvalue()
+
+
+places = st.one_of(st.integers(0, 9), st.sampled_from([2**31, 2**40, 2**62, 2**63 - 1, 2**63, -1]))
+tuples = st.lists(places, max_size=3).map(tuple)
+rebuilt = st.builds(Rebuilt, places, tuples, tuples) | st.builds(Rebuilt, st.just(0), st.just((2, 3)), st.just((3, 1)))
+states = st.dictionaries(st.text(max_size=4), rebuilt | st.integers() | st.text(max_size=3), max_size=4) | rebuilt
+
+
+@short_and_long(150, 3000)
+def test_torch_archives(tmp_path, count):
+    names = st.sampled_from(["archive", "archive", "", "../up", "a/b"])
+    files = st.builds(torch_archive, states, st.binary(max_size=64), names, st.booleans())
+    files |= files.flatmap(damaged)
+    try_all(count, files, lambda data: survive(torch_file.read_index, tmp_path / "x.bin", data))
+
+
+def gguf_text(content: bytes, claimed: int | None = None) -> bytes:
+    return (len(content) if claimed is None else claimed).to_bytes(8, "little") + content
+
+
+@st.composite
+def ggufs(draw) -> bytes:
+    """Headers with plausible and impossible counts, lengths, types and offsets."""
+    word = st.one_of(st.integers(0, 13), number.map(lambda value: value % 2**32)).map(lambda v: v.to_bytes(4, "little"))
+    long = number.map(lambda value: value.to_bytes(8, "little"))
+    names = [
+        b"general.architecture",
+        b"general.alignment",
+        b"llama.block_count",
+        b"token_embd.weight",
+        b"rope_freqs.weight",
+    ]
+    text = st.builds(
+        gguf_text, st.one_of(st.sampled_from([b"llama", *names]), st.binary(max_size=9)), st.none() | number
+    )
+    values, infos = draw(st.integers(0, 3)), draw(st.integers(0, 3))
+    data = b"GGUF" + draw(st.sampled_from([b"\x03\0\0\0", b"\x02\0\0\0", b"\0\0\0\x03"]))
+    data += draw(st.one_of(st.just(infos.to_bytes(8, "little")), long)) + draw(
+        st.one_of(st.just(values.to_bytes(8, "little")), long)
+    )
+    for _ in range(values):
+        data += (
+            draw(text)
+            + draw(word)
+            + draw(st.one_of(text, long, st.tuples(word, long, st.binary(max_size=30)).map(b"".join)))
+        )
+    for _ in range(infos):
+        dims = draw(st.lists(long, max_size=3))
+        data += draw(text) + len(dims).to_bytes(4, "little") + b"".join(dims) + draw(word) + draw(long)
+    return data + draw(st.binary(max_size=100))
+
+
+@short_and_long(200, 4000)
+def test_gguf_headers(tmp_path, count):
+    path = tmp_path / "x.gguf"
+
+    def check(data):
+        path.write_bytes(data)
+        with little_memory():
+            result_or_error(lambda: read_header(path), str(path))
+        result_or_error(lambda: open_weights(path), str(path))
+
+    try_all(count, ggufs(), check)
+
+
+STARTS = [b"GGUF\x03\x00\x00\x00", b"PK\x03\x04", b"\x0a\x10", b"\x80\x02\x8a\x0a", b"\x02" + bytes(7) + b"{}", b""]
+
+
+@short_and_long(200, 3000)
+def test_any_file(tmp_path, count):
+    files = st.builds(lambda start, rest: start + rest, st.sampled_from(STARTS), st.binary(max_size=200))
+
+    def check(data):
+        (tmp_path / "x").write_bytes(data)
+        result_or_error(lambda: open_weights(tmp_path / "x"), str(tmp_path / "x"))
+
+    try_all(count, files, check)
+
+
+@pytest.fixture(scope="module")
+def real(tmp_path_factory):
+    """A small whole file of each format: suffix -> content."""
+    folder = tmp_path_factory.mktemp("real")
+    arrays = {name: np.arange(12, dtype=np.float32).reshape(3, 4) for name in ("model.norm.weight", "lm_head.weight")}
+    infos = {name: TensorInfo(array.shape, "float32") for name, array in arrays.items()}
+    with open(folder / "x.ckpt", "wb") as file:
+        writer = ckpt.CkptWriter(file)
+        for name, array in arrays.items():
+            writer.add(name, infos[name], Cast(None).pieces(name, array))
+        writer.close()
+    with open(folder / "x.safetensors", "wb") as file:
+        writer = safetensors_file.SafetensorsWriter(file, infos)
+        for name, array in arrays.items():
+            writer.add(name, Cast(None).pieces(name, array))
+        writer.close()
+    (folder / "x.bin").write_bytes(torch_archive({name: Rebuilt(0, (3, 4), (4, 1)) for name in arrays}, bytes(64)))
+    _write_gguf(folder / "x.gguf", arrays)
+    return {path.suffix: path.read_bytes() for path in folder.iterdir()}
+
+
+def _write_gguf(path, arrays) -> None:
+    import gguf
+
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_block_count(1)
+    writer.add_embedding_length(4)
+    writer.add_feed_forward_length(4)
+    writer.add_head_count(2)
+    writer.add_tokenizer_model("llama")
+    writer.add_token_list(["<unk>", "a", "b", "ab"])
+    writer.add_token_scores([0.0, -1.0, -2.0, -3.0])
+    writer.add_token_types([2, 1, 1, 1])
+    writer.add_bos_token_id(1)
+    writer.add_chat_template("{{ messages }}")
+    for name, array in zip(("token_embd.weight", "rope_freqs.weight"), arrays.values(), strict=True):
+        writer.add_tensor(name, array)
+    writer.add_tensor("output.weight", np.zeros((2, 34), np.uint8), raw_dtype=gguf.GGMLQuantizationType.Q8_0)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+@pytest.mark.parametrize("suffix", [".ckpt", ".safetensors", ".bin", ".gguf"])
+@short_and_long(100, 2500)
+def test_real_files_with_bytes_changed(tmp_path, real, suffix, count):
+    path = tmp_path / f"x{suffix}"
+
+    def check(data):
+        path.write_bytes(data)
+        source = result_or_error(lambda: open_weights(path), str(path))
+        for name in source.tensors if source else ():
+            # Q8_0 turns 34 bytes into 32 numbers of 4.
+            array = result_or_error(lambda name=name: source.read(name), str(path))
+            assert array is None or array.nbytes <= 4 * len(data)
+        if suffix == ".gguf":
+            result_or_error(lambda: read_spec(path), str(path))
+            result_or_error(lambda: companions.find(None, path), str(path))
+
+    try_all(count, damaged(real[suffix]), check)
