@@ -66,10 +66,12 @@ class Saver:
 
     def _write(self, path: Path, trainer_state: TrainerState, state: EngineState) -> None:
         with outputs.writable(path):
-            checkpoint.write(path, trainer_state, state, lambda folder, state: self._write_files(folder, path, state))
-            checkpoint.prune(path.parent, self.settings.keep, trainer_state.step)
+            checkpoint.check_finite(path, state)
+            # First: a run that is killed in between goes on from the checkpoint before, and writes both again.
             if self.settings.ckpt:
                 self._write_ckpt(trainer_state.step, state)
+            checkpoint.write(path, trainer_state, state, lambda folder, state: self._write_files(folder, path, state))
+            checkpoint.prune(path.parent, self.settings.keep, trainer_state.step)
 
     def _write_ckpt(self, step: int, state: EngineState) -> None:
         epoch, step_in_epoch = self.stream.position(step - 1)
