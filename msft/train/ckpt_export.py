@@ -21,9 +21,9 @@ FOLDER, RANK, META = "checkpoint", "rank_0", "meta.json"
 
 
 def write(
-    output_dir: Path, prefix: str, keep: int, position: tuple[int, int], spec: ModelSpec, base: TensorSource, state
+    output_dir: Path, prefix: str, position: tuple[int, int], spec: ModelSpec, base: TensorSource, state: EngineState
 ) -> Path:
-    """Write all weights of a step, then remove the oldest files beyond `keep`; returns the file.
+    """Write all weights of a step; returns the file.
 
     `position` is (epoch, step within it), both from 1. Tuned tensors are float32, base tensors keep their dtype,
     adapters stand beside them (`mindpet_delta_lora_a`, `_b`). One tensor of the base is in memory at a time.
@@ -35,7 +35,6 @@ def write(
     # Where readers that know no recipe find the sizes.
     write_json(folder.parent / "config.json", spec.hf_config)
     write_json(folder / META, {"last_epoch": epoch, "last_step": step, "last_ckpt_file": path.name})
-    _prune(folder, prefix, keep, position)
     return path
 
 
@@ -51,9 +50,10 @@ def _write_tensors(writer: CkptWriter, spec: ModelSpec, base: TensorSource, stat
     writer.close()
 
 
-def _prune(folder: Path, prefix: str, keep: int, newest: tuple[int, int]) -> None:
+def prune(output_dir: Path, prefix: str, keep: int, newest: tuple[int, int]) -> None:
+    """Keep the `keep` newest files up to position `newest`, and remove older ones."""
     pattern = re.compile(re.escape(f"{prefix}_{RANK}-") + r"(\d+)_(\d+)\.ckpt")
-    found = {path: pattern.fullmatch(path.name) for path in folder.iterdir()}
+    found = {path: pattern.fullmatch(path.name) for path in (output_dir / FOLDER / RANK).glob("*.ckpt")}
     positions = {path: (int(match[1]), int(match[2])) for path, match in found.items() if match}
     older = sorted((path for path in positions if positions[path] <= newest), key=positions.get, reverse=True)
     for path in older[keep:]:

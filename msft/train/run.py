@@ -110,7 +110,7 @@ def _train_on(prepared: Prepared, session: setup.Session, state: checkpoint.Trai
         console.note(f"all {last} steps are done already; only the results are written again")
     schedule = schedules.build(setup.schedule(recipe, stream))
     saver = _saver(prepared, session, stream, facts)
-    saver.start()
+    saver.start(start)
     reporter = Reporter(prepared.output_dir, start, last, derive.log_every(recipe), stream.row_numbers)
     with StopRequests() as requests:
         with saver, reporter:

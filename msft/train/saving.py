@@ -40,11 +40,12 @@ class Saver:
     def __exit__(self, *error) -> None:
         self.writer.__exit__(*error)
 
-    def start(self) -> None:
-        """Write the resolved recipe and the versions."""
+    def start(self, step: int) -> None:
+        """Write the resolved recipe and the versions; remove what a run that was killed at `step` had not yet."""
         if self.session.rank == 0:
             with outputs.writable(self.prepared.output_dir):
                 self._write_facts(self.prepared.output_dir)
+                self._prune(step)
 
     def checkpoint(self, progress: Progress) -> None:
         """Begin to write the checkpoint of a step; then the oldest ones beyond `keep_checkpoint_max` are removed.
@@ -71,19 +72,23 @@ class Saver:
             if self.settings.ckpt:
                 self._write_ckpt(trainer_state.step, state)
             checkpoint.write(path, trainer_state, state, lambda folder, state: self._write_files(folder, path, state))
-            checkpoint.prune(path.parent, self.settings.keep, trainer_state.step)
+            self._prune(trainer_state.step)
 
     def _write_ckpt(self, step: int, state: EngineState) -> None:
+        base, spec = self.prepared.weights.base, self.prepared.spec
+        ckpt_export.write(self.prepared.output_dir, self.settings.prefix, self._epoch_and_step(step), spec, base, state)
+
+    def _prune(self, step: int) -> None:
+        """Remove the oldest checkpoints, and their CKPTs, beyond `keep_checkpoint_max` of those up to `step`."""
+        if step:
+            output_dir, keep = self.prepared.output_dir, self.settings.keep
+            checkpoint.prune(output_dir / checkpoint.FOLDER, keep, step)
+            ckpt_export.prune(output_dir, self.settings.prefix, keep, self._epoch_and_step(step))
+
+    def _epoch_and_step(self, step: int) -> tuple[int, int]:
+        """The epoch, and the step within it, that end with `step`; both from 1."""
         epoch, step_in_epoch = self.stream.position(step - 1)
-        ckpt_export.write(
-            self.prepared.output_dir,
-            self.settings.prefix,
-            self.settings.keep,
-            (epoch + 1, step_in_epoch + 1),
-            self.prepared.spec,
-            self.prepared.weights.base,
-            state,
-        )
+        return epoch + 1, step_in_epoch + 1
 
     def _trainer_state(self, progress: Progress, state: EngineState) -> TrainerState:
         epoch, step_in_epoch = self.stream.position(progress.step)

@@ -16,10 +16,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.faults.undisturbed import check
+
 ROOT = Path(__file__).parents[2]
 PROGRAM = Path(__file__).with_name("killed_program.py")
-SAVING = {"type": "CheckpointMonitor", "save_checkpoint_steps": 2, "keep_checkpoint_max": 2, "integrated_save": True}
-STEPS = 8
 
 
 class Killer:
@@ -55,45 +55,6 @@ def killer(tmp_path_factory):
     found = Killer(tmp_path_factory.mktemp("killer"))
     yield found
     found.close()
-
-
-@pytest.fixture
-def recipe_of(write_recipe):
-    """Return a function that writes the recipe of a run that has everything in it: dropout, micro-batches, warm-up."""
-
-    def write(tuned, backend="torch"):
-        full = {"model__pet_config": None} if tuned == "full" else {"model__pet_config__lora_dropout": 0.1}
-        return write_recipe(
-            backend=backend,
-            callbacks=[SAVING, {"type": "MFLossMonitor"}],
-            runner_config={"epochs": 2, "batch_size": 6, "gradient_accumulation_steps": 2},
-            lr_schedule={"type": "cosine", "learning_rate": 0.003, "warmup_ratio": 0.2},
-            **full,
-        )
-
-    return write
-
-
-def results(output):
-    """What must be equal whatever happened: final tensors, newest checkpoint, losses, the exported CKPT."""
-    newest = output / "checkpoints" / f"step-{STEPS}"
-    files = [*newest.glob("*.safetensors"), *(output / "adapter").glob("*.safetensors")]
-    files += [*(output / "model").glob("*.safetensors"), *(output / "checkpoint").rglob("*.ckpt")]
-    log = [json.loads(line) for line in (output / "trainer_log.jsonl").read_text().splitlines()]
-    losses = [(record["step"], record["loss"], record["grad_norm"]) for record in log if "loss" in record]
-    return {str(path.relative_to(output)): path.read_bytes() for path in files}, losses
-
-
-def check(output, whole):
-    files, losses = results(output)
-    expected, expected_losses = results(whole)
-    assert losses == expected_losses and [step for step, *_ in losses] == list(range(1, STEPS + 1))
-    assert files.keys() == expected.keys() and len(files) >= 4
-    assert [name for name in files if files[name] != expected[name]] == []
-    kept = sorted(path.name for path in (output / "checkpoints").iterdir())
-    assert kept == [f"step-{STEPS - 2}", f"step-{STEPS}"]
-    left = [path for path in output.rglob("*.part") if "earlier" not in path.parts]
-    assert left == []
 
 
 def kill_and_resume(killer, recipe, folder, whole, moments, second):

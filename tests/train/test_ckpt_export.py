@@ -23,9 +23,8 @@ def state_of(weights):
     return EngineState(weights, {}, {}, {})
 
 
-def write(folder, tiny_model, spec, position, weights, keep=5, prefix="tiny"):
-    base = open_weights(tiny_model, spec)
-    return ckpt_export.write(folder, prefix, keep, position, spec, base, state_of(weights))
+def write(folder, tiny_model, spec, position, weights):
+    return ckpt_export.write(folder, "tiny", position, spec, open_weights(tiny_model, spec), state_of(weights))
 
 
 def test_mindspore_reads_base_and_adapter(tmp_path, tiny_model, spec):
@@ -52,7 +51,8 @@ def test_the_newest_stay_and_meta_names_the_last(tmp_path, tiny_model, spec):
     for name in ("other_rank_0-1_1.ckpt", "tiny_rank_0-9_9.ckpt", "tiny_rank_0-network.ckpt"):
         (folder / name).write_text("")
     for position in ((1, 9), (1, 10), (2, 1)):
-        write(tmp_path, tiny_model, spec, position, {}, keep=2)
+        write(tmp_path, tiny_model, spec, position, {})
+        ckpt_export.prune(tmp_path, "tiny", 2, position)
     assert sorted(path.name for path in folder.iterdir()) == [
         "meta.json",
         "other_rank_0-1_1.ckpt",
