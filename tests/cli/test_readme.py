@@ -61,7 +61,17 @@ WORKFLOW = (
     Step("bash scripts/msrun/msrun_launcher.sh", end='" 8', instead=f'{FASTER}" 2'),
     Step("msft merge"),
 )
-BLOCKS = (INSTALL, QUICKSTART, EXTRAS, WORKFLOW)
+FEW = " --steps 2 --device cpu"
+PARITY = (
+    Step("msft parity configs/quickstart.yaml", instead=FEW),
+    Step("msft parity --model", end=" --steps 3", instead=FEW),
+)
+GOLDEN = (
+    Step("msft parity configs/quickstart.yaml --engines torch", instead=FEW),
+    Step("msft parity configs/quickstart.yaml --engines mindspore", instead=" --device cpu"),
+    Step("msft parity configs/quickstart.yaml --perturb", instead=f"{FEW} --backend torch"),
+)
+BLOCKS = (INSTALL, QUICKSTART, EXTRAS, WORKFLOW, PARITY, GOLDEN)
 
 # What stands in the text between backquotes: whole commands, and flags to add to the commands above.
 TARGETS = ("make demo", "make demo BACKEND=torch", "make test", "make model", "make test-mindformers")  # not run here
@@ -101,6 +111,11 @@ def command_of(block, start):
     return adapted(blocks()[block][number], BLOCKS[block][number])
 
 
+def in_block(number):
+    """(command, step) of a block."""
+    return zip(blocks()[number], BLOCKS[number], strict=True)
+
+
 class Checkout(NamedTuple):
     """A folder with the project in it, and a user's shell there; `said` keeps what each command printed."""
 
@@ -122,7 +137,7 @@ class Checkout(NamedTuple):
         return done.stdout
 
     def run_block(self, number):
-        for command, step in zip(blocks()[number], BLOCKS[number], strict=True):
+        for command, step in in_block(number):
             self.run(adapted(command, step))
 
     def losses(self, folder):
@@ -286,6 +301,18 @@ def test_the_quickstart_on_the_other_engine_and_with_another_key(quickstart):
 def test_a_dry_run_tells_the_plan_and_starts_nothing(quickstart):
     out = quickstart.run(DRY_RUN.replace("RECIPE", "configs/quickstart.yaml") + " --output_dir output/dry")
     assert "nothing was started" in out and not (quickstart.path / "output" / "dry").exists()
+
+
+def test_both_engines_are_the_same_run(quickstart):
+    quickstart.run_block(4)
+    quickstart.run_block(5)
+    said = [quickstart.said[adapted(command, step)] for number in (4, 5) for command, step in in_block(number)]
+    assert "parity: torch and mindspore are the same run" in said[0]
+    assert said[1].count("are the same run") == 2
+    assert "parity: torch (recorded) and mindspore are the same run" in said[3]
+    assert "natural drift of one ulp" in said[4]
+    size = sum(path.stat().st_size for path in (quickstart.path / "output" / "golden").iterdir())
+    assert size < 1_500_000
 
 
 def test_the_workflows_ckpt_holds_the_base_model(workflow):
