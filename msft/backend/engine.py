@@ -7,10 +7,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from msft.backend import decoding
+from msft.backend import decoding, names
 from msft.backend.contract import Batch, EngineState, OnToken, Runtime, Sampling, StepGradients, StepResult
 from msft.backend.loss_scaler import LossScaler
 from msft.errors import RunError
+from msft.models.families import family
 
 
 class _Total(NamedTuple):
@@ -103,7 +104,13 @@ class FrameworkEngine:
 
     def parameters(self) -> Iterator[tuple[str, np.ndarray, str]]:
         """See `contract.Engine.parameters`."""
-        return self.model.parameters()
+        model = self.model
+        tuned = model.tuned_shapes()
+        base = family(model.decoder.spec.family).tensor_shapes(model.decoder.spec)
+        adapters = [name for name in tuned if name not in base]
+        for name in dict.fromkeys((*base, names.HEAD, *adapters)):
+            dtype = names.computed_dtype(name, name in tuned, self.runtime.precision)
+            yield name, model.parameter(name, dtype), dtype
 
     def is_head_tied(self) -> bool:
         """See `contract.Engine.is_head_tied`."""

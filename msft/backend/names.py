@@ -7,6 +7,8 @@ from msft.errors import RunError
 from msft.models.families import family
 from msft.models.spec import ModelSpec
 
+HEAD = "lm_head.weight"
+
 
 def is_norm_or_bias(name: str) -> bool:
     """Whether a parameter is a norm's weight or a bias, which AdamW does not decay unless asked."""
@@ -20,7 +22,7 @@ def computed_dtype(name: str, tuned: bool, precision: Precision) -> str:
     """
     if tuned:
         return "float32"
-    product = "_proj." in name or name == "lm_head.weight"
+    product = "_proj." in name or name == HEAD
     return precision.compute if product or precision.compute == "float32" else precision.parameters
 
 

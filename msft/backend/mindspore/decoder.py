@@ -23,7 +23,6 @@ from msft.models.families import family
 from msft.models.spec import ModelSpec
 
 ABSENT = -1
-HEAD = "lm_head.weight"
 
 
 class Decoder:
@@ -109,7 +108,7 @@ class Decoder:
 
     def head_weight(self) -> Tensor:
         """Return the matrix that `head` takes, [vocabulary, hidden] in the compute dtype: one copy for many calls."""
-        return self.parameter(HEAD).astype(ops.dtype(self.runtime.precision.compute))
+        return self.parameter(names.HEAD).astype(ops.dtype(self.runtime.precision.compute))
 
     def head(self, hidden: Tensor, weight: Tensor) -> Tensor:
         """Return the logits, float32 [..., vocabulary]."""
@@ -117,13 +116,13 @@ class Decoder:
 
     def parameter(self, name: str) -> Tensor:
         """Return a tensor by its name in the model, tuned or frozen; a tied head is the embedding."""
-        if name == HEAD and self.spec.tie_word_embeddings:
+        if name == names.HEAD and self.spec.tie_word_embeddings:
             name = "model.embed_tokens.weight"
         return self.tuned[self.tuned_names[name]] if name in self.tuned_names else self.frozen[name]
 
     def is_head_tied(self) -> bool:
         """Whether head and embedding are one tensor."""
-        return self.parameter(HEAD) is self.parameter("model.embed_tokens.weight")
+        return self.parameter(names.HEAD) is self.parameter("model.embed_tokens.weight")
 
     def rotate(self, hidden: np.ndarray, position_ids: np.ndarray) -> np.ndarray:
         """Apply the rotary embedding to float32 [rows, heads, length, head_dim] at int32 [rows, length]."""

@@ -18,8 +18,6 @@ from msft.models.adapters import peft_names
 from msft.models.families import family
 from msft.models.spec import ModelSpec
 
-HEAD = "lm_head.weight"
-
 
 class CounterDropout(nn.Module):
     """Dropout whose mask is a function of counters; `tokens` (int32 [rows, length]) is set for each batch."""

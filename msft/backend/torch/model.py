@@ -1,16 +1,12 @@
 """What the shared engine asks of a model: losses, gradients, log-probabilities, tuned tensors."""
 
-from collections.abc import Iterator
-
 import numpy as np
 import torch
 
-from msft.backend import names, random
+from msft.backend import random
 from msft.backend.contract import IGNORE, Batch, Runtime, Tuning
 from msft.backend.torch import ops
-from msft.backend.torch.decoder import HEAD, Decoder
-from msft.models.adapters import PEFT_PREFIX
-from msft.models.families import family
+from msft.backend.torch.decoder import Decoder
 from msft.models.spec import ModelSpec
 
 
@@ -64,15 +60,10 @@ class Model:
             states = self.decoder.states(batch.input_ids, batch.position_ids, batch.segment_ids)
             return {name: ops.to_numpy(state) for name, state in states}
 
-    def parameters(self) -> Iterator[tuple[str, np.ndarray, str]]:
-        """Yield every tensor as it is computed with: name, float32 values, dtype name; the adapters last."""
-        spec = self.decoder.spec
-        for name in dict.fromkeys((*family(spec.family).tensor_shapes(spec), HEAD)):
-            kind = names.computed_dtype(name, name in self.tuned, self.runtime.precision)
-            yield name, ops.to_numpy(self.decoder.parameter(name).to(ops.dtype(kind))), kind
-        for name, tensor in self.tuned.items():
-            if name.startswith(PEFT_PREFIX):
-                yield name, ops.to_numpy(tensor), "float32"
+    def parameter(self, name: str, dtype: str) -> np.ndarray:
+        """Return a tensor by its canonical name as it is computed with in a dtype, float32 values."""
+        tensor = self.tuned[name] if name in self.tuned else self.decoder.parameter(name)
+        return ops.to_numpy(tensor.to(ops.dtype(dtype)))
 
     def export_tuned(self) -> dict[str, np.ndarray]:
         """Return copies of the tuned tensors."""
