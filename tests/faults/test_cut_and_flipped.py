@@ -124,7 +124,8 @@ def outcome(read, place, named: str):
             return read(place)
         except InputError as error:
             for problem in error.problems:
-                assert named in problem or str(place / named.split("/")[0]) in problem, problem
+                # What is wrong with an index is said of the file it belongs to.
+                assert named.removesuffix(".db") in problem or str(place / named.split("/")[0]) in problem, problem
                 assert "\n" not in problem and len(problem) < 2000
             return None
 
