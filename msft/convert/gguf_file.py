@@ -61,8 +61,14 @@ class GgufTensors:
         array = StoredTensors(self._stored).read(name)
         if name in self._kinds:
             array = _dequantize(array, self._kinds[name]).reshape(self.tensors[name].shape)
-        heads = {"q_proj": "attention.head_count", "k_proj": "attention.head_count_kv"}.get(name.split(".")[-2])
-        return pairs_to_halves(array, self._heads(heads)) if heads else array
+        key = {"q_proj": "attention.head_count", "k_proj": "attention.head_count_kv"}.get(name.split(".")[-2])
+        if key is None:
+            return array
+        heads = self._heads(key)
+        rows = array.shape[0] if array.shape else 0
+        if not 0 < heads <= rows or rows % (2 * heads):
+            raise InputError(f"{self.path}: {name!r} has {rows} rows, no pairs for {heads} heads (llama.{key})")
+        return pairs_to_halves(array, heads)
 
     def file_of(self, name: str) -> str:
         """Return the path of the file."""
@@ -83,7 +89,8 @@ class GgufTensors:
         self.tensors[name] = info
 
     def _heads(self, key: str) -> int:
-        return int(self.metadata.get(f"llama.{key}", self.metadata["llama.attention.head_count"]))
+        value = self.metadata.get(f"llama.{key}", self.metadata["llama.attention.head_count"])
+        return value if isinstance(value, int) else 0
 
 
 def open_file(path: Path) -> GgufTensors:

@@ -63,13 +63,17 @@ class MetaTensors:
             stop = start + part.shape[axis]
             whole[(slice(None),) * axis + (slice(start, stop),)] = part
             start = stop
-        heads = {"attention.wq.weight": self.params["n_heads"], "attention.wk.weight": self.params["n_kv_heads"]}
-        leaf = source.split(".", 2)[-1]
-        return pairs_to_halves(whole, heads[leaf]) if leaf in heads else whole
+        heads = self._heads(source)
+        return pairs_to_halves(whole, heads) if heads else whole
 
     def file_of(self, name: str) -> str:
         """Return the first rank's file that holds a part of a tensor."""
         return self.ranks[0].file_of(self.names[name][0])
+
+    def _heads(self, name: str) -> int | None:
+        """The number of heads whose rows are in rotary pairs, None for other tensors."""
+        heads = {"attention.wq.weight": self.params["n_heads"], "attention.wk.weight": self.params["n_kv_heads"]}
+        return heads.get(name.split(".", 2)[-1])
 
     def _add(self, name: str, first: Stored) -> None:
         parts = [rank.stored.get(name) for rank in self.ranks]
@@ -81,7 +85,10 @@ class MetaTensors:
             # Llama 3 shares the embedding out by vocabulary, Llama 1 and 2 by width.
             axis = 0
         self.names[new_name] = (name, axis)
-        self.tensors[new_name] = _joined([part.info for part in parts], axis, f"{first.file}: tensor {name!r}")
+        self.tensors[new_name] = info = _joined([part.info for part in parts], axis, f"{first.file}: tensor {name!r}")
+        heads = self._heads(name)
+        if heads and info.shape[0] % (2 * heads):
+            raise InputError(f"{first.file}: tensor {name!r} has {info.shape[0]} rows, no pairs for {heads} heads")
 
 
 def open_folder(folder: Path) -> MetaTensors:

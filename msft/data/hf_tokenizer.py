@@ -21,6 +21,8 @@ from msft.data.tokenizer_files import (
 from msft.data.tokenizers import Encoding
 from msft.errors import InputError
 
+# Tables are made with an entry for each number.
+LARGEST_ID = 1 << 24
 LLAMA_TOKENS = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"}
 
 
@@ -36,6 +38,9 @@ class HFTokenizer:
             self._tokenizer = _load(folder, config, llama)
             _add_missing(self._tokenizer, config, [*self.named_tokens.values(), *extra_tokens(config)])
         self.vocab_size = self._tokenizer.get_vocab_size(with_added_tokens=True)
+        largest = max(self._tokenizer.get_vocab(with_added_tokens=True).values(), default=0)
+        if largest > LARGEST_ID:
+            raise InputError(f"{folder / 'tokenizer.json'}: a token has the number {largest}, beyond any vocabulary")
         added = self._tokenizer.get_added_tokens_decoder()
         self.special_tokens = {token.content: index for index, token in added.items() if token.special}
         self.chat_templates = chat_templates(folder, config)

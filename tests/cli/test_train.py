@@ -41,12 +41,9 @@ def test_lora_run_leaves_everything(write_recipe, output, tiny_model, capsys):
     captured = capsys.readouterr()
     steps = [record for record in records(output) if "loss" in record]
     assert len(steps) == 24
-    assert (
-        list(steps[0])
-        == (
-            "step epoch loss learning_rate grad_norm tokens supervised tokens_per_second seconds loss_scale skipped"
-        ).split()
-    )
+    assert list(steps[0]) == (
+        "step epoch loss learning_rate grad_norm tokens supervised tokens_per_second seconds loss_scale skipped"
+    ).split()
     assert np.mean(losses(output)[-4:]) < 0.9 * np.mean(losses(output)[:4])
     # 48 rows: every token is seen once an epoch; the last token of a row is only predicted.
     assert sum(step["tokens"] for step in steps[:12]) == sum(

@@ -188,6 +188,15 @@ def test_rotary_factors_are_inside_the_file(tmp_path, expected):
         read_spec(path)
 
 
+def test_heads_that_do_not_fit_the_rows_are_named(tmp_path, expected):
+    data = bytearray(write_gguf(tmp_path / "x.gguf", expected).read_bytes())
+    at = data.index(b"llama.attention.head_count") + len("llama.attention.head_count") + 4
+    data[at : at + 4] = (32).to_bytes(4, "little")
+    (tmp_path / "x.gguf").write_bytes(data)
+    with pytest.raises(InputError, match="x.gguf: .*q_proj.weight' has 32 rows, no pairs for 32 heads"):
+        open_weights(tmp_path / "x.gguf").read("model.layers.0.self_attn.q_proj.weight")
+
+
 def test_only_quantised_files_need_the_gguf_package(tmp_path, expected, monkeypatch):
     plain = write_gguf(tmp_path / "plain.gguf", expected)
     quantised = write_gguf(tmp_path / "q8.gguf", expected, kind=gguf.GGMLQuantizationType.Q8_0)

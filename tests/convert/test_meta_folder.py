@@ -139,3 +139,11 @@ def test_a_folder_without_embedding_is_named(tmp_path, expected):
     state = {name: tensor for name, tensor in meta_state(expected).items() if "tok_embeddings" not in name}
     with pytest.raises(InputError, match="consolidated.00.pth: the tensor for 'model.embed_tokens.weight' is missing"):
         read_hf_config(write_meta(tmp_path / "meta", state, 1))
+
+
+def test_heads_that_do_not_fit_the_rows_are_named(tmp_path, expected):
+    write_meta(tmp_path / "meta", meta_state(expected), 1)
+    params = json.loads((tmp_path / "meta" / "params.json").read_text())
+    (tmp_path / "meta" / "params.json").write_text(json.dumps(params | {"n_heads": 32}))
+    with pytest.raises(InputError, match="consolidated.00.pth: tensor .*wq.weight' has 32 rows, no pairs for 32 heads"):
+        open_weights(tmp_path / "meta")

@@ -300,3 +300,12 @@ def test_a_flipped_bit_in_a_sentencepiece_model(tmp_path):
     (tmp_path / "x.model").write_bytes(data)
     with pytest.raises(InputError, match="x.model: not a sentencepiece model, or a damaged one"):
         open_tokenizer(tmp_path / "x.model")
+
+
+def test_a_tokens_number_does_not_decide_how_much_memory_is_taken(tmp_path):
+    folder = byte_level_folder(tmp_path)
+    document = json.loads((folder / "tokenizer.json").read_text())
+    document["model"]["vocab"]["zz"] = 2**31
+    (folder / "tokenizer.json").write_text(json.dumps(document))
+    with pytest.raises(InputError, match="tokenizer.json: a token has the number 2147483648, beyond any vocabulary"):
+        open_tokenizer(folder)

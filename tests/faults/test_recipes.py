@@ -86,7 +86,7 @@ def test_blocks_of_known_keys_with_any_values(tmp_path, count):
     try_all(count, blocks, lambda value: check(tmp_path, write_yaml({"model": {"pretrained": "x"}, **value})))
 
 
-@short_and_long(40, 2500)
+@short_and_long(40, 1500)
 def test_real_recipes_with_values_changed(tmp_path, count):
     documents = st.sampled_from(REAL).flatmap(changed)
     dump = yaml.SafeDumper
@@ -115,7 +115,7 @@ def lines_changed(draw):
     return "\n".join(lines)
 
 
-@short_and_long(40, 2500)
+@short_and_long(40, 1500)
 def test_real_recipes_with_lines_changed(tmp_path, count):
     try_all(count, lines_changed(), lambda text: check(tmp_path, text))
 
@@ -126,7 +126,7 @@ def test_real_recipes_with_bytes_changed(tmp_path, count):
     try_all(count, recipes, lambda content: check(tmp_path, content))
 
 
-@short_and_long(150, 3000)
+@short_and_long(150, 2000)
 def test_any_text(tmp_path, count):
     try_all(count, st.lists(SNIPPETS, max_size=25).map("".join), lambda text: check(tmp_path, text))
 

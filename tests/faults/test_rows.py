@@ -125,7 +125,7 @@ def test_any_rows_as_alpaca(tmp_path, count):
     try_all(count, files(), check)
 
 
-@short_and_long(100, 4000)
+@short_and_long(100, 3000)
 def test_any_rows_as_conversations(tmp_path, encoder, count):
     def check(drawn):
         (content, number), template = drawn

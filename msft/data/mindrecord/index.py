@@ -88,7 +88,7 @@ class SqliteIndex:
         else:
             expected = (lines[0][2], lines[0][5])
         if (blob, raw) != expected:
-            raise ValueError(f"its index says bytes {blob} and {raw} of its pages, where {expected} are due")
+            raise ValueError(f"its index says bytes {blob} and {raw} ({self._name}), where {expected} are due")
         return Place(page.offset + blob, page.offset + blob_end, raw_page.offset + raw, raw_page.offset + raw_end)
 
 
