@@ -68,7 +68,8 @@ class Saver:
         with outputs.writable(path):
             checkpoint.write(path, trainer_state, state, lambda folder, state: self._write_files(folder, path, state))
             checkpoint.prune(path.parent, self.settings.keep, trainer_state.step)
-            if self.settings.ckpt:
+        if self.settings.ckpt:
+            with outputs.writable(self.prepared.output_dir / ckpt_export.FOLDER):
                 self._write_ckpt(trainer_state.step, state)
 
     def _write_ckpt(self, step: int, state: EngineState) -> None:
