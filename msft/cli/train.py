@@ -20,6 +20,8 @@ Fine-tune, pretrain, evaluate or predict (the recipe's run_mode) with either eng
   --debug                             show the traceback of an error
   --register_path DIR                 accepted for MindFormers' sake; python files of a recipe are not run
 
+Ctrl-C or SIGTERM finishes the step, saves a checkpoint and tells how to go on; a second one stops at once.
+
 Flags change the recipe, later ones win:
   --backend torch|mindspore  --device auto|cpu|cuda|npu  --run_mode train|finetune|eval|predict
   --load_checkpoint PATH  --resume_training True|PATH  --output_dir DIR  --seed N

@@ -66,13 +66,17 @@ class Saver:
         self.writer.start(lambda: self._write(path, trainer_state, state))
 
     def _write(self, path: Path, trainer_state: TrainerState, state: EngineState) -> None:
-        with outputs.writable(path):
-            checkpoint.check_finite(path, state)
+        checkpoint.check_finite(path, state)
+        try:
             # First: a run that is killed in between goes on from the checkpoint before, and writes both again.
             if self.settings.ckpt:
-                self._write_ckpt(trainer_state.step, state)
-            checkpoint.write(path, trainer_state, state, lambda folder, state: self._write_files(folder, path, state))
-            self._prune(trainer_state.step)
+                with outputs.writable(self.prepared.output_dir / ckpt_export.FOLDER):
+                    self._write_ckpt(trainer_state.step, state)
+        finally:
+            # Also when there was no room for the CKPT, which has whole models in it.
+            with outputs.writable(path):
+                checkpoint.write(path, trainer_state, state, lambda place, found: self._write_files(place, path, found))
+                self._prune(trainer_state.step)
 
     def _write_ckpt(self, step: int, state: EngineState) -> None:
         base, spec = self.prepared.weights.base, self.prepared.spec

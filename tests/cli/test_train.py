@@ -426,7 +426,8 @@ def test_steps_go_on_while_a_checkpoint_is_written(write_recipe, output, monkeyp
     monkeypatch.setattr(checkpoint, "write", slow)
     recipe = str(write_recipe(callbacks=[{**SAVING, "async_save": background}]))
     assert main([recipe, "--runner_config.stop_step", "8"]) == 0
-    assert began["end of step-4"] == (6 if background else 4)
+    # Step 8's checkpoint waits for it.
+    assert began["end of step-4"] in ((6, 7, 8) if background else (4,))
     monkeypatch.undo()
     # What was written is the state of step 4, not of the steps that went on.
     assert main([recipe, "--output_dir", str(output.parent / "short"), "--runner_config.stop_step", "4"]) == 0

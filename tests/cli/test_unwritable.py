@@ -43,6 +43,22 @@ def test_a_file_that_may_not_grow(write_recipe, tmp_path, background):
     assert not (output / "model").exists()
 
 
+def test_a_ckpt_that_cannot_be_written_costs_no_checkpoint(write_recipe, tmp_path, monkeypatch, capsys):
+    from msft.train.saving import Saver
+
+    def obstructed(self):
+        start(self)
+        (tmp_path / "output" / "checkpoint").mkdir()
+        (tmp_path / "output" / "checkpoint" / "rank_0").write_text("a file in the way")
+
+    start = Saver.start
+    monkeypatch.setattr(Saver, "start", obstructed)
+    recipe = str(write_recipe(callbacks=[{**SAVING, "integrated_save": True}]))
+    assert main([recipe, "--runner_config.stop_step", "4"]) == 1
+    assert f"error: {tmp_path / 'output' / 'checkpoint'}: cannot be written: " in capsys.readouterr().err
+    only_whole(tmp_path / "output", 4)
+
+
 def test_a_full_disk_of_the_log(write_recipe, tmp_path, monkeypatch, capsys):
     from msft.train.metrics import TrainerLog
 

@@ -34,7 +34,7 @@ def run(write_recipe, tmp_path):
     """
 
     def start(tuned, output, *words):
-        rate = 0.02 if tuned == "lora" else 0.002
+        rate = 0.01 if tuned == "lora" else 0.001
         path = write_recipe(
             callbacks=SAVING,
             model__pet_config=LORA if tuned == "lora" else None,

@@ -18,6 +18,7 @@ from msft.models.spec import ModelSpec
 # Supervised positions whose logits are made at a time: 256 x 49152 float32 are 50 MB. In training one such array of
 # each chunk stays until the backward pass.
 LOSS_CHUNK = 256
+SUM_BLOCK = 256
 MASKED = -1e30
 
 
@@ -134,8 +135,20 @@ def token_losses(logits: Tensor, labels: Tensor) -> Tensor:
     """
     top = operators.stop_gradient(operators.amax(logits, -1, True))
     # log1p, because log is 2e-7 too small on CPU; the sum is 1 at least.
-    normalizer = operators.log1p(operators.exp(logits - top).sum(-1) - 1) + top.squeeze(-1)
+    normalizer = operators.log1p(_sum_in_blocks(operators.exp(logits - top)) - 1) + top.squeeze(-1)
     return normalizer - operators.gather_elements(logits, 1, labels.expand_dims(-1)).squeeze(-1)
+
+
+def _sum_in_blocks(values: Tensor) -> Tensor:
+    """Sum [n, vocabulary] over the vocabulary, `SUM_BLOCK` at a time and then the sums.
+
+    One long float32 sum loses the many small values: losses come out 1.6e-5 too small, gradients 9e-6 (relative).
+    """
+    rows, length = values.shape
+    rest = length % SUM_BLOCK
+    blocks = values if not rest else values[:, : length - rest]
+    total = blocks.reshape(rows, -1, SUM_BLOCK).sum(-1).sum(-1) if length >= SUM_BLOCK else 0.0
+    return total + values[:, length - rest :].sum(-1) if rest else total
 
 
 def linear(hidden: Tensor, weight: Tensor) -> Tensor:
