@@ -46,8 +46,8 @@ def test_a_file_that_may_not_grow(write_recipe, tmp_path, background):
 def test_a_ckpt_that_cannot_be_written_costs_no_checkpoint(write_recipe, tmp_path, monkeypatch, capsys):
     from msft.train.saving import Saver
 
-    def obstructed(self):
-        start(self)
+    def obstructed(self, step):
+        start(self, step)
         (tmp_path / "output" / "checkpoint").mkdir()
         (tmp_path / "output" / "checkpoint" / "rank_0").write_text("a file in the way")
 
