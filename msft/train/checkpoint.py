@@ -5,7 +5,6 @@ moments, `trainer_state.json`, `recipe.yaml`, `versions.json`, and a manifest wi
 It is written under a temporary name, flushed to disk, and appears by one rename.
 """
 
-import json
 import re
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -47,7 +46,7 @@ class TrainerState:
     order: dict[str, int | bool]
     position: dict[str, int]
     random: dict[str, int]
-    schedule: dict[str, str | float]
+    schedule: dict[str, str | int | float]
     tokens: int
     skipped: int
     counters: dict[str, float]
@@ -138,12 +137,17 @@ def find(resume: bool | str, output_dir: Path) -> Path | None:
 
 
 def read_state(path: Path) -> TrainerState:
-    """Return a whole checkpoint's trainer state; the tensors are not read."""
+    """Return a whole checkpoint's trainer state, its fields' types checked; the tensors are not read."""
+    from pydantic import TypeAdapter, ValidationError
+
     try:
-        value = json.loads((path / STATE).read_text(encoding="utf-8"))
-        return TrainerState(**{**value, "tuned": tuple(value["tuned"])})
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path / STATE}: is not what this version of msft writes ({error})") from error
+        return TypeAdapter(TrainerState).validate_json((path / STATE).read_bytes())
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        what = f"{'.'.join(map(str, first['loc']))}: {first['msg']}".lstrip(": ")
+        raise InputError(f"{path / STATE}: is not what this version of msft writes ({what})") from error
+    except OSError as error:
+        raise InputError(f"{path / STATE}: cannot be read: {error.strerror}") from error
 
 
 def read_moments(path: Path) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:

@@ -1,10 +1,11 @@
 """The folder of a run, `output_dir`: what lies in it, and where earlier results go."""
 
 import contextlib
+import fcntl
 from pathlib import Path
 
 from msft import console
-from msft.errors import RunError
+from msft.errors import InputError, RunError
 from msft.files import leftovers, remove
 from msft.train import checkpoint, ckpt_export
 
@@ -12,7 +13,7 @@ ADAPTER, MODEL, RECIPE, VERSIONS = "adapter", "model", "recipe.yaml", "versions.
 LOG, EVENTS, CURVE, SUMMARY = "trainer_log.jsonl", "tensorboard", "training_loss.png", "train_summary.json"
 EVALUATION, PREDICTIONS = "eval_summary.json", "predictions.jsonl"
 RESULTS = (checkpoint.FOLDER, ckpt_export.FOLDER, ADAPTER, MODEL, RECIPE, VERSIONS, LOG, EVENTS, CURVE, SUMMARY)
-EARLIER = "earlier"
+EARLIER, LOCK = "earlier", ".lock"
 
 
 def is_result(output_dir: Path, path: Path) -> bool:
@@ -34,6 +35,29 @@ def writable(path: Path):
         if not isinstance(refusal, OSError):
             raise
         raise RunError(f"{path}: cannot be written: {refusal.strerror or refusal}") from refusal
+
+
+@contextlib.contextmanager
+def taken(output_dir: Path):
+    """Keep other runs out of `output_dir` inside, on the first rank; the system ends that when the process dies.
+
+    Raises InputError when another run is writing there, RunError when the folder cannot be written.
+    """
+    if not console.is_first_rank():
+        yield
+        return
+    with writable(output_dir):
+        output_dir.mkdir(parents=True, exist_ok=True)
+        lock = open(output_dir / LOCK, "a")
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            message = f"output_dir: another run is writing to {output_dir}: wait for it, or choose another folder"
+            raise InputError(message) from None
+        except OSError as error:
+            console.warn(f"{output_dir}: cannot be locked ({error.strerror}), so no second run is kept out of it")
+        yield
 
 
 def remove_leftovers(output_dir: Path) -> None:

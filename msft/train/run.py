@@ -48,14 +48,15 @@ def _train(prepared: Prepared, resume_command: str) -> None:
     facts = _facts(prepared, stream, digest)
     state = _state_to_resume(prepared, facts)
     _tell_plan(prepared, processes())
-    session = setup.start(prepared)
-    try:
-        stopped = _train_on(prepared, session, state, facts)
-    except KeyboardInterrupt:
-        _tell_how_to_resume(prepared, resume_command)
-        raise
-    finally:
-        session.distributed.shutdown()
+    with outputs.taken(prepared.output_dir):
+        session = setup.start(prepared)
+        try:
+            stopped = _train_on(prepared, session, state, facts)
+        except KeyboardInterrupt:
+            _tell_how_to_resume(prepared, resume_command)
+            raise
+        finally:
+            session.distributed.shutdown()
     if stopped:
         _tell_how_to_resume(prepared, resume_command)
         raise Stopped(stopped)

@@ -11,13 +11,13 @@ from msft.train import checkpoint, manifest
 from tests.faults.inputs import bounded, result_or_error, short_and_long, try_all
 from tests.faults.json_values import changed, damaged, written
 
-OF_TYPE = {int: 4, float: 0.5, str: "a" * 64, tuple[str, ...]: ["a", "b"], dict[str, float]: {"step": 4.0}}
+OF_TYPE = {int: 4, float: 0.5, str: "a" * 64, tuple[str, ...]: ["a", "b"]}
 
 
 def write(folder):
     """A folder with a checkpoint's files; what is in the tensors does not matter to who looks for damage."""
     (folder / "adapter").mkdir(parents=True)
-    state = {field.name: OF_TYPE.get(field.type) for field in dataclasses.fields(checkpoint.TrainerState)}
+    state = {field.name: OF_TYPE.get(field.type, {"step": 4}) for field in dataclasses.fields(checkpoint.TrainerState)}
     (folder / checkpoint.STATE).write_text(json.dumps(state))
     (folder / checkpoint.OPTIMIZER).write_bytes(bytes(range(256)))
     (folder / "recipe.yaml").write_text("backend: torch\n")

@@ -140,3 +140,12 @@ def test_finding_what_resume_training_asks_for(tmp_path):
     assert checkpoint.find(str(tmp_path / checkpoint.FOLDER), tmp_path / "elsewhere") == new
     with pytest.raises(InputError, match="nowhere"):
         checkpoint.find(str(tmp_path / "nowhere"), tmp_path)
+
+
+def test_a_state_of_other_types_is_named(tmp_path):
+    path = write(tmp_path, 3)
+    state = json.loads((path / checkpoint.STATE).read_text())
+    for name, value in (("step", "many"), ("counters", [1]), ("tuned", 5)):
+        (path / checkpoint.STATE).write_text(json.dumps({**state, name: value}))
+        with pytest.raises(InputError, match=f"trainer_state.json: is not what this version of msft writes .{name}"):
+            checkpoint.read_state(path)

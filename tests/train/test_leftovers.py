@@ -1,5 +1,12 @@
-"""What a killed run leaves half-written is removed by the next one, and nothing else is."""
+"""What a killed run leaves half-written is removed by the next one, and nothing else is; one run at a time."""
 
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from msft.errors import InputError
 from msft.files import atomic_path
 from msft.train import outputs
 
@@ -28,3 +35,22 @@ def test_what_this_process_is_writing_stays(tmp_path, capsys):
         outputs.remove_leftovers(tmp_path)
         assert temporary.is_dir()
     assert (tmp_path / "checkpoints" / "step-4").is_dir() and capsys.readouterr().err == ""
+
+
+def test_a_second_run_is_kept_out_until_the_first_has_ended(tmp_path, capsys):
+    with outputs.taken(tmp_path / "output"):
+        with pytest.raises(InputError, match="another run is writing to .*output"), outputs.taken(tmp_path / "output"):
+            raise AssertionError("both runs are in")
+        with outputs.taken(tmp_path / "elsewhere"):
+            pass
+    with outputs.taken(tmp_path / "output"):
+        pass
+
+
+def test_a_killed_run_keeps_nobody_out(tmp_path):
+    code = "import sys, os, signal; from pathlib import Path; from msft.train import outputs\n"
+    code += f"with outputs.taken(Path({str(tmp_path)!r})): os.kill(os.getpid(), signal.SIGKILL)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == -signal.SIGKILL
+    assert (tmp_path / outputs.LOCK).exists()
+    with outputs.taken(tmp_path):
+        pass
