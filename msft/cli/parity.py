@@ -6,6 +6,7 @@ from pathlib import Path
 from msft.cli import guard
 
 ENGINES = ("torch", "mindspore")
+MODEL_STEPS = 3
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -23,7 +24,8 @@ def parser() -> guard.Parser:
         "Stages: recipe, data, weights, forward, loss, backward, step, trajectory, generation.",
     )
     option = result.add_argument
-    option("--steps", type=int, help="steps of the trajectory (default: 20, or all the recipe has)")
+    steps = f"steps of the trajectory (default: 20, or all the recipe has; {MODEL_STEPS} with --model)"
+    option("--steps", type=int, help=steps)
     option("--engines", help="which to compare (default: torch,mindspore); one for --export-golden and --against")
     option("--output_dir", type=Path, help="for parity.json and parity.png (default: parity/ in the recipe's)")
     option("--all", action="store_true", help="go on after a stage that fails")
@@ -39,7 +41,8 @@ def _parity(argv: Sequence[str]) -> int:
     given = list(argv)
     recipe = given.pop(0) if given and not given[0].startswith("-") else None
     words, overrides = parser().parse_known_args(given)
-    overrides = [word for word in overrides if word != "--debug"]
+    if recipe is None and overrides and not overrides[0].startswith("-"):
+        recipe = overrides.pop(0)
     engines = _check(words, recipe)
     if words.model:
         return _check_model(words, engines, overrides)
@@ -76,25 +79,33 @@ def _check(words, recipe: str | None) -> list[str]:
 
 def _check_model(words, engines: list[str], overrides: list[str]) -> int:
     """Check a model folder with random tokens: adapters first, then all weights."""
+    import argparse
+
     from msft import console
     from msft.parity import random_data
 
     output_dir = words.output_dir or Path("output/parity")
     failed = []
-    for kind, path in random_data.write_recipes(words.model, output_dir, words.steps or 3).items():
+    for kind, path in random_data.write_recipes(words.model, output_dir, words.steps or MODEL_STEPS).items():
         console.say(f"{kind}: {path}")
-        if not _run(words, str(path), engines, overrides, output_dir / kind):
+        golden = {name: place / kind for name in ("export_golden", "against") if (place := getattr(words, name))}
+        own = argparse.Namespace(**{**vars(words), **golden})
+        if not _run(own, str(path), engines, overrides, output_dir / kind):
             failed.append(kind)
     return 1 if failed else 0
 
 
 def _run(words, path: str, engines: list[str], overrides: list[str], output_dir: Path | None) -> bool:
+    from msft import console
     from msft.config.load import load_recipe
     from msft.parity.run import Settings, run
 
-    fixed = ["--resume_training", "False", "--do_eval", "False"]
-    first = load_recipe(path, [*overrides, *fixed])
+    first, fixed = load_recipe(path, overrides), []
+    if first.resume_training or first.do_eval:
+        console.note("parity compares training from its start: resume_training and do_eval are off")
+        fixed += ["--resume_training", "False", "--do_eval", "False"]
     if first.run_mode not in ("train", "finetune"):
+        console.note(f"parity compares training: run_mode {first.run_mode} is taken as finetune")
         fixed += ["--run_mode", "finetune"]
     engines = engines or [first.backend]
     engines = engines * 2 if words.perturb else engines

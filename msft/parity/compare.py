@@ -10,9 +10,6 @@ import numpy as np
 from msft.parity.fingerprint import Fingerprint, fingerprint, norm
 from msft.parity.observe import Observation
 
-# The norm of a single tensor's gradient is known to 1e-4 in float32 (torch against float64, 135M parameters), so its
-# bar is 100 times as wide as that of a loss.
-LENGTH = 0.01
 NEAR = 1e-3  # of an element's value: the share of elements within it is told
 
 
@@ -33,13 +30,17 @@ BARS = {Verdict.FP32: 1e-5, Verdict.BF16: 1e-2}
 
 @dataclass(frozen=True)
 class Row:
-    """One thing compared; `error` is relative, `side` names the side that is wrong by itself (a check)."""
+    """One thing compared; `error` is relative, `side` names the side that is wrong by itself (a check).
+
+    The bars that its verdict comes from are `BARS` times `slack`.
+    """
 
     name: str
     verdict: Verdict
     error: float
     details: dict[str, Any] = field(default_factory=dict)
     side: str = ""
+    slack: float = 1.0
 
 
 def verdict_of(error: float, slack: float = 1.0) -> Verdict:
@@ -61,17 +62,18 @@ def compare_facts(left: dict[str, Any], right: dict[str, Any]) -> list[Row]:
     return rows
 
 
-def compare_numbers(left: dict[str, float], right: dict[str, float], loose: tuple[str, ...] = ()) -> list[Row]:
+def compare_numbers(left: dict[str, float], right: dict[str, float], slack: dict[str, float]) -> list[Row]:
     """Return a row for each number, with its distance in units of the last float32 place.
 
-    Names that start with one of `loose` have bars ten times as wide.
+    `slack` maps beginnings of names to how much wider their bars are.
     """
     rows = []
     for name in dict.fromkeys((*left, *right)):
         a, b = left.get(name, math.nan), right.get(name, math.nan)
         error = 0.0 if a == b else abs(a - b) / max(abs(a), abs(b))
         details = {"left": a, "right": b, "ulps": ulps(a, b)}
-        rows.append(Row(name, verdict_of(error, 10.0 if name.startswith(loose) else 1.0), error, details))
+        wider = next((factor for start, factor in slack.items() if name.startswith(start)), 1.0)
+        rows.append(Row(name, verdict_of(error, wider), error, details, slack=wider))
     return rows
 
 
@@ -113,12 +115,6 @@ class Difference:
     def relative(self) -> float:
         """The gap as a part of the right tensor's norm."""
         return ratio(self.gap, self.right_norm)
-
-    @property
-    def direction(self) -> float:
-        """How far direction and length are apart: the larger of 1 - cosine and `LENGTH` of the difference of norms."""
-        lengths = ratio(abs(self.left_norm - self.right_norm), self.right_norm)
-        return max(1 - self.cosine, LENGTH * lengths)
 
 
 def ratio(part: float, whole: float) -> float:

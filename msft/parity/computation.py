@@ -4,12 +4,14 @@ import re
 
 import numpy as np
 
-from msft.backend.contract import IGNORE, Batch
+from msft.backend.contract import IGNORE, Batch, StepGradients
+from msft.config import derive
 from msft.parity.fingerprint import norm
 from msft.parity.observe import Observation
 from msft.parity.side import Side
 
 OFF = " (adapter off)"
+OWN_LOSS, ACCUMULATION = "loss of its own logits", "sum of the micro-batches' gradients"
 
 
 def observe_forward(side: Side) -> Observation:
@@ -28,32 +30,34 @@ def observe_forward(side: Side) -> Observation:
 
 def observe_loss(side: Side) -> Observation:
     """The loss of the first step, of each of its micro-batches, and whether these are what they should be."""
-    seen = Observation()
-    with side.awake():
-        step = side.engine.step_gradients(side.first_step)
-        seen.checks["loss of its own logits"] = own_loss_error(side, 0)
+    seen, step = Observation(), side.awake_step
+    if side.probe.supervised:
+        with side.awake():
+            seen.checks[OWN_LOSS] = own_loss_error(side, 0)
+    else:
+        seen.notes[OWN_LOSS] = "not checked: no token of the first rows is supervised"
     seen.numbers["loss"] = step.loss
     for number, (loss, supervised) in enumerate(zip(step.losses, step.supervised, strict=True), start=1):
         seen.facts[f"supervised tokens of micro-batch {number}"] = supervised
         seen.numbers[f"summed loss of micro-batch {number}"] = loss
-    mean = sum(step.losses) / sum(step.supervised)
-    # Sums may be taken in another order.
-    error = abs(step.loss - mean) / abs(mean)
-    seen.checks["normalisation"] = error if error > 1e-6 else 0.0
+    seen.checks["normalisation"] = relative(step.loss, sum(step.losses) / sum(step.supervised))
     return seen
+
+
+def relative(value: float, expected: float) -> float:
+    """Return the relative error of a value; 0 where only the order of additions may differ."""
+    error = abs(value - expected) / max(abs(expected), 1e-30)
+    # Not "error > ...", so that NaN stays.
+    return 0.0 if error <= 1e-6 else error
 
 
 def own_loss_error(side: Side, shift: int) -> float:
     """How far the engine's loss is from the cross-entropy of its own logits, with the labels moved by `shift`."""
     probe = side.probe
-    if not probe.supervised:
-        return 0.0
     logits = side.engine.logits(probe)
-    if shift:
-        logits = np.roll(logits, shift, axis=1)
-    expected = cross_entropy(logits, probe)
+    expected = cross_entropy(np.roll(logits, shift, axis=1) if shift else logits, probe)
     error = abs(side.engine.evaluate(probe)[0] - expected) / abs(expected)
-    return error if error > 1e-5 else 0.0
+    return 0.0 if error <= 1e-5 else error
 
 
 def cross_entropy(logits: np.ndarray, batch: Batch) -> float:
@@ -67,16 +71,33 @@ def cross_entropy(logits: np.ndarray, batch: Batch) -> float:
 
 def observe_backward(side: Side) -> Observation:
     """The gradients of the first step: their norms, in all and by layer, each tensor, and the factor of clipping."""
-    with side.awake():
-        step = side.engine.step_gradients(side.first_step)
+    step = side.awake_step
     seen = Observation(arrays=dict(step.gradients))
+    del side.awake_step
+    if len(side.first_step) > 1:
+        seen.checks[ACCUMULATION] = _accumulation_error(side, step)
     seen.numbers["gradient norm"] = step.grad_norm
     for layer, names in by_layer(step.gradients).items():
-        seen.numbers[f"gradient norm of {layer}"] = float(
-            np.sqrt(sum(norm(step.gradients[name]) ** 2 for name in names))
-        )
+        squares = sum(norm(step.gradients[name]) ** 2 for name in names)
+        seen.numbers[f"gradient norm of {layer}"] = float(np.sqrt(squares))
     seen.numbers["clip factor"] = step.clip
+    limit = derive.max_grad_norm(side.prepared.recipe)
+    expected = 1.0 if limit is None else min(1.0, limit / (step.grad_norm + 1e-6))
+    seen.checks["clip factor of the norm"] = relative(step.clip, expected)
     return seen
+
+
+def _accumulation_error(side: Side, step: StepGradients) -> float:
+    """How far the step's gradient is from its micro-batches' own ones, weighted by their supervised tokens."""
+    total, gap = sum(step.supervised), {name: array.copy() for name, array in step.gradients.items()}
+    with side.awake():
+        for batch in side.first_step:
+            if batch.supervised:
+                part = side.engine.step_gradients([batch])
+                for name, array in part.gradients.items():
+                    gap[name] -= np.float32(batch.supervised / total) * array
+    whole = sum(norm(array) ** 2 for array in step.gradients.values()) ** 0.5
+    return sum(norm(array) ** 2 for array in gap.values()) ** 0.5 / max(whole, 1e-30)
 
 
 def by_layer(names) -> dict[str, list[str]]:

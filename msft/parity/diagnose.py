@@ -6,39 +6,54 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from msft.parity.computation import OFF, own_loss_error
+from msft.parity.computation import ACCUMULATION, OFF, OWN_LOSS, own_loss_error
 from msft.parity.fingerprint import fingerprint, norm
 from msft.parity.judge import StageResult
 from msft.parity.observe import Observation
 from msft.parity.side import Side
+from msft.parity.training import FROZEN, UPDATE
 
 # An adapter's effect on its block is nearly linear in its scaling.
 SAME_DIRECTION = 0.98
+SHOWN = 3
 
 
 def cause(result: StageResult, seen: dict[str, Observation], live: Sequence[Side]) -> str:
     """Return one line about why a stage failed; `seen` has both observations by label, `live` the running sides."""
     first = result.first
     if first.side:
-        return _of_check(first.side, first.name, seen, live)
+        return f"{first.side}: {_of_check(first.side, first.name, seen[first.side], live)}"
     left, right = seen.values()
     return CAUSES[result.stage](result, left, right)
 
 
-def _of_check(label: str, name: str, seen: dict[str, Observation], live: Sequence[Side]) -> str:
+def _of_check(label: str, name: str, seen: Observation, live: Sequence[Side]) -> str:
     """A check names the side that is wrong."""
-    side = next((side for side in live if side.label == label), None)
-    if name == "head tied as the model says":
-        return f"{label}: config.json says whether head and embedding are one tensor, and the engine holds it otherwise"
-    if name == "rotary layout":
-        return f"{label}: the rotary embedding is not the one of models/rope.py (halves swapped, or interleaved)"
-    if name == "loss of its own logits":
-        return f"{label}: {_of_own_loss(side)}"
+    if name == OWN_LOSS:
+        return _of_own_loss(next((side for side in live if side.label == label), None))
     if name == "normalisation":
-        return f"{label}: {_of_normalisation(seen[label])}"
+        return _of_normalisation(seen)
     if name.startswith("update of "):
-        return f"{label}: {_of_update(name.removeprefix('update of '), seen[label], label)}"
-    return f"{label}: {name}"
+        wrong = [check for check, error in seen.checks.items() if check.startswith("update of ") and not error <= 1e-5]
+        return f"AdamW on its own moments gives other updates ({len(wrong)} tensors): they are {seen.notes[UPDATE]}"
+    if name.endswith(" from its gradient"):
+        return "the moments are not those of the clipped gradient: beta1, beta2, the factor of clipping, or loss scale"
+    if name == FROZEN:
+        return f"{seen.notes[FROZEN]} is not tuned, and a training step has changed it"
+    if "own logits choose" in name:
+        return (
+            "generation takes other tokens than the model's logits say: key-value cache, positions, mask, or adapters"
+        )
+    return WORDS.get(name, name)
+
+
+WORDS = {
+    "head tied as the model says": "config.json says whether head and embedding are one tensor; the engine differs",
+    "rotary layout": "rotary angles or layout are not those of the config: theta, scaling, halves swapped, interleaved",
+    ACCUMULATION: "the step's gradient is not the token-weighted sum of its micro-batches' own: "
+    "clipping of micro-batches, averaging, or one left out",
+    "clip factor of the norm": "the factor of clipping is not max_grad_norm / norm",
+}
 
 
 def _of_own_loss(side: Side | None) -> str:
@@ -60,18 +75,9 @@ def _of_normalisation(seen: Observation) -> str:
     return "the loss is not the summed loss of its micro-batches divided by their supervised tokens"
 
 
-def _of_update(name: str, seen: Observation, label: str) -> str:
-    wrong = [check.removeprefix("update of ") for check, error in seen.checks.items() if error > 1e-5]
-    which = f"{len(wrong)} tensors" if len(wrong) > 1 else name
-    return (
-        f"the update of {which} (first: {name}) is not AdamW's on its own moments: bias correction, epsilon, "
-        "learning rate, or which tensors are decayed"
-    )
-
-
 def _of_recipe(result: StageResult, left: Observation, right: Observation) -> str:
-    name, details = result.first.name, result.first.details
-    left_name, right_name = result.labels
+    name, (left_name, right_name) = result.first.name, result.labels
+    details = result.first.details
     return f"{name} is {details['left']!r} on {left_name}, {details['right']!r} on {right_name}"
 
 
@@ -85,68 +91,86 @@ def _of_data(result: StageResult, left: Observation, right: Observation) -> str:
 
 
 def _of_weights(result: StageResult, left: Observation, right: Observation) -> str:
-    name = result.first.name
-    if name not in left.arrays or name not in right.arrays:
-        return f"{name} is on one side only" if name in {*left.arrays, *right.arrays} else name
+    name, (left_name, right_name) = result.first.name.removesuffix(": dtype"), result.labels
+    if (name in left.arrays) != (name in right.arrays):
+        return f"{name} is on {left_name if name in left.arrays else right_name} only"
+    if name != result.first.name or name not in right.arrays:
+        details = result.first.details
+        return f"{result.first.name} is {details['left']} on {left_name}, {details['right']} on {right_name}"
     found = right.arrays[name].sha256
     elsewhere = [other for other, print_ in left.arrays.items() if print_.sha256 == found and other != name]
     if elsewhere:
-        left_name, right_name = result.labels
         return f"{right_name} has under {name} what {left_name} has under {elsewhere[0]}"
     return f"{name} holds other values after loading: another file, dtype, layout, or seed of the adapters"
 
 
 def _of_forward(result: StageResult, left: Observation, right: Observation) -> str:
     name = result.first.name
-    if name.endswith(OFF) or name + OFF not in left.arrays:
-        before = _before(name, list(left.arrays))
+    if any(name not in seen.arrays or name + OFF not in seen.arrays for seen in (left, right)):
+        names = list(left.arrays)
+        before = names[names.index(name) - 1] if name in names[1:] else ""
         return f"{name} is the first to differ" + (f", {before} agrees" if before else "")
-    effects = [_sample(seen, name) - _sample(seen, name + OFF) for seen in (left, right)]
     told = f"{name} agrees with the adapters off and differs with them on: "
+    effects = [_sample(seen, name) - _sample(seen, name + OFF) for seen in (left, right)]
+    idle = [label for label, effect in zip(result.labels, effects, strict=True) if not norm(effect)]
+    if idle:
+        return f"{told}{idle[0]} does not apply them"
     cosine = float(np.vdot(*effects)) / (norm(effects[0]) * norm(effects[1]))
     if cosine > SAME_DIRECTION:
         left_name, right_name = result.labels
         scale = norm(effects[1]) / norm(effects[0])
         effect = f"those of {right_name} have {scale:.3g} times the effect of {left_name}'s"
         return f"{told}{effect}, so their scaling (alpha / rank) differs"
-    return f"{told}not by scaling alone (cosine of the effects {cosine:.3f}): dropout outside training, or A and B"
+    return (
+        f"{told}not by scaling alone (cosine of the effects {cosine:.3f}): dropout outside training, "
+        "an adapter left out in one module, or other A and B"
+    )
 
 
 def _sample(seen: Observation, name: str) -> np.ndarray:
     return fingerprint(seen.arrays[name]).sample
 
 
-def _before(name: str, names: list[str]) -> str:
-    place = names.index(name)
-    return names[place - 1] if place else ""
-
-
 def _of_loss(result: StageResult, left: Observation, right: Observation) -> str:
-    return f"the logits agree, {result.first.name} does not: labels, masking, or normalisation"
+    return (
+        f"{result.first.name} differs, although each engine's loss without dropout is that of its logits and these "
+        "agree: dropout in training (mask, scaling, which step's), or which labels count"
+    )
 
 
 def _of_backward(result: StageResult, left: Observation, right: Observation) -> str:
-    rows = [row for row in result.rows if "norms" in row.details and row.details["norms"][1]]
-    scales = [row.details["norms"][0] / row.details["norms"][1] for row in rows]
-    aligned = all(row.details["cosine"] > 0.9999 for row in rows) and max(abs(scale - 1) for scale in scales) > 1e-3
-    if rows and aligned and max(scales) < 1.001 * min(scales):
-        left_name, right_name = result.labels
+    left_name, right_name = result.labels
+    rows = [row for row in result.rows if "norms" in row.details]
+    wrong = [row for row in rows if row.verdict > result.bar] or rows
+    zero = [row.name for row in wrong if 0 in row.details["norms"]]
+    if not rows:
+        return "the engines have gradients of other tensors"
+    if zero:
+        return f"no gradient on one engine for {_listed(zero)}"
+    scales = [row.details["norms"][0] / row.details["norms"][1] for row in wrong]
+    aligned = all(row.details["cosine"] > 0.9999 for row in wrong)
+    if aligned and len(wrong) == len(rows) and max(scales) < 1.001 * min(scales):
         return f"every gradient of {left_name} is {scales[0]:.4g} x {right_name}'s: normalisation, scale or clipping"
-    if rows and aligned:
-        odd = max(rows, key=lambda row: abs(row.details["norms"][0] / row.details["norms"][1] - 1))
-        return f"directions agree and lengths do not (most: {odd.name}): a factor in the backward pass"
-    return "loss and logits agree, gradients do not: accumulation, clipping of micro-batches, or a backward pass"
+    what = "agree in direction and not in length" if aligned else "differ in direction"
+    return f"{len(wrong)} of {len(rows)} gradients {what}: {_listed([row.name for row in wrong])}"
+
+
+def _listed(names: list[str]) -> str:
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return ", ".join(names[:SHOWN]) + more
 
 
 def _of_step(result: StageResult, left: Observation, right: Observation) -> str:
     name = result.first.name
     if name == "decayed tensors":
         sides = [set(seen.facts[name]) for seen in (left, right)]
-        return f"weight decay applies to other tensors: {', '.join(sorted(sides[0] ^ sides[1])[:3])}"
-    return f"gradients agree, {name} does not: betas, clipping, or the order of decay and update"
+        return f"weight decay applies to other tensors: {_listed(sorted(sides[0] ^ sides[1]))}"
+    return f"each engine's step follows from its gradients, and {name} differs all the same: the gradients with dropout"
 
 
 def _of_trajectory(result: StageResult, left: Observation, right: Observation) -> str:
+    if not all(np.isfinite(value) for seen in (left, right) for value in seen.numbers.values()):
+        return "losses or gradients are not finite: a lower learning rate, or clipping"
     step = re.search(r"step (\d+)", result.first.name)
     since = f"from step {step[1]} on" if step else "after the last step"
     return (
@@ -158,9 +182,12 @@ def _of_trajectory(result: StageResult, left: Observation, right: Observation) -
 def _of_generation(result: StageResult, left: Observation, right: Observation) -> str:
     details = result.first.details
     if "first difference at token" not in details:
-        return f"{result.first.name} differs"
+        return f"{result.first.name} differs in length: how answers end"
     place, leads = details["first difference at token"], details["lead of the best token there"]
-    return f"tokens part at {place}, where the best led by {max(leads):.2g} of the largest logit: the key-value cache"
+    return (
+        f"tokens part at {place}, where the best led by {max(leads):.2g} of the largest logit, and each engine's "
+        "answer is what its own logits choose: the weights after training differ"
+    )
 
 
 CAUSES = {

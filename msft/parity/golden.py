@@ -33,11 +33,9 @@ class Golden:
 
 
 def write(folder: Path, golden: Golden) -> None:
-    """Write a golden folder in one rename; raises InputError when there is something already."""
+    """Write a golden folder in one rename; raises FileExistsError when there is something already."""
     from safetensors.numpy import save_file
 
-    if folder.exists():
-        raise InputError(f"--export-golden: {folder} exists: name a new folder, or remove it")
     samples, stages = {}, {}
     for stage, seen in golden.observations.items():
         prints = seen.reduced().arrays

@@ -30,11 +30,11 @@ PLACES = {
     "eval_dataset.data_loader.dataset_files",
     "processor.tokenizer.vocab_file",
 }
-SHOWN_TOKENS = 48
+SHOWN_TOKENS = 200
 
 
 def observe_recipe(side: Side) -> Observation:
-    """Every resolved key, what follows from the recipe, and the dtypes that the engine really has."""
+    """Every resolved key, what follows from the recipe, and the dtypes that the engine says it computes in."""
     recipe, tuning = side.prepared.recipe, side.prepared.tuning
     keys = {path: value for path, value in flat(recipe.model_dump(mode="json")) if path not in PLACES}
     resolved = {
@@ -90,8 +90,9 @@ def _sample(side: Side, batch: Batch) -> str:
     from msft.data.tokenizers import open_tokenizer
 
     real = batch.input_ids[0][batch.segment_ids[0] != 0]
-    path = _tokenizer(side)
-    text = repr(open_tokenizer(path).decode(real.tolist(), skip_special=False)) if path else real.tolist()
+    path, shown = _tokenizer(side), real[:SHOWN_TOKENS].tolist()
+    text = repr(open_tokenizer(path).decode(shown, skip_special=False)) if path else str(shown)
+    text += " ..." if len(real) > SHOWN_TOKENS else ""
     return f"{len(real)} tokens, {int((batch.labels[0] != IGNORE).sum())} supervised: {text}"
 
 
@@ -109,7 +110,7 @@ def observe_weights(side: Side) -> Observation:
     seen.checks["head tied as the model says"] = float(side.engine.is_head_tied() != spec.tie_word_embeddings)
     for name, array, dtype in side.engine.parameters():
         print_ = fingerprint(array)
-        seen.arrays[name] = print_
+        seen.arrays[name], side.hashes[name] = print_, print_.sha256
         seen.facts[f"{name}: dtype"] = dtype
     seen.checks["rotary layout"] = _rotary_error(side)
     return seen

@@ -2,11 +2,12 @@
 
 import math
 from pathlib import Path
+from typing import Any
 
 from msft import console
 from msft.files import write_json
 from msft.parity import picture
-from msft.parity.compare import Row, Verdict
+from msft.parity.compare import BARS, Row, Verdict
 from msft.parity.judge import StageResult
 from msft.parity.observe import STAGES
 from msft.train import plot
@@ -26,7 +27,8 @@ def write(output_dir: Path, results: list[StageResult], steps: int, labels: list
     """Write the report's files and print the table and the last word."""
     output_dir.mkdir(parents=True, exist_ok=True)
     values = {"labels": labels, "steps": steps, "passed": all(result.passed for result in results)}
-    write_json(output_dir / RESULTS, {**values, "stages": {result.stage: as_json(result) for result in results}})
+    stages = {result.stage: _strict(as_json(result)) for result in results}
+    write_json(output_dir / RESULTS, {**values, "stages": stages})
     written = [str(output_dir / RESULTS)]
     trajectory = next((result for result in results if result.stage == "trajectory"), None)
     if trajectory and plot.installed():
@@ -62,7 +64,8 @@ def _where(result: StageResult, shown: Row | None) -> str:
         return f"{len(result.rows)} values"
     side = f" ({shown.side})" if shown.side else ""
     gap = shown.details.get("ulps")
-    return shown.name + side + (f", {gap} ulps" if gap else "")
+    bar = f" (bar {BARS[Verdict.FP32] * shown.slack:g})" if shown.slack != 1 else ""
+    return shown.name + side + (f", {gap} ulps" if gap else "") + bar
 
 
 def trajectory_numbers(result: StageResult) -> dict[str, list[tuple[float, float]]]:
@@ -119,9 +122,17 @@ def as_json(result: StageResult) -> dict:
 
 def _row(row: Row) -> dict:
     side = {"side": row.side} if row.side else {}
-    # JSON has no infinity.
-    error = row.error if math.isfinite(row.error) else None
-    return {"name": row.name, "verdict": str(row.verdict), "error": error, **side, **row.details}
+    bars = [bar * row.slack for bar in BARS.values()]
+    return {"name": row.name, "verdict": str(row.verdict), "error": row.error, "bars": bars, **side, **row.details}
+
+
+def _strict(value: Any) -> Any:
+    """JSON knows no infinity and no NaN: null stands for them."""
+    if isinstance(value, dict):
+        return {key: _strict(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_strict(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _last_word(results: list[StageResult], labels: list[str], perturb: bool) -> str:

@@ -53,7 +53,12 @@ def run(settings: Settings) -> bool:
 
     Raises InputError for recipes and golden folders that are wrong, RunError when an engine fails.
     """
+    _check_places(settings)
     recorded = golden.read(settings.against) if settings.against else None
+    if recorded:
+        packages = recorded.versions.get("packages", {})
+        told = ", ".join(f"{name} {version}" for name, version in packages.items() if version)
+        console.note(f"{settings.against}: {recorded.label} with {told}")
     prepared = [prepare(recipe) for recipe in settings.recipes]
     steps = _steps(settings, prepared[0], recorded)
     if settings.perturb:
@@ -66,9 +71,21 @@ def run(settings: Settings) -> bool:
         _export(settings.export, sides[0])
         return True
     pair = [recorded, *sides] if recorded else sides
-    results = _compare(pair, sides, settings)
-    report.write(settings.output_dir, results, steps, [side.label for side in pair], settings.perturb)
+    results: list[StageResult] = []
+    try:
+        _compare(pair, sides, settings, results)
+    finally:
+        # Whatever happens in a stage, those before it are told.
+        report.write(settings.output_dir, results, steps, [side.label for side in pair], settings.perturb)
     return all(result.passed for result in results)
+
+
+def _check_places(settings: Settings) -> None:
+    """Refuse what could not be written at the end."""
+    if settings.export and settings.export.exists():
+        raise InputError(f"--export-golden: {settings.export} exists: name a new folder, or remove it")
+    if settings.output_dir.exists() and not settings.output_dir.is_dir():
+        raise InputError(f"--output_dir: {settings.output_dir} is a file")
 
 
 def _steps(settings: Settings, prepared: Prepared, recorded: Golden | None) -> int:
@@ -108,9 +125,9 @@ def _export(folder: Path, side: Side) -> None:
     console.say(f"next: msft parity RECIPE --engines mindspore|torch --against {folder}")
 
 
-def _compare(pair: list, sides: list[Side], settings: Settings) -> list[StageResult]:
+def _compare(pair: list, sides: list[Side], settings: Settings, results: list[StageResult]) -> None:
+    """Add the result of each stage to `results` as soon as it is known."""
     bar = Verdict.DIVERGES if settings.perturb else _bar(sides)
-    results = []
     for stage in STAGES:
         seen = {one.label: one.observe(stage) if isinstance(one, Golden) else observe(one, stage) for one in pair}
         result = judge(stage, *seen.items(), bar)
@@ -120,7 +137,6 @@ def _compare(pair: list, sides: list[Side], settings: Settings) -> list[StageRes
         report.tell(result)
         if not (result.passed or settings.every_stage):
             break
-    return results
 
 
 def _bar(sides: list[Side]) -> Verdict:

@@ -2,12 +2,12 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
 
-from msft.backend.contract import Batch, Engine, EngineState
+from msft.backend.contract import Batch, Engine, StepGradients
 from msft.convert.random_weights import generator
 from msft.data.batches import BatchStream
 from msft.train import schedules, setup
@@ -22,12 +22,16 @@ AWAKE_DEVIATION = 0.02
 
 @dataclass
 class Side:
-    """A run that is stopped to be looked at; `label` is its name in reports, `steps` the length of the trajectory."""
+    """A run that is stopped to be looked at; `label` is its name in reports, `steps` the length of the trajectory.
+
+    `hashes` are the SHA-256 of the tensors as they were loaded.
+    """
 
     label: str
     prepared: Prepared
     session: setup.Session
     steps: int
+    hashes: dict[str, str] = field(default_factory=dict)
 
     @property
     def engine(self) -> Engine:
@@ -45,9 +49,15 @@ class Side:
         return schedules.build(setup.schedule(self.prepared.recipe, self.stream))
 
     @cached_property
-    def start(self) -> EngineState:
-        """The state before the first step; every stage but the trajectory leaves it as it was."""
-        return self.engine.export_state()
+    def adapters(self) -> dict[str, np.ndarray]:
+        """The adapters before the first step; every stage but the trajectory leaves the engine as it was."""
+        return {name: array for name, array in self.engine.export_state().weights.items() if ".lora_" in name}
+
+    @cached_property
+    def awake_step(self) -> StepGradients:
+        """What the first step would apply with adapters awake; two stages look at it, the second one drops it."""
+        with self.awake():
+            return self.engine.step_gradients(self.first_step)
 
     @cached_property
     def first_step(self) -> list[Batch]:
@@ -59,8 +69,9 @@ class Side:
         """The first rows of the first micro-batch, `PROBE_TOKENS` at most."""
         batch = self.first_step[0]
         rows = max(1, PROBE_TOKENS // batch.input_ids.shape[1])
-        cut = {name: getattr(batch, name)[:rows, :PROBE_TOKENS] for name in ("input_ids", "labels", "position_ids")}
-        return replace(batch, **cut, segment_ids=batch.segment_ids[:rows, :PROBE_TOKENS], row_ids=batch.row_ids[:rows])
+        tokens = ("input_ids", "labels", "position_ids", "segment_ids")
+        cut = {name: getattr(batch, name)[:rows, :PROBE_TOKENS] for name in tokens}
+        return replace(batch, **cut, row_ids=batch.row_ids[:rows])
 
     def batches(self, steps: int) -> Iterator[list[Batch]]:
         """Yield the micro-batches of the first `steps` steps."""
@@ -72,16 +83,14 @@ class Side:
     @contextmanager
     def awake(self):
         """Give the adapters' B values from the seed inside, so that a wrong adapter shows in the forward pass."""
-        lora = self.prepared.tuning.lora
-        if lora is None:
+        if not self.adapters:
             yield
             return
-        weights = {name: array for name, array in self.start.weights.items() if ".lora_" in name}
-        self.engine.load_adapter({name: self._woken(name, array) for name, array in weights.items()})
+        self.engine.load_adapter({name: self._woken(name, array) for name, array in self.adapters.items()})
         try:
             yield
         finally:
-            self.engine.load_adapter(weights)
+            self.engine.load_adapter(self.adapters)
 
     def _woken(self, name: str, array: np.ndarray) -> np.ndarray:
         if not name.endswith(".lora_B.weight"):

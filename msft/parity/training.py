@@ -3,17 +3,20 @@
 import numpy as np
 
 from msft.backend import names
-from msft.backend.contract import IGNORE, Batch, EngineState, Sampling
+from msft.backend.contract import IGNORE, Batch, Sampling
 from msft.config import derive
-from msft.parity.compare import ratio
-from msft.parity.fingerprint import norm
+from msft.parity import adamw
+from msft.parity.adamw import Update
+from msft.parity.compare import BARS, Verdict
+from msft.parity.fingerprint import fingerprint, norm
 from msft.parity.observe import Observation, leads_of
 from msft.parity.side import Side
 
 PROMPTS, NEW_TOKENS = 2, 64
 BUCKET = 64
-# What rounding to float32 may move an updated parameter by, as a part of its norm.
-ROUNDING = 2.0**-23
+# Of a longer prompt the end is taken: the logits of prompt and answer are made at once.
+PROMPT_TOKENS = 256
+UPDATE, FROZEN = "nearest form of the update", "frozen weights stay"
 
 
 def observe_step(side: Side) -> Observation:
@@ -21,8 +24,8 @@ def observe_step(side: Side) -> Observation:
 
     The peak rate, because a warm-up starts at 0 and would move nothing.
     """
-    before = side.start
     rate = derive.learning_rate(side.prepared.recipe)
+    gradients, before = side.engine.step_gradients(side.first_step), side.engine.export_state()
     result = side.engine.train_step(side.first_step, rate)
     after = side.engine.export_state()
     side.engine.import_state(before)
@@ -30,31 +33,29 @@ def observe_step(side: Side) -> Observation:
     seen.numbers |= {"learning rate of the first step": side.schedule(0), "loss scale": result.loss_scale}
     squares = sum(norm(after.weights[name] - before.weights[name]) ** 2 for name in after.weights)
     seen.numbers["change of all parameters"] = squares**0.5
+    seen.checks[FROZEN] = float(_frozen_changed(side, set(after.weights), seen))
+    settings, counted = derive.optimizer(side.prepared.recipe), int(after.counters["optimizer_step"])
     for name in after.weights:
-        seen.checks[f"update of {name}"] = _update_error(side, name, before, after, rate)
+        update = Update(name, before.weights[name], after, rate, counted)
+        clipped = gradients.gradients[name] * np.float32(gradients.clip)
+        seen.checks |= adamw.moment_errors(update, clipped, settings)
+        seen.checks[f"update of {name}"] = error = adamw.update_error(update, settings)
+        if not error <= BARS[Verdict.FP32] and UPDATE not in seen.notes:
+            seen.notes[UPDATE] = adamw.nearest_form(update, settings)
         seen.arrays[f"first moment of {name}"] = after.first_moment[name]
         seen.arrays[f"second moment of {name}"] = after.second_moment[name]
     return seen
 
 
-def _update_error(side: Side, name: str, before: EngineState, after: EngineState, rate: float) -> float:
-    """How far a parameter's change is from AdamW's (Loshchilov and Hutter 2019) on the engine's own moments."""
-    expected = adamw_change(side, name, before.weights[name], after, rate)
-    old, new = (state.weights[name].astype(np.float64) for state in (before, after))
-    gap = norm(new - old - expected) - ROUNDING * norm(old)
-    return ratio(max(0.0, gap), norm(expected))
-
-
-def adamw_change(side: Side, name: str, weight: np.ndarray, after: EngineState, rate: float) -> np.ndarray:
-    """Return the change in float64 that the recipe's optimizer makes to `weight` with the moments in `after`."""
-    settings = derive.optimizer(side.prepared.recipe)
-    first, second = (moments[name].astype(np.float64) for moments in (after.first_moment, after.second_moment))
-    if settings.bias_correction:
-        step = after.counters["optimizer_step"]
-        first, second = first / (1 - settings.beta1**step), second / (1 - settings.beta2**step)
-    decayed = settings.decay_norms_and_biases or not names.is_norm_or_bias(name)
-    decay = settings.weight_decay if decayed else 0.0
-    return -rate * (first / (np.sqrt(second) + settings.eps) + decay * weight.astype(np.float64))
+def _frozen_changed(side: Side, tuned: set[str], seen: Observation) -> bool:
+    """Whether the step has moved a weight that is not tuned; the first one is noted."""
+    for name, array, _ in side.engine.parameters():
+        if name not in tuned and fingerprint(array).sha256 != side.hashes.get(name):
+            head_of_tuned = name == names.HEAD and side.engine.is_head_tied()
+            if not head_of_tuned:
+                seen.notes[FROZEN] = name
+                return True
+    return False
 
 
 def observe_trajectory(side: Side) -> Observation:
@@ -84,8 +85,19 @@ def observe_generation(side: Side) -> Observation:
         seen.facts[f"prompt {number}"] = prompt
         seen.facts[f"answer {number}"] = answer
         first = len(prompt) - 1
-        seen.notes[leads_of(f"answer {number}")] = _leads(logits[number - 1, first : first + len(answer)])
+        own = logits[number - 1, first : first + len(answer)]
+        seen.checks[f"answer {number} is what its own logits choose"] = _behind(own, answer)
+        seen.notes[leads_of(f"answer {number}")] = _leads(own)
     return seen
+
+
+def _behind(logits: np.ndarray, answer: list[int]) -> float:
+    """How far the chosen tokens are behind the best ones at most, as a part of the largest logit.
+
+    `logits` [tokens, vocabulary] come from one pass over prompt and answer, without a key-value cache.
+    """
+    chosen = logits[np.arange(len(answer)), answer].astype(np.float64)
+    return float(((logits.max(axis=-1) - chosen) / np.abs(logits).max(axis=-1)).max())
 
 
 def _leads(logits: np.ndarray) -> list[float]:
@@ -101,7 +113,7 @@ def prompts_of(batch: Batch) -> list[list[int]]:
         ids = batch.input_ids[row][batch.segment_ids[row] != 0]
         supervised = np.flatnonzero(batch.labels[row] != IGNORE)
         length = int(supervised[0]) + 1 if len(supervised) and supervised[0] else max(1, len(ids) // 2)
-        prompts.append(ids[:length].tolist())
+        prompts.append(ids[max(0, length - PROMPT_TOKENS) : length].tolist())
     return prompts
 
 

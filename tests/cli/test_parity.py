@@ -71,7 +71,7 @@ def test_one_engine_against_itself_is_bit_equal(recipe, tmp_path):
 
 
 def test_one_ulp_shows_the_natural_drift(recipe, tmp_path, capsys):
-    assert parity(recipe, "--perturb", "--steps", 4) == 0
+    assert parity("--perturb", "--steps", 4, recipe) == 0
     captured = capsys.readouterr()
     assert "model.layers.0.self_attn.q_proj.weight[0, 0], the next float32 away from 0" in captured.err
     assert "natural drift of one ulp" in captured.out and "FAILED" not in captured.out
@@ -124,6 +124,20 @@ def test_bfloat16_is_told_from_float32(recipe, tmp_path, capsys):
     assert stages["forward"]["bar"] == rows["model.layers.0"]["verdict"] == "WITHIN bf16"
 
 
+def test_a_model_folder_is_recorded_and_compared(tiny_model, tmp_path, capsys):
+    words = ["--model", tiny_model, "--random_data", "--steps", 2, "--device", "cpu", "--engines", "torch"]
+    assert parity(*words, "--output_dir", tmp_path / "first", "--export-golden", tmp_path / "golden") == 0
+    assert parity(*words, "--output_dir", tmp_path / "second", "--against", tmp_path / "golden") == 0
+    assert capsys.readouterr().out.count("torch (recorded) and torch are the same run") == 2
+
+
+def test_what_is_changed_in_a_recipe_is_said(recipe, capsys):
+    words = ["--engines", "torch,torch", "--steps", 2, "--run_mode", "eval", "--resume_training", "True"]
+    assert parity(recipe, *words) == 0
+    said = capsys.readouterr().err
+    assert "run_mode eval is taken as finetune" in said and "resume_training and do_eval are off" in said
+
+
 def test_the_run_stops_at_the_first_failure(recipe, tmp_path, capsys):
     golden = tmp_path / "golden"
     assert parity(recipe, "--engines", "torch", "--steps", 2, "--export-golden", golden) == 0
@@ -148,9 +162,13 @@ def test_the_run_stops_at_the_first_failure(recipe, tmp_path, capsys):
         (["--lora_rank", "4"], "--lora_rank"),
         (["--against", "nowhere"], "--against: nowhere/manifest.json is missing"),
         (["--random_data"], "--model and --random_data go together"),
+        (["--output_dir", "FILE"], "FILE is a file"),
+        (["--engines", "torch", "--export-golden", "FILE"], "FILE exists: name a new folder"),
     ],
 )
-def test_wrong_words(recipe, capsys, words, message):
+def test_wrong_words(recipe, tmp_path, monkeypatch, capsys, words, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "FILE").write_text("")
     assert parity(recipe, *words) == 2
     assert message in capsys.readouterr().err
 

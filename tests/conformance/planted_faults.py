@@ -197,6 +197,68 @@ def dropout_left_on(engine, monkeypatch):
     _after_building(engine, monkeypatch, spoil)
 
 
+def adapters_not_applied(engine, monkeypatch):
+    def spoil(built):
+        mode = built.model.decoder.mode
+        built.model.decoder.mode = lambda keys, adapter: mode(keys, False)
+
+    _after_building(engine, monkeypatch, spoil)
+
+
+def second_beta_wrong(engine, monkeypatch):
+    _change_optimizer(engine, monkeypatch, beta2=0.99)
+
+
+def first_micro_batch_forgotten(engine, monkeypatch):
+    def spoil(built):
+        accumulate = built._accumulate
+
+        def forgetful(micro_batches, scale):
+            tokens = sum(batch.supervised for batch in micro_batches)
+            share = micro_batches[-1].supervised / tokens
+            last = accumulate(micro_batches[-1:], scale * share)
+            return accumulate(micro_batches, scale)._replace(gradients=last.gradients, norm=last.norm * share)
+
+        built._accumulate = forgetful
+
+    _after_building(engine, monkeypatch, spoil)
+
+
+def frozen_weight_moves(engine, monkeypatch):
+    def spoil(built):
+        apply, name, decoder = built.optimizer.apply, "model.layers.1.mlp.up_proj.weight", built.model.decoder
+
+        def moving(*arguments):
+            apply(*arguments)
+            if engine == "torch":
+                decoder.parameter(name).data.add_(1e-3)
+            else:
+                decoder.frozen[name] = decoder.frozen[name] + 1e-3
+
+        built.optimizer.apply = moving
+
+    _after_building(engine, monkeypatch, spoil)
+
+
+def cache_position_off_by_one(engine, monkeypatch):
+    session = import_module(f"msft.backend.{engine}.generation").Session
+    if engine == "torch":
+        prefill = session.prefill
+
+        def late(self, input_ids, padding):
+            logits = prefill(self, input_ids, padding)
+            self.next_positions = self.next_positions + 1
+            return logits
+
+        monkeypatch.setattr(session, "prefill", late)
+        return
+
+    def shifted(self, tokens):
+        return self._logits(tokens[:, None], (self.slot + 1 - self.padding)[:, None])
+
+    monkeypatch.setattr(session, "decode", shifted)
+
+
 def _build_from(engine, monkeypatch, spoil):
     """Build that engine from spoiled arguments."""
     module = import_module(f"msft.backend.{engine}.engine")
@@ -226,8 +288,11 @@ def planted(fault: Fault, engine: str, monkeypatch):
 
 
 FIRST_BLOCK = r"model\.layers\.0"
+ADAPTED = r".*lora_[AB]\.weight"
 FAULTS = {
-    "rotary halves swapped": Fault(rotary_halves_swapped, "lora", "weights", "rotary layout", "ENGINE: .*rotary"),
+    "rotary halves swapped": Fault(
+        rotary_halves_swapped, "lora", "weights", "rotary layout", "ENGINE: rotary .*halves"
+    ),
     "norm epsilon wrong": Fault(
         norm_epsilon_wrong, "full", "forward", FIRST_BLOCK, r"first to differ, model\.embed_tokens agrees"
     ),
@@ -236,6 +301,7 @@ FAULTS = {
     "LoRA without alpha": Fault(
         lora_without_alpha, "lora", "forward", FIRST_BLOCK, r"(0\.12|8\.).* times .*scaling \(alpha / rank\)"
     ),
+    "adapters not applied": Fault(adapters_not_applied, "lora", "forward", FIRST_BLOCK, "ENGINE does not apply them"),
     "head not tied": Fault(head_not_tied, "full", "weights", "head tied .*", "ENGINE: .*one tensor"),
     "k and v swapped": Fault(
         keys_and_values_swapped,
@@ -245,14 +311,26 @@ FAULTS = {
         r"k_proj\.weight what .+ has under model\.layers\.1\.self_attn\.v_proj\.weight",
     ),
     "no bias correction": Fault(
-        no_bias_correction, "lora", "step", r"update of .*lora_[AB]\.weight", "ENGINE: .*bias correction"
+        no_bias_correction, "lora", "step", f"update of {ADAPTED}", "ENGINE: .*they are without bias correction"
+    ),
+    "second beta wrong": Fault(
+        second_beta_wrong, "lora", "step", f"second moment of {ADAPTED} from its gradient", "ENGINE: .*beta2"
+    ),
+    "frozen weight moves": Fault(
+        frozen_weight_moves, "lora", "step", "frozen weights stay", r"ENGINE: model\.layers\.1\.mlp\.up_proj\.weight "
     ),
     "clipped at each micro-batch": Fault(
-        clipped_at_each_micro_batch, "full", "backward", "gradient norm", "clipping of micro-batches"
+        clipped_at_each_micro_batch, "full", "backward", "sum of the micro-batches.*", "ENGINE: .*clipping of micro-b"
+    ),
+    "first micro-batch forgotten": Fault(
+        first_micro_batch_forgotten, "full", "backward", "sum of the micro-batches.*", "ENGINE: .*one left out"
     ),
     "another shuffle": Fault(another_shuffle, "lora", "data", "step 1: rows", "order of the samples"),
     "norms decayed": Fault(
-        norms_decayed, "full", "step", r"update of .*norm\.weight", "ENGINE: .*which tensors are decayed"
+        norms_decayed, "full", "step", r"update of .*norm\.weight", "ENGINE: .*with weight decay on norms"
     ),
-    "dropout left on": Fault(dropout_left_on, "lora", "forward", FIRST_BLOCK, "dropout outside training"),
+    "dropout left on": Fault(dropout_left_on, "lora", "forward", FIRST_BLOCK, "not by scaling alone.*dropout"),
+    "cache position off by one": Fault(
+        cache_position_off_by_one, "full", "generation", "answer . is what its own .*", "ENGINE: .*key-value cache"
+    ),
 }

@@ -78,10 +78,24 @@ def test_a_planted_fault_is_named(folder, golden, tmp_path, monkeypatch, capsys,
     golden(OTHER[engine], fault.tuned)
     with planted(fault, engine, monkeypatch):
         code, stages = compare(folder, golden, engine, fault.tuned, tmp_path)
+    check(code, stages, fault, engine, capsys.readouterr().out)
+
+
+@pytest.mark.parametrize("name", ["k and v swapped", "LoRA without alpha", "dropout left on", "mean of means"])
+def test_a_fault_is_named_when_both_engines_run(folder, tmp_path, monkeypatch, capsys, name):
+    """With whole tensors in the place of fingerprints."""
+    fault = FAULTS[name]
+    with planted(fault, "torch", monkeypatch):
+        code = main([str(folder / f"{fault.tuned}.yaml"), "--steps", "3", "--output_dir", str(tmp_path)])
+    check(code, json.loads((tmp_path / "parity.json").read_text())["stages"], fault, "torch", capsys.readouterr().out)
+
+
+def check(code, stages, fault, engine, said):
+    """The fault shows at its stage, under its name, with its cause, and nowhere before."""
     assert code == 1
     *passed, (stage, failed) = stages.items()
     assert all(result["passed"] for _, result in passed) and not failed["passed"]
     assert stage == fault.stage
     assert re.fullmatch(fault.name, failed["first_difference"]), failed["first_difference"]
     assert re.search(fault.cause.replace("ENGINE", engine), failed["cause"]), failed["cause"]
-    assert f"parity: FAILED at {stage}: {failed['first_difference']}" in capsys.readouterr().out
+    assert f"parity: FAILED at {stage}: {failed['first_difference']}" in said

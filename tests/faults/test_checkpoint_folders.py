@@ -11,7 +11,7 @@ from msft.train import checkpoint, manifest
 from tests.faults.inputs import bounded, result_or_error, short_and_long, try_all
 from tests.faults.json_values import changed, damaged, written
 
-OF_TYPE = {int: 4, float: 0.5, str: "a" * 64, tuple[str, ...]: ["a", "b"]}
+OF_TYPE = {int: 4, float: 0.5, str: "a" * 64, tuple[str, ...]: ["a", "b"], dict[str, str | None]: {"torch": "2"}}
 
 
 def write(folder):

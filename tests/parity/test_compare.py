@@ -69,7 +69,7 @@ def test_facts_differ_by_value_and_by_absence():
 
 
 def test_numbers_are_relative_to_the_larger_one():
-    one, loose, absent = compare_numbers({"x": 1.0, "y": 1.00005, "z": 1.0}, {"x": 1.001, "y": 1.0}, loose=("y",))
+    one, loose, absent = compare_numbers({"x": 1.0, "y": 1.00005, "z": 1.0}, {"x": 1.001, "y": 1.0}, slack={"y": 10.0})
     assert one.error == pytest.approx(0.001 / 1.001) and one.verdict is Verdict.BF16
     assert loose.verdict is Verdict.FP32
     assert absent.verdict is Verdict.DIVERGES
@@ -85,13 +85,6 @@ def test_the_difference_of_two_tensors_by_hand():
     assert (found.equal, found.gap, found.right_norm, found.relative) == (False, 0.5, 5.0, 0.1)
     assert found.details == {"max_abs": 0.5, "mean_abs": 0.25, "share_within_1e-3": 0.5}
     assert found.cosine == pytest.approx((9 + 18) / (5 * math.sqrt(9 + 20.25)))
-
-
-def test_direction_sees_turned_tensors_and_much_longer_ones():
-    a = np.array([1.0, 0.0], np.float32)
-    assert difference(np.array([0.0, 1.0], np.float32), a).direction == 1.0
-    assert difference(a * 3, a).direction == pytest.approx(0.02)
-    assert difference(a * np.float32(1.0001), a).direction == pytest.approx(1e-6, rel=1e-2)
 
 
 def test_zeros_are_equal_and_far_from_everything_else():

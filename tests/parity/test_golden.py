@@ -43,7 +43,7 @@ def test_it_is_small_whatever_the_tensors(tmp_path):
 
 def test_what_is_there_is_not_written_over(tmp_path):
     golden.write(tmp_path / "golden", sample())
-    with pytest.raises(InputError, match="golden exists"):
+    with pytest.raises(FileExistsError):
         golden.write(tmp_path / "golden", sample(5))
     assert golden.read(tmp_path / "golden").steps == 3
 

@@ -36,11 +36,20 @@ def test_absent_tensors_and_other_shapes_diverge():
 
 
 def test_a_gradient_of_nothing_but_noise_passes_and_a_wrong_one_does_not():
-    noise = np.full((4, 8), 1e-9, np.float32)
+    noise = np.full((4, 8), 1e-7, np.float32)
     left, right = Observation(arrays={"w": ONES, "k.bias": noise}), Observation(arrays={"w": ONES, "k.bias": -noise})
     assert verdict("backward", left, right).passed
-    result = verdict("backward", Observation(arrays={"w": ONES}), Observation(arrays={"w": -ONES}))
-    assert result.first.name == "w"
+    right = Observation(arrays={"w": ONES, "k.bias": -50 * noise})
+    assert verdict("backward", left, right).first.name == "k.bias"
+
+
+def test_a_gradient_may_be_a_thousandth_off_and_no_more():
+    right = Observation(arrays={"w": ONES})
+    for factor, passes in ((1.0009, True), (1.0011, False)):
+        assert verdict("backward", Observation(arrays={"w": ONES * np.float32(factor)}), right).passed == passes
+    turned = ONES.copy()
+    turned[0, 0], turned[0, 1] = 1.005, 0.995
+    assert not verdict("backward", Observation(arrays={"w": turned}), right).passed
 
 
 def test_parameters_are_judged_together():
@@ -67,5 +76,9 @@ def test_answers_that_part_at_a_tie_pass_and_others_do_not():
     assert tie.passed and tie.verdict is Verdict.FP32
     clear = verdict("generation", seen([1, 2, 3], [0.5, 0.1, 0.5]), seen([1, 4, 5], [0.5, 0.2, 0.5]))
     assert not clear.passed and clear.first.details["first difference at token"] == 2
+    short = verdict("generation", seen([1, 2, 3], [0.5, 0.1, 0.5]), seen([1, 2], [0.5, 0.2]))
+    assert not short.passed and short.first.details["lengths"] == [3, 2]
+    absent = verdict("generation", seen([1, 2], [0.5, 0.1]), Observation())
+    assert not absent.passed
     same = verdict("generation", seen([1, 2], [0.5, 0.1]), seen([1, 2], [0.5, 0.2]))
     assert same.verdict is Verdict.BIT_EQUAL

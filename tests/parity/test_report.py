@@ -48,10 +48,12 @@ def test_the_table_names_the_failure_and_what_was_not_run():
 def test_the_results_are_strict_json(tmp_path):
     left, right = Observation(facts={"seed": 1}), Observation(facts={"seed": 2})
     result = judge("recipe", ("torch", left), ("mindspore", right), Verdict.FP32)
-    report.write(tmp_path, [result], 3, ["torch", "mindspore"], perturb=False)
+    results = [result, trajectory([4.0, math.nan], [4.0, 2.0])]
+    report.write(tmp_path, results, 3, ["torch", "mindspore"], perturb=False)
 
     def refuse(word):
         raise AssertionError(f"{word} is no JSON")
 
     value = json.loads((tmp_path / "parity.json").read_text(), parse_constant=refuse)
+    assert value["stages"]["trajectory"]["first_difference"] == "loss of step 2"
     assert value["passed"] is False and value["stages"]["recipe"]["first_difference"] == "seed"
