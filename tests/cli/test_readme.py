@@ -74,7 +74,8 @@ GOLDEN = (
 BLOCKS = (INSTALL, QUICKSTART, EXTRAS, WORKFLOW, PARITY, GOLDEN)
 
 # What stands in the text between backquotes: whole commands, and flags to add to the commands above.
-TARGETS = ("make demo", "make demo BACKEND=torch", "make test", "make model", "make test-mindformers", "make test-faults")  # not run here
+SUITES = ("make test", "make test-faults", "make test-mindformers")
+TARGETS = ("make demo", "make demo BACKEND=torch", "make model", *SUITES)  # not run here
 DRY_RUN = "msft train RECIPE --dry_run"
 FLAGS = ("--backend mindspore", "--optimizer.weight_decay 0.1", "--backend torch", "--device cpu")
 
