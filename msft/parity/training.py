@@ -34,6 +34,9 @@ def observe_step(side: Side) -> Observation:
     squares = sum(norm(after.weights[name] - before.weights[name]) ** 2 for name in after.weights)
     seen.numbers["change of all parameters"] = squares**0.5
     seen.checks[FROZEN] = float(_frozen_changed(side, set(after.weights), seen))
+    if result.skipped:
+        seen.notes[UPDATE] = "none: the step was skipped, its loss or gradient is not finite"
+        return seen
     settings, counted = derive.optimizer(side.prepared.recipe), int(after.counters["optimizer_step"])
     for name in after.weights:
         update = Update(name, before.weights[name], after, rate, counted)
@@ -50,11 +53,10 @@ def observe_step(side: Side) -> Observation:
 def _frozen_changed(side: Side, tuned: set[str], seen: Observation) -> bool:
     """Whether the step has moved a weight that is not tuned; the first one is noted."""
     for name, array, _ in side.engine.parameters():
-        if name not in tuned and fingerprint(array).sha256 != side.hashes.get(name):
-            head_of_tuned = name == names.HEAD and side.engine.is_head_tied()
-            if not head_of_tuned:
-                seen.notes[FROZEN] = name
-                return True
+        tied = name == names.HEAD and side.engine.is_head_tied()
+        if name not in tuned and not tied and fingerprint(array).sha256 != side.hashes[name]:
+            seen.notes[FROZEN] = name
+            return True
     return False
 
 

@@ -39,13 +39,10 @@ def writable(path: Path):
 
 @contextlib.contextmanager
 def taken(output_dir: Path):
-    """Keep other runs out of `output_dir` inside, on the first rank; the system ends that when the process dies.
+    """Keep other runs out of `output_dir` inside; the system ends that when the process dies.
 
     Raises InputError when another run is writing there, RunError when the folder cannot be written.
     """
-    if not console.is_first_rank():
-        yield
-        return
     with writable(output_dir):
         output_dir.mkdir(parents=True, exist_ok=True)
         lock = open(output_dir / LOCK, "a")

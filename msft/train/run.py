@@ -1,5 +1,6 @@
 """A run from its recipe to its last line: training, evaluation or prediction."""
 
+import contextlib
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -48,15 +49,16 @@ def _train(prepared: Prepared, resume_command: str) -> None:
     facts = _facts(prepared, stream, digest)
     state = _state_to_resume(prepared, facts)
     _tell_plan(prepared, processes())
-    with outputs.taken(prepared.output_dir):
-        session = setup.start(prepared)
-        try:
+    session = setup.start(prepared)
+    try:
+        # The first rank writes; which process that is is known only now.
+        with outputs.taken(prepared.output_dir) if session.rank == 0 else contextlib.nullcontext():
             stopped = _train_on(prepared, session, state, facts)
-        except KeyboardInterrupt:
-            _tell_how_to_resume(prepared, resume_command)
-            raise
-        finally:
-            session.distributed.shutdown()
+    except KeyboardInterrupt:
+        _tell_how_to_resume(prepared, resume_command)
+        raise
+    finally:
+        session.distributed.shutdown()
     if stopped:
         _tell_how_to_resume(prepared, resume_command)
         raise Stopped(stopped)
