@@ -10,6 +10,7 @@ import pytest
 
 from msft.cli.train import main
 from msft.train import manifest
+from msft.train.reporter import Reporter
 from tests.faults.undisturbed import check
 
 ROOT = Path(__file__).parents[2]
@@ -92,6 +93,32 @@ def test_data_that_vanished_is_named_and_nothing_is_lost(recipe_of, tmp_path, ti
     away.rename(data)
     assert main([recipe, *words, "--resume_training", "True"]) == 0
     check(output, whole)
+
+
+@pytest.mark.parametrize("damage", ["removed", "cut"])
+def test_data_that_is_lost_while_a_run_reads_it(recipe_of, tmp_path, tiny_data, monkeypatch, capsys, damage):
+    """A removed file stays readable for the run that has it open; a cut one is named, and the checkpoint stays."""
+    recipe, output, whole = str(recipe_of("lora")), tmp_path / "output", tmp_path / "whole"
+    assert main([recipe, "--output_dir", str(whole)]) == 0
+    data = tmp_path / "lost.mindrecord"
+    for suffix in ("", ".db"):
+        shutil.copy(f"{tiny_data[0]}{suffix}", f"{data}{suffix}")
+    told = Reporter.step
+
+    def losing(self, record):
+        told(self, record)
+        if record.step == 3:
+            data.unlink() if damage == "removed" else os.truncate(data, data.stat().st_size // 3)
+
+    monkeypatch.setattr(Reporter, "step", losing)
+    words = ["--output_dir", str(output), "--train_dataset_dir", str(data)]
+    if damage == "removed":
+        assert main([recipe, *words]) == 0
+        check(output, whole)
+        return
+    assert main([recipe, *words]) == 2
+    assert str(data) in capsys.readouterr().err
+    assert not manifest.problems(output / "checkpoints" / "step-2")
 
 
 def test_a_flipped_byte_in_any_file_of_the_newest_checkpoint(recipe_of, tmp_path, capsys):
