@@ -26,7 +26,7 @@ def tell(result: StageResult) -> None:
 def write(output_dir: Path, results: list[StageResult], steps: int, labels: list[str], perturb: bool) -> None:
     """Write the report's files and print the table and the last word."""
     output_dir.mkdir(parents=True, exist_ok=True)
-    values = {"labels": labels, "steps": steps, "passed": all(result.passed for result in results)}
+    values = {"labels": labels, "steps": steps, "passed": _complete(results)}
     stages = {result.stage: _strict(as_json(result)) for result in results}
     write_json(output_dir / RESULTS, {**values, "stages": stages})
     written = [str(output_dir / RESULTS)]
@@ -135,10 +135,17 @@ def _strict(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
+def _complete(results: list[StageResult]) -> bool:
+    """Whether every stage ran and passed; an error in a stage ends the check before."""
+    return len(results) == len(STAGES) and all(result.passed for result in results)
+
+
 def _last_word(results: list[StageResult], labels: list[str], perturb: bool) -> str:
     if perturb:
         return "natural drift of one ulp on one engine: a fault shows as more than this"
     failed = next((result for result in results if not result.passed), None)
+    if failed is None and not _complete(results):
+        return f"parity: not finished, {len(results)} of {len(STAGES)} stages ran: nothing is proven"
     if failed is None:
         return f"parity: {labels[0]} and {labels[1]} are the same run"
     return f"parity: FAILED at {failed.stage}: {failed.first.name}: {failed.cause}"

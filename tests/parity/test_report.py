@@ -57,3 +57,12 @@ def test_the_results_are_strict_json(tmp_path):
     value = json.loads((tmp_path / "parity.json").read_text(), parse_constant=refuse)
     assert value["stages"]["trajectory"]["first_difference"] == "loss of step 2"
     assert value["passed"] is False and value["stages"]["recipe"]["first_difference"] == "seed"
+
+
+def test_a_check_that_an_error_ended_proves_nothing(tmp_path, capsys):
+    same = Observation(facts={"seed": 1})
+    result = judge("recipe", ("torch", same), ("mindspore", same), Verdict.FP32)
+    report.write(tmp_path, [result], 3, ["torch", "mindspore"], perturb=False)
+    said = capsys.readouterr().out
+    assert "not finished, 1 of 9 stages ran" in said and "same run" not in said
+    assert json.loads((tmp_path / "parity.json").read_text())["passed"] is False
