@@ -201,7 +201,7 @@ class Engine(Protocol):
         """
 
     def logits(self, batch: Batch) -> np.ndarray:
-        """Logits of every position, float32 [rows, length, vocabulary], without dropout."""
+        """Logits of every position, float32 [rows, length, vocabulary], without dropout; 0 on padding."""
 
     def gradients(self, batch: Batch) -> dict[str, np.ndarray]:
         """Gradients of the batch's mean loss for the tuned parameters, by canonical name, without dropout."""
@@ -212,7 +212,7 @@ class Engine(Protocol):
     def activations(self, batch: Batch, adapter: bool = True) -> dict[str, np.ndarray]:
         """Hidden states by module in the order of the forward pass, without dropout, float32 [rows, length, hidden].
 
-        'model.embed_tokens', each block ('model.layers.0' ...), 'model.norm'.
+        0 on padding. 'model.embed_tokens', each block ('model.layers.0' ...), 'model.norm'.
         """
 
     def parameters(self) -> Iterator[tuple[str, np.ndarray, str]]:

@@ -91,7 +91,7 @@ class FrameworkEngine:
 
     def logits(self, batch: Batch) -> np.ndarray:
         """See `contract.Engine.logits`."""
-        return self.model.logits(batch)
+        return _without_padding(self.model.logits(batch), batch)
 
     def gradients(self, batch: Batch) -> dict[str, np.ndarray]:
         """See `contract.Engine.gradients`."""
@@ -100,7 +100,8 @@ class FrameworkEngine:
 
     def activations(self, batch: Batch, adapter: bool = True) -> dict[str, np.ndarray]:
         """See `contract.Engine.activations`."""
-        return self.model.activations(batch, adapter or not self.model.has_adapter)
+        found = self.model.activations(batch, adapter or not self.model.has_adapter)
+        return {name: _without_padding(state, batch) for name, state in found.items()}
 
     def parameters(self) -> Iterator[tuple[str, np.ndarray, str]]:
         """See `contract.Engine.parameters`."""
@@ -174,6 +175,12 @@ class FrameworkEngine:
     def describe(self) -> dict[str, str]:
         """See `contract.Engine.describe`."""
         return {**self.model.describe(), **self.optimizer.describe()}
+
+
+def _without_padding(values: np.ndarray, batch: Batch) -> np.ndarray:
+    """Values [rows, length, ...], 0 on padding, which an engine need not compute."""
+    values[batch.segment_ids == 0] = 0
+    return values
 
 
 def _check_shapes(given: dict[str, np.ndarray], expected: dict[str, tuple[int, ...]]) -> None:

@@ -452,7 +452,7 @@ def test_float32_compute_on_torch_is_float32_whatever_the_frozen_weights_are():
 
 
 @pytest.mark.parametrize("parameters", ["float32", "float16"])
-def test_the_backward_pass_keeps_one_copy_of_the_narrowed_head_and_none_of_frozen_layers(monkeypatch, parameters):
+def test_the_backward_pass_keeps_no_narrowed_copy_of_the_head_or_of_frozen_layers(monkeypatch, parameters):
     from msft.backend.torch import ops
 
     monkeypatch.setattr(ops, "LOSS_CHUNK", 4)
@@ -468,7 +468,7 @@ def test_the_backward_pass_keeps_one_copy_of_the_narrowed_head_and_none_of_froze
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         ours.train_step([batch(rows=4)], 1e-3)
     weights = [tensor for tensor in kept.values() if {*tensor.shape} in ({96, 32}, {48, 32})]
-    assert len(weights) == 1 and {*weights[0].shape} == {96, 32}
+    assert not weights
 
 
 @pytest.mark.parametrize("tuning", [lora, full])

@@ -1,37 +1,36 @@
 """A transformers decoder with peft's LoRA, filled from any weight source."""
 
+import functools
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 
 import numpy as np
 import torch
 from torch import nn
-from torch.nn import functional
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM
 
 from msft.backend import names, random
 from msft.backend.contract import Lora, Runtime, Tuning
+from msft.backend.segments import spans
 from msft.backend.torch import ops
 from msft.models import rope
 from msft.models.adapters import peft_names
 from msft.models.families import family
 from msft.models.spec import ModelSpec
 
+# The name under which transformers knows this engine's attention: whatever `attend` a call of the model brings along.
+ATTENTION = "msft"
+# transformers' modules whose mathematics `ops` does with less memory.
+NORMS = {"LlamaRMSNorm"}
+GATED = {"LlamaMLP"}
 
-class CounterDropout(nn.Module):
-    """Dropout whose mask is a function of counters; `tokens` (int32 [rows, length]) is set for each batch."""
 
-    def __init__(self, module: str, features: int, probability: float):
-        super().__init__()
-        self.probability = probability
-        self.tokens: torch.Tensor | None = None
-        self.features = nn.Buffer(torch.from_numpy(random.feature_keys(module, features)), persistent=False)
+def _attention(module, query, key, value, attention_mask, scaling, attend, **_):
+    return attend(module.layer_idx, query, key, value, scaling).transpose(1, 2), None
 
-    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        if self.tokens is None:
-            return hidden
-        return ops.dropout(hidden, self.tokens, self.features, self.probability)
+
+AttentionInterface.register(ATTENTION, _attention)
 
 
 class Decoder:
@@ -40,61 +39,84 @@ class Decoder:
     def __init__(self, spec: ModelSpec, source, tuning: Tuning, runtime: Runtime, kernels: ops.Kernels):
         self.spec = spec
         self.runtime = runtime
-        self.network = _load(spec, source, tuning, runtime, kernels)
+        self.network = _load(spec, source, tuning, runtime)
         self.frequencies: np.ndarray | None = None
         self.tuned: dict[str, nn.Parameter] = {
             name: self.network.get_parameter(name).requires_grad_() for name in tuning.parameters
         }
+        self.attention = kernels.attention
         self.adapted = None
+        self.adapted_layers: list[nn.Module] = []
         if tuning.lora:
             names.check_modules(tuning.lora.modules, spec)
             self.adapted = _add_lora(self.network, tuning.lora, runtime)
             for module in tuning.lora.modules:
                 layer = self.network.get_submodule(module)
+                self.adapted_layers.append(layer)
                 for name, factor in zip(peft_names(module), (layer.lora_A, layer.lora_B), strict=True):
                     self.tuned[name] = factor["default"].weight
-        self.dropouts = [part for part in self.network.modules() if isinstance(part, CounterDropout)]
+        self.dropout_keys: np.ndarray | None = None
         if runtime.recompute:
             self.network.activation_checkpointing_enable({"use_reentrant": False})
 
     @contextmanager
     def mode(self, dropout_keys: np.ndarray | None, adapter: bool):
         """Set what holds inside: dropout by token keys (int32 [rows, length]; None = none), adapters on or off."""
-        keys = None if dropout_keys is None else self.tensor(dropout_keys)
-        for dropout in self.dropouts:
-            dropout.tokens = keys
+        self.dropout_keys = dropout_keys
         # transformers recomputes in training mode only, where it also drops a key-value cache.
         self.network.train(self.runtime.recompute and torch.is_grad_enabled())
         try:
             with nullcontext() if adapter else self.adapted.disable_adapter():
                 yield
         finally:
-            for dropout in self.dropouts:
-                dropout.tokens = None
+            self.dropout_keys = None
+            self._set_dropout(None)
 
     def hidden(self, input_ids: np.ndarray, position_ids: np.ndarray, segment_ids: np.ndarray) -> torch.Tensor:
-        """Return the final hidden states [rows, length, hidden] of int32 [rows, length] arrays.
+        """Return the final hidden states [rows, length, hidden] of int32 [rows, length] arrays, 0 on padding.
 
-        Attention is causal and stays within a segment; padding (segment 0) sees padding.
+        Real tokens alone are computed, in one line of tokens; attention is causal and stays within a segment.
         """
+        real = np.flatnonzero(segment_ids)
+        if not len(real):
+            return torch.zeros(*segment_ids.shape, self.spec.hidden_size, device=self.runtime.device)
+        states = self._line(input_ids, position_ids, segment_ids, real)
+        return self._padded(states, real, segment_ids.shape)
+
+    def _line(self, input_ids, position_ids, segment_ids, real: np.ndarray) -> torch.Tensor:
+        """The final hidden states [1, tokens, hidden] of the real tokens."""
         self._set_frequencies(position_ids)
-        segments = self.tensor(segment_ids)
-        length = segments.shape[1]
-        causal = torch.ones(length, length, dtype=torch.bool, device=segments.device).tril()
-        allowed = causal & (segments[:, :, None] == segments[:, None, :])
+        lengths = np.diff(spans(segment_ids)[:, 1:], axis=1).ravel().tolist()
+        segments = ops.Segments(lengths, self.runtime.device)
+        if self.dropout_keys is not None:
+            self._set_dropout(self.tensor(self.dropout_keys.reshape(1, -1)[:, real]))
+
+        def attend(layer, query, key, value, scale):
+            return self.attention(query, key, value, segments, scale)
+
+        return self._run(input_ids.reshape(1, -1)[:, real], position_ids.reshape(1, -1)[:, real], attend)
+
+    def _run(self, input_ids: np.ndarray, position_ids: np.ndarray, attend: Callable) -> torch.Tensor:
         with self._autocast():
             return self.network.model(
                 input_ids=self.tensor(input_ids),
                 position_ids=self.tensor(position_ids),
-                attention_mask=allowed.unsqueeze(1),
                 use_cache=False,
+                attend=attend,
             ).last_hidden_state
+
+    def _padded(self, states: torch.Tensor, real: np.ndarray, shape: tuple[int, int]) -> torch.Tensor:
+        """States [1, tokens, hidden] in their places, [rows, length, hidden]."""
+        if len(real) < shape[0] * shape[1]:
+            flat = states.new_zeros(shape[0] * shape[1], states.shape[-1])
+            states = flat.index_copy(0, self.tensor(real), states.squeeze(0))
+        return states.reshape(*shape, -1)
 
     def states(
         self, input_ids: np.ndarray, position_ids: np.ndarray, segment_ids: np.ndarray
     ) -> Iterator[tuple[str, torch.Tensor]]:
         """Yield the name and the output of the embedding, of each block and of the last norm."""
-        model, seen = self.network.model, {}
+        model, seen, real = self.network.model, {}, np.flatnonzero(segment_ids)
         parts = {"model.embed_tokens": model.embed_tokens, "model.norm": model.norm}
         parts |= {f"model.layers.{number}": layer for number, layer in enumerate(model.layers)}
         hooks = [
@@ -102,27 +124,35 @@ class Decoder:
             for name, part in parts.items()
         ]
         try:
-            self.hidden(input_ids, position_ids, segment_ids)
+            self._line(input_ids, position_ids, segment_ids, real)
         finally:
             for hook in hooks:
                 hook.remove()
         for name, output in seen.items():
-            yield name, output[0] if isinstance(output, tuple) else output
+            yield name, self._padded(output[0] if isinstance(output, tuple) else output, real, segment_ids.shape)
 
     def cached_hidden(self, input_ids: np.ndarray, position_ids: np.ndarray, real: torch.Tensor, cache) -> torch.Tensor:
         """Return the last position's hidden states [rows, hidden], the keys and values before it being in `cache`.
 
-        `real` int64 [rows, keys] is 0 on left padding.
+        `real` bool [rows, keys] is False on left padding. `cache.layers` holds [keys, values]
+        [rows, kv_heads, capacity, head_dim] by layer, `cache.slot` the first free slot, which moves on.
         """
         self._set_frequencies(position_ids)
-        with self._autocast():
-            return self.network.model(
-                input_ids=self.tensor(input_ids),
-                position_ids=self.tensor(position_ids),
-                attention_mask=real,
-                past_key_values=cache,
-                use_cache=True,
-            ).last_hidden_state[:, -1]
+        slot, end = cache.slot, cache.slot + input_ids.shape[1]
+        allowed = None
+        if not real.all():
+            earlier = torch.ones(end - slot, end, dtype=torch.bool, device=real.device).tril(slot)
+            allowed = (earlier & real[:, None, :])[:, None]
+
+        def attend(layer, query, key, value, scale):
+            keys, values = cache.layers[layer]
+            keys[:, :, slot:end], values[:, :, slot:end] = key, value
+            causal = allowed is None and slot == 0
+            return ops.cached_attention(query, keys[:, :, :end], values[:, :, :end], allowed, causal, scale)
+
+        hidden = self._run(input_ids, position_ids, attend)[:, -1]
+        cache.slot = end
+        return hidden
 
     def head_weight(self) -> torch.Tensor:
         """Return the matrix that `head` takes, [vocabulary, hidden] in the compute dtype: one copy for many calls."""
@@ -130,7 +160,8 @@ class Decoder:
 
     def head(self, hidden: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         """Return the logits, float32 [..., vocabulary]."""
-        return functional.linear(hidden.to(weight.dtype), weight).float()
+        rows = hidden.to(weight.dtype).flatten(0, -2)
+        return ops.product(rows, weight).unflatten(0, hidden.shape[:-1]).float()
 
     def parameter(self, name: str) -> torch.Tensor:
         """Return a tensor by its name in the model, tuned or frozen; a tied head is the embedding."""
@@ -161,17 +192,22 @@ class Decoder:
             self.network.model.rotary_emb.inv_freq.copy_(torch.from_numpy(inverse))
             self.frequencies = inverse
 
+    def _set_dropout(self, keys: torch.Tensor | None) -> None:
+        """Set the token keys, int32 [1, tokens], that the adapters' dropout is counted by; None = no dropout."""
+        for layer in self.adapted_layers:
+            layer.dropout_tokens = keys
+
     def _autocast(self):
         compute = self.runtime.precision.compute
         return torch.autocast(self.runtime.device, ops.dtype(compute), enabled=compute != "float32")
 
 
-def _load(spec: ModelSpec, source, tuning: Tuning, runtime: Runtime, kernels: ops.Kernels) -> nn.Module:
+def _load(spec: ModelSpec, source, tuning: Tuning, runtime: Runtime) -> nn.Module:
     rope.check(spec)
     # Dropout is the adapters' own alone.
     config = AutoConfig.for_model(**{**spec.hf_config, "attention_dropout": 0.0, "return_dict": True})
     with torch.device("meta"):
-        network = AutoModelForCausalLM.from_config(config, attn_implementation=kernels.attention)
+        network = AutoModelForCausalLM.from_config(config, attn_implementation=ATTENTION)
     tuned, precision = set(tuning.parameters), runtime.precision
     for name in family(spec.family).tensor_shapes(spec):
         kind = "float32" if name in tuned else precision.parameters
@@ -184,7 +220,28 @@ def _load(spec: ModelSpec, source, tuning: Tuning, runtime: Runtime, kernels: op
     _rebuild_rotary(network, config, runtime.device)
     # transformers zeroes the gradient of the padding row, which is a real token where pad = eos.
     network.model.embed_tokens.padding_idx = None
+    compute = ops.dtype(precision.compute)
+    for module in family(spec.family).linear_modules(spec):
+        part = network.get_submodule(module)
+        part.forward = functools.partial(_linear, part, compute)
+    for part in network.modules():
+        if type(part).__name__ in NORMS:
+            part.forward = functools.partial(_normed, part)
+        elif type(part).__name__ in GATED:
+            part.forward = functools.partial(_fed_forward, part)
     return network
+
+
+def _linear(part: nn.Module, compute: torch.dtype, hidden: torch.Tensor) -> torch.Tensor:
+    return ops.linear(hidden, part.weight, part.bias, compute)
+
+
+def _normed(norm: nn.Module, hidden: torch.Tensor) -> torch.Tensor:
+    return ops.rms_norm(hidden, norm.weight, norm.variance_epsilon)
+
+
+def _fed_forward(part: nn.Module, hidden: torch.Tensor) -> torch.Tensor:
+    return part.down_proj(ops.swiglu(part.gate_proj(hidden), part.up_proj(hidden)))
 
 
 def _rebuild_rotary(network: nn.Module, config, device: str) -> None:
@@ -215,7 +272,21 @@ def _add_lora(network: nn.Module, lora: Lora, runtime: Runtime):
         drawn = random.lora_a(runtime.seed, module, lora.rank, layer.in_features)
         a.weight = nn.Parameter(torch.from_numpy(drawn).to(runtime.device))
         b.weight = nn.Parameter(torch.zeros(layer.out_features, lora.rank, device=runtime.device))
-        if lora.dropout:
-            dropout = CounterDropout(module, layer.in_features, lora.dropout)
-            layer.lora_dropout["default"] = dropout.to(runtime.device)
+        layer.dropout_features = torch.from_numpy(random.feature_keys(module, layer.in_features)).to(runtime.device)
+        layer.dropout_tokens = None
+        layer.forward = functools.partial(_adapted_linear, layer, lora.dropout)
     return adapted
+
+
+def _adapted_linear(layer: nn.Module, probability: float, hidden: torch.Tensor) -> torch.Tensor:
+    """What peft's LoRA layer computes, with dropout by counters, as one operator where the base is frozen."""
+    base = layer.base_layer
+    if layer.disable_adapters:
+        return base(hidden)
+    a, b, scaling = layer.lora_A["default"].weight, layer.lora_B["default"].weight, layer.scaling["default"]
+    keep = None
+    if layer.dropout_tokens is not None and probability:
+        keep = ops.keep_mask(layer.dropout_tokens, layer.dropout_features, probability)
+    if base.weight.requires_grad or (base.bias is not None and base.bias.requires_grad):
+        return base(hidden) + ops.low_rank(hidden, a, b, scaling, keep, probability)
+    return ops.adapted_linear(hidden, base.weight, base.bias, a, b, scaling, keep, probability)

@@ -1,8 +1,7 @@
-"""Generation with transformers' key-value cache."""
+"""Generation with a key-value cache of a fixed size, written in place."""
 
 import numpy as np
 import torch
-from transformers import DynamicCache
 
 from msft.backend.torch import ops
 
@@ -14,24 +13,37 @@ class Session:
 
     def __init__(self, model, max_new_tokens: int):
         self.decoder = model.decoder
-        self.cache = DynamicCache(config=model.decoder.network.config)
+        self.room = max_new_tokens
+        self.slot = 0
 
     def prefill(self, input_ids: np.ndarray, padding: np.ndarray) -> np.ndarray:
         """Take left-padded prompts int32 [rows, length] with `padding` int32 [rows]; return the last logits."""
-        positions = np.arange(input_ids.shape[1])[None, :] - padding[:, None]
-        self.real = self.decoder.tensor((positions >= 0).astype(np.int64))
-        self.next_positions = input_ids.shape[1] - padding
+        rows, length = input_ids.shape
+        positions = np.arange(length)[None, :] - padding[:, None]
+        self.real = self.decoder.tensor(np.arange(length + self.room)[None, :] >= padding[:, None])
+        self.next_positions = length - padding
+        self.layers = self._empty(rows, length + self.room)
+        self.weight = self.decoder.head_weight()
         return self._logits(input_ids, np.maximum(positions, 0))
 
     def decode(self, tokens: np.ndarray) -> np.ndarray:
         """Take one more token for each row, int32 [rows]; return the next logits, float32 [rows, vocabulary]."""
-        self.real = torch.cat([self.real, self.real.new_ones(len(tokens), 1)], dim=1)
         positions = self.next_positions[:, None]
         self.next_positions = self.next_positions + 1
         return self._logits(tokens[:, None], positions)
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def _logits(self, input_ids: np.ndarray, positions: np.ndarray) -> np.ndarray:
         with self.decoder.mode(None, adapter=True):
-            hidden = self.decoder.cached_hidden(input_ids, positions, self.real, self.cache)
-            return ops.to_numpy(self.decoder.head(hidden, self.decoder.head_weight()))
+            seen = self.real[:, : self.slot + input_ids.shape[1]]
+            hidden = self.decoder.cached_hidden(input_ids, positions, seen, self)
+            return ops.to_numpy(self.decoder.head(hidden, self.weight))
+
+    def _empty(self, rows: int, capacity: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        spec, runtime = self.decoder.spec, self.decoder.runtime
+        shape = (rows, spec.num_key_value_heads, capacity, spec.head_dim)
+        kind = ops.dtype(runtime.precision.compute)
+        return [
+            tuple(torch.zeros(shape, dtype=kind, device=runtime.device) for _ in range(2))
+            for _ in range(spec.num_hidden_layers)
+        ]

@@ -3,11 +3,13 @@
 import numpy as np
 import torch
 
-from msft.backend import random
+from msft.backend import names, random
 from msft.backend.contract import IGNORE, Batch, Runtime, Tuning
 from msft.backend.torch import ops
 from msft.backend.torch.decoder import Decoder
 from msft.models.spec import ModelSpec
+
+EMBEDDING = "model.embed_tokens.weight"
 
 
 class Model:
@@ -29,9 +31,16 @@ class Model:
         if dropout_step is not None:
             keys = random.token_keys(self.runtime.seed, dropout_step, batch.row_ids, batch.input_ids.shape[1])
         with self.decoder.mode(keys, adapter=True):
-            loss = self._losses(batch).sum()
-            gradients = torch.autograd.grad(loss * scale, list(self.tuned.values()))
-        return loss.item(), dict(zip(self.tuned, gradients, strict=True))
+            hidden, labels = self._supervised(batch)
+            loss, d_hidden, d_head = self._head_gradients(hidden.detach(), labels, scale)
+            # The head's own gradient is known already; a tied head is reached through the embedding as well.
+            below = {name: tensor for name, tensor in self.tuned.items() if name != names.HEAD}
+            found = torch.autograd.grad(hidden, list(below.values()), d_hidden) if below else ()
+        gradients = dict(zip(below, found, strict=True))
+        if d_head is not None:
+            name = names.HEAD if names.HEAD in self.tuned else EMBEDDING
+            gradients[name] = gradients[name] + d_head if name in gradients else d_head
+        return loss, {name: gradients[name] for name in self.tuned}
 
     @torch.no_grad()
     def loss_sum(self, batch: Batch) -> float:
@@ -108,18 +117,41 @@ class Model:
             "norm": norm,
             "rotary": "float32 angles",
             "loss": f"float32, supervised positions only, {ops.LOSS_CHUNK} at a time",
-            "attention": self.kernels.attention,
+            "attention": self.kernels.name,
             "recompute": str(self.runtime.recompute),
         }
 
     def _hidden(self, batch: Batch) -> torch.Tensor:
         return self.decoder.hidden(batch.input_ids, batch.position_ids, batch.segment_ids)
 
-    def _losses(self, batch: Batch) -> torch.Tensor:
-        """The cross-entropy of each supervised position in reading order, float32 [n]; logits for a chunk at a time."""
+    def _supervised(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        """The hidden states [n, hidden] of the supervised positions in reading order, and their labels [n]."""
         chosen = self.decoder.tensor(np.flatnonzero(batch.labels != IGNORE))
         labels = self.decoder.tensor(batch.labels[batch.labels != IGNORE])
-        hidden = self._hidden(batch).flatten(0, 1)[chosen]
+        return self._hidden(batch).flatten(0, 1).index_select(0, chosen), labels
+
+    def _losses(self, batch: Batch) -> torch.Tensor:
+        """The cross-entropy of each supervised position in reading order, float32 [n]; logits for a chunk at a time."""
+        hidden, labels = self._supervised(batch)
         chunks = zip(hidden.split(ops.LOSS_CHUNK), labels.split(ops.LOSS_CHUNK), strict=True)
         weight = self.decoder.head_weight()
         return torch.cat([ops.token_losses(self.decoder.head(part, weight), answers) for part, answers in chunks])
+
+    @torch.no_grad()
+    def _head_gradients(self, hidden: torch.Tensor, labels: torch.Tensor, scale: float):
+        """The summed loss of hidden states [n, hidden], and the gradients of `scale` x it for them and the head.
+
+        Logits and their gradient exist for a chunk at a time; the head's gradient is None where it is not tuned.
+        """
+        weight, summed, d_hidden = self.decoder.head_weight(), [], torch.empty_like(hidden)
+        tuned = self.decoder.parameter(names.HEAD).requires_grad
+        d_head = torch.zeros_like(weight, dtype=torch.float32) if tuned else None
+        chunks = zip(*(tensor.split(ops.LOSS_CHUNK) for tensor in (hidden, labels, d_hidden)), strict=True)
+        for part, answers, d_part in chunks:
+            losses, d_logits = ops.token_losses_and_gradient(self.decoder.head(part, weight), answers, scale)
+            summed.append(losses.sum())
+            d_logits = d_logits.to(weight.dtype)
+            d_part.copy_(ops.product(d_logits, weight.t()))
+            if tuned:
+                d_head += ops.product(d_logits.t(), part.to(weight.dtype).t())
+        return torch.stack(summed).sum().item(), d_hidden, d_head
