@@ -27,7 +27,7 @@ class Model:
         """
         keys = None
         if dropout_step is not None:
-            keys = random.token_keys(self.runtime.seed, dropout_step, batch.row_ids, batch.input_ids.shape[1])
+            keys = random.token_keys(self.runtime.seed, dropout_step, batch.row_ids, batch.position_ids)
         with self.decoder.mode(keys, adapter=True):
             loss = self._losses(batch).sum()
             gradients = torch.autograd.grad(loss * scale, list(self.tuned.values()))
