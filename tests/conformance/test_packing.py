@@ -26,7 +26,7 @@ SPEC = {
     "rope_theta": 10000.0,
     "max_position_embeddings": 64,
     "tie_word_embeddings": True,
-    "initializer_range": 0.2,
+    "initializer_range": 0.1,
 }
 LENGTH, SIZES = 24, (9, 3, 25, 14, 6, 11, 2, 8, 17, 5)
 
@@ -122,7 +122,7 @@ def test_neighbours_in_a_pack_do_not_see_each_other(engine):
         ids[place] = 1 + (ids[place] + 40) % 95
         after = by_example(packed, full.token_logprobs(replace(packed, input_ids=ids)))
         moved = [float(np.abs(a - b).max()) for a, b in zip(after, before, strict=True)]
-        assert moved[changed] > 0.1
+        assert moved[changed] > 1e-3
         assert max(moved[:changed] + moved[changed + 1 :]) <= 1e-7
 
 

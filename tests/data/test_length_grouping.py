@@ -68,14 +68,14 @@ def test_steps_are_not_in_the_order_of_their_lengths():
 
 
 def test_hardly_anything_is_padding():
-    """Rows padded to their batch's longest one: of 8 a batch 55 % are real tokens at random, 95 % grouped."""
+    """Rows padded to their batch's longest one: of 8 a batch 56 % are real tokens at random, 98 % grouped."""
 
     def share(**keys):
         stream = BatchStream(numbered(800, length=200), batch_size=8, pad_id=PAD, padding="longest", **keys)
         batches = [batch for [batch] in stream.steps(prefetch=0)]
         return sum(batch.tokens for batch in batches) / sum(batch.input_ids.size for batch in batches)
 
-    assert share() < 0.62 and share(length_grouping=True) > 0.95
+    assert share() < 0.6 and share(length_grouping=True) > 0.97
 
 
 def test_ranks_together_see_what_one_rank_sees():
