@@ -14,12 +14,13 @@ IGNORE = -100
 
 @dataclass(frozen=True)
 class Batch:
-    """One micro-batch of one rank; arrays are int32 [rows, length] except `row_ids`.
+    """One micro-batch of one rank; all arrays are int32 [rows, length].
 
     `labels` are aligned with `input_ids`: labels[r, t] is the token to predict after input_ids[r, t],
-    or -100 where nothing is supervised. `segment_ids` tell which example a token belongs to (0 = padding);
-    attention never crosses segments. `row_ids` (int32 [rows]) are the rows' positions in the global batch
-    of the step, over all micro-batches and ranks: what dropout is counted by.
+    or -100 where nothing is supervised. `segment_ids` tell which example of its row a token belongs to, from 1
+    on (0 = padding); attention never crosses segments, `position_ids` begin anew with each. `row_ids` are the
+    positions of the tokens' examples in the global batch of the step, over all micro-batches and ranks (padding: 0):
+    what dropout is counted by, so that an example has the same masks alone in a row and packed with others.
     """
 
     input_ids: np.ndarray

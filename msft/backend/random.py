@@ -1,6 +1,6 @@
 """Random numbers that are equal on both engines, because they are functions of names and counters.
 
-A dropout bit depends on (seed, step, row, position) and on (module, feature) alone, never on the engine, the
+A dropout bit depends on (seed, step, example, position) and on (module, feature) alone, never on the engine, the
 number of ranks or the order of computation. Integers are 32 bits and wrap; the finaliser is Ellis's lowbias32.
 """
 
@@ -32,11 +32,15 @@ def _name_key(*parts) -> int:
     return int.from_bytes(digest[:16], "little")
 
 
-def token_keys(seed: int, step: int, row_ids: np.ndarray, length: int) -> np.ndarray:
-    """Return one key per token, int32 [rows, length], for optimizer step `step` and the rows of its global batch."""
+def token_keys(seed: int, step: int, row_ids: np.ndarray, position_ids: np.ndarray) -> np.ndarray:
+    """Return one key per token for optimizer step `step`, int32 [rows, length].
+
+    `row_ids` int32 [rows, length] number the examples of the step's global batch (`contract.Batch`), `position_ids`
+    the tokens of an example: where an example stands, alone in a row or packed with others, plays no part.
+    """
     start = np.uint32(_name_key("token", seed, step) & 0xFFFFFFFF)
-    rows = _mix(row_ids.astype(np.uint32) ^ start)
-    return _mix(rows[:, None] ^ np.arange(length, dtype=np.uint32)[None, :]).view(np.int32)
+    examples = _mix(row_ids.astype(np.uint32) ^ start)
+    return _mix(examples ^ position_ids.astype(np.uint32)).view(np.int32)
 
 
 def feature_keys(module: str, features: int) -> np.ndarray:

@@ -28,6 +28,7 @@ _HALF_ON_CPU = {
 def cross_checks(recipe: Recipe, document: Document) -> list[tuple[Keys, Problem]]:
     """Return what is wrong between keys whose types and ranges are right."""
     found = [*_refused(recipe), *_model(recipe), *_schedule(recipe), *_callbacks(recipe), *_optimizer(recipe)]
+    found += _length_grouping(recipe)
     return [(path, Problem(document.place(path), dotted(path), message)) for path, message in found]
 
 
@@ -83,6 +84,18 @@ def _optimizer(recipe: Recipe) -> Iterator[tuple[Keys, str]]:
     optimizer = recipe.optimizer
     if optimizer.betas and {"beta1", "beta2"} & optimizer.model_fields_set:
         yield ("optimizer", "betas"), "stands beside beta1 or beta2: write one of the two forms"
+
+
+def _length_grouping(recipe: Recipe) -> Iterator[tuple[Keys, str]]:
+    block, at = recipe.train_dataset, ("train_dataset", "length_grouping")
+    if not block.length_grouping:
+        return
+    if block.packing:
+        yield at, "stands beside packing, which fills every row: write one of the two"
+    if block.padding == "max_length":
+        yield at, "stands beside padding max_length, which makes all rows equally long: write bucket or longest"
+    if not block.data_loader.shuffle:
+        yield at, "groups the rows of a shuffled order, but data_loader.shuffle is False"
 
 
 def _callbacks(recipe: Recipe) -> Iterator[tuple[Keys, str]]:

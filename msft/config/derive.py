@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from msft.config.schema import Recipe
+from msft.config.schema_data import Dataset
 from msft.config.schema_model import ModelConfig, ModelKeys
 from msft.config.schema_train import CheckpointMonitor, LossMonitor, ScaleCell
 from msft.errors import InputError
@@ -94,6 +95,14 @@ def global_batch_size(recipe: Recipe, processes: int) -> int:
 def eval_batch_size(recipe: Recipe) -> int:
     """Return the rows of one process in one evaluation batch."""
     return recipe.eval_dataset.batch_size or micro_batch_size(recipe)
+
+
+def padding(block: Dataset) -> str:
+    """Return how the rows of a batch are made equally long: by default to the next bucket, packed rows to the longest.
+
+    Packed rows are full but for a percent or two, so one length costs nothing, and MindSpore compiles for it once.
+    """
+    return block.padding or ("max_length" if block.packing else "bucket")
 
 
 def epochs(recipe: Recipe) -> int:

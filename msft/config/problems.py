@@ -9,6 +9,8 @@ from msft.config.structure import keys_at, used_keys
 from msft.config.yaml_lines import Document, Keys, Problem, dotted
 from msft.errors import did_you_mean
 
+# What LLaMA-Factory, TRL and transformers call keys of ours that are spelled otherwise.
+NAMED_ELSEWHERE = {"neat_packing": "train_dataset.packing", "group_by_length": "train_dataset.length_grouping"}
 TAGS = ("<number>", "<cell>", "MFLossMonitor", "CheckpointMonitor", "TrainCallBack")
 
 
@@ -34,6 +36,8 @@ def _path(loc: tuple, data: Any) -> Keys:
 def unknown_key(path: Keys, data: dict[str, Any]) -> str:
     """Return what to say about a key that the schema does not know: where it belongs, or the nearest known one."""
     key, block = str(path[-1]), path[:-1]
+    if key in NAMED_ELSEWHERE:
+        return f"unknown key, here it is called '{NAMED_ELSEWHERE[key]}'"
     if block == ("model",) and key in ModelConfig.model_fields:
         return "unknown key: sizes stand in model.model_config, or come from the config.json of model.pretrained"
     homes = _homes(key, data)

@@ -35,15 +35,21 @@ class EvalLoader(DataLoader):
 
 
 class Dataset(Block):
-    """What is trained on. Without `labels` among `input_columns` every token but padding is supervised."""
+    """What is trained on. Without `labels` among `input_columns` every token but padding is supervised.
+
+    With `packing` whole examples share a row as long as the longest one's place, and `batch_size` counts such rows;
+    `length_grouping` puts examples of similar length into a step. `padding` None: see `derive.padding`.
+    """
 
     data_loader: DataLoader = DataLoader()
     input_columns: Texts = ["input_ids", "labels"]
     batch_size: Positive | None = None
     drop_remainder: Switch = True
     repeat: Positive = 1
-    padding: Literal["longest", "bucket", "max_length"] = "bucket"
+    padding: Literal["longest", "bucket", "max_length"] | None = None
     bucket_size: Positive = 64
+    packing: Switch = False
+    length_grouping: Switch = False
     num_parallel_workers: Workers = None
     python_multiprocessing: Workers = None
     numa_enable: Workers = None
@@ -73,6 +79,7 @@ class EvalDataset(Dataset):
 
     data_loader: EvalLoader = EvalLoader()
     drop_remainder: Switch = False
+    length_grouping: _refused("evaluation takes the rows in the file's order; packing serves it too", False) = None
 
 
 class TrainTask(Block):

@@ -7,7 +7,7 @@ from typing import Any, get_args, get_origin
 from pydantic.fields import FieldInfo
 
 from msft.config.block import Block
-from msft.config.markers import Unused
+from msft.config.markers import Refused, Unused
 from msft.config.schema import Recipe
 from msft.config.yaml_lines import Keys
 
@@ -58,7 +58,7 @@ def is_text(path: Keys) -> bool:
 def used_keys(block: type[Block] = Recipe, path: Keys = ()) -> Iterator[tuple[Keys, str]]:
     """Yield (block's path, key) of every key that has a meaning here."""
     for key, field in fields_of(block).items():
-        if not any(isinstance(mark, Unused) for mark in field.metadata):
+        if not any(isinstance(mark, Unused | Refused) for mark in field.metadata):
             yield path, key
             for inner in blocks_in(field.annotation):
                 yield from used_keys(inner, (*path, key))

@@ -22,9 +22,6 @@ class Example(NamedTuple):
     capacity: int
 
 
-EMPTY = Example(np.zeros(0, np.int32), np.zeros(0, np.int32), 0)
-
-
 def align(row: dict[str, np.ndarray], pad_id: int, vocab_size: int | None = None) -> Example:
     """Return a row of n real tokens as n - 1 tokens, each with the token to predict after it.
 
@@ -64,7 +61,7 @@ def _check_ids(ids: np.ndarray, name: str, vocab_size: int | None) -> None:
 
 
 def width_of(longest: int, capacity: int, padding: str, bucket_size: int) -> int:
-    """Return how long the rows of a micro-batch are made, from the longest real row over all ranks.
+    """Return how long the rows of a micro-batch are made, from the longest real row (or pack) over all ranks.
 
     longest: the longest row; bucket: the next multiple of `bucket_size`; max_length: `capacity`. Never above
     `capacity`, and one bucket when there is no real token at all.
@@ -76,17 +73,27 @@ def width_of(longest: int, capacity: int, padding: str, bucket_size: int) -> int
     return max(1, min(max(1, -(-longest // bucket_size)) * bucket_size, capacity))
 
 
-def collate(examples: Sequence[Example], width: int, pad_id: int, first_row: int) -> Batch:
-    """Return the examples as one micro-batch [len(examples), width]; `row_ids` count up from `first_row`."""
-    shape = (len(examples), width)
+def collate(rows: Sequence[Sequence[Example]], width: int, pad_id: int, first_ids: Sequence[int]) -> Batch:
+    """Return rows of examples as one micro-batch [len(rows), width].
+
+    The examples of a row stand one behind the other, segments 1, 2 ..., and `row_ids` count them up from the row's
+    number in `first_ids`. Positions begin anew with each example; padding has the positions of a lone example's.
+    """
+    shape = (len(rows), width)
     input_ids = np.full(shape, pad_id, np.int32)
     labels = np.full(shape, IGNORE, np.int32)
     segment_ids = np.zeros(shape, np.int32)
-    for number, example in enumerate(examples):
-        length = len(example.input_ids)
-        input_ids[number, :length] = example.input_ids
-        labels[number, :length] = example.labels
-        segment_ids[number, :length] = 1
-    position_ids = np.tile(np.arange(width, dtype=np.int32), (len(examples), 1))
-    row_ids = np.arange(first_row, first_row + len(examples), dtype=np.int32)
+    row_ids = np.zeros(shape, np.int32)
+    positions = np.arange(width, dtype=np.int32)
+    position_ids = np.tile(positions, (len(rows), 1))
+    for number, (examples, first) in enumerate(zip(rows, first_ids, strict=True)):
+        start = 0
+        for segment, example in enumerate(examples):
+            place = np.s_[number, start : start + len(example.input_ids)]
+            input_ids[place] = example.input_ids
+            labels[place] = example.labels
+            position_ids[place] = positions[: len(example.input_ids)]
+            segment_ids[place] = segment + 1
+            row_ids[place] = first + segment
+            start += len(example.input_ids)
     return Batch(input_ids, labels, position_ids, segment_ids, row_ids)

@@ -1,7 +1,7 @@
 """What every dataset of tokenised rows offers, and a list of rows that offers it."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -19,6 +19,12 @@ class RowDataset(Protocol):
 
     def row(self, index: int) -> dict[str, np.ndarray]:
         """Return one row: column name -> array."""
+
+    def ends(self, fillers: Mapping[str, int | None]) -> Iterator[np.ndarray]:
+        """Yield for all rows in order, int32 [n] a piece, how many elements the longest of some columns keeps.
+
+        `fillers` names the columns, each with the value that is cut off at its end (None: nothing is cut).
+        """
 
     def digest(self) -> str:
         """Return 64 hex digits that change when the data does."""
@@ -41,6 +47,11 @@ class InMemoryDataset:
         """Return the row's own arrays, not copies."""
         return self._rows[index]
 
+    def ends(self, fillers: Mapping[str, int | None]) -> Iterator[np.ndarray]:
+        """Yield the rows' ends (RowDataset.ends) in one piece."""
+        ends = [max(kept(row[name], filler) for name, filler in fillers.items()) for row in self._rows]
+        yield np.array(ends, np.int32)
+
     def digest(self) -> str:
         """Return the SHA-256 (64 hex digits) of all names, dtypes, shapes and bytes."""
         digest = hashlib.sha256()
@@ -50,3 +61,11 @@ class InMemoryDataset:
                 digest.update(f"{name} {values.dtype.str} {values.shape} ".encode())
                 digest.update(values.tobytes())
         return digest.hexdigest()
+
+
+def kept(values: np.ndarray, filler: int | None) -> int:
+    """Return how many of the values are left when `filler` is cut off at their end."""
+    if filler is None:
+        return len(values)
+    others = np.flatnonzero(values != filler)
+    return int(others[-1]) + 1 if len(others) else 0

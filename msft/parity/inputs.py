@@ -86,14 +86,15 @@ def _sha256(arrays: list[np.ndarray]) -> str:
 
 
 def _sample(side: Side, batch: Batch) -> str:
-    """The first row as a person reads it: its text where a tokenizer is at hand, and how much of it is supervised."""
+    """The first example as a person reads it: its text where a tokenizer is at hand, and how much is supervised."""
     from msft.data.tokenizers import open_tokenizer
 
-    real = batch.input_ids[0][batch.segment_ids[0] != 0]
+    first = batch.segment_ids[0] == 1
+    real = batch.input_ids[0][first]
     path, shown = _tokenizer(side), real[:SHOWN_TOKENS].tolist()
     text = repr(open_tokenizer(path).decode(shown, skip_special=False)) if path else str(shown)
     text += " ..." if len(real) > SHOWN_TOKENS else ""
-    return f"{len(real)} tokens, {int((batch.labels[0] != IGNORE).sum())} supervised: {text}"
+    return f"{len(real)} tokens, {int((batch.labels[0][first] != IGNORE).sum())} supervised: {text}"
 
 
 def _tokenizer(side: Side) -> Path | None:

@@ -69,9 +69,7 @@ class Side:
         """The first rows of the first micro-batch, `PROBE_TOKENS` at most."""
         batch = self.first_step[0]
         rows = max(1, PROBE_TOKENS // batch.input_ids.shape[1])
-        tokens = ("input_ids", "labels", "position_ids", "segment_ids")
-        cut = {name: getattr(batch, name)[:rows, :PROBE_TOKENS] for name in tokens}
-        return replace(batch, **cut, row_ids=batch.row_ids[:rows])
+        return replace(batch, **{name: array[:rows, :PROBE_TOKENS] for name, array in vars(batch).items()})
 
     def batches(self, steps: int) -> Iterator[list[Batch]]:
         """Yield the micro-batches of the first `steps` steps."""

@@ -109,11 +109,15 @@ def _leads(logits: np.ndarray) -> list[float]:
 
 
 def prompts_of(batch: Batch) -> list[list[int]]:
-    """Return what stands before the first supervised token of the first rows; half a row where all is supervised."""
+    """Return what stands before the first supervised token of the first rows; half a row where all is supervised.
+
+    Of a packed row the first example is taken.
+    """
     prompts = []
     for row in range(min(PROMPTS, len(batch.input_ids))):
-        ids = batch.input_ids[row][batch.segment_ids[row] != 0]
-        supervised = np.flatnonzero(batch.labels[row] != IGNORE)
+        first = batch.segment_ids[row] == 1
+        ids = batch.input_ids[row][first]
+        supervised = np.flatnonzero(batch.labels[row][first] != IGNORE)
         length = int(supervised[0]) + 1 if len(supervised) and supervised[0] else max(1, len(ids) // 2)
         prompts.append(ids[max(0, length - PROMPT_TOKENS) : length].tolist())
     return prompts
@@ -126,5 +130,5 @@ def _as_batch(texts: list[list[int]]) -> Batch:
     rows = np.zeros(real.shape, np.int32)
     rows[real] = np.concatenate(texts)
     positions = np.tile(np.arange(length, dtype=np.int32), (len(texts), 1))
-    numbers = np.arange(len(texts), dtype=np.int32)
+    numbers = np.where(real, np.arange(len(texts), dtype=np.int32)[:, None], 0)
     return Batch(rows, np.full_like(rows, IGNORE), positions, real.astype(np.int32), numbers)

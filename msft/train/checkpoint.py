@@ -32,9 +32,10 @@ class TrainerState:
 
     `rows_per_step` counts rows over all micro-batches and ranks. `data` is the SHA-256 of the training rows and
     `tuned` the canonical names of the tensors that are trained. `tokens` and `skipped` are totals of the run.
-    `order` decides with seed and rows_per_step which rows a step takes (rows and steps of an epoch, shuffled or not),
-    `position` is where the data stands: epoch and step in it, from 0, and rows taken in all. `random` is all that
-    dropout and the order of rows are functions of. `schedule` holds `schedules.Resolved`, `versions` the packages.
+    `order` decides with seed and rows_per_step which rows a step takes (rows and steps of an epoch; shuffled, packed,
+    grouped by length or not), `position` is where the data stands: epoch and step in it, from 0, and rows taken in
+    all. `random` is all that dropout and the order of rows are functions of. `schedule` holds `schedules.Resolved`,
+    `versions` the packages.
     """
 
     step: int

@@ -1,5 +1,6 @@
 """The MindRecord data of a run, with the columns that the recipe chooses."""
 
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +32,10 @@ class EveryTokenSupervised:
         labels = ids.astype(np.int32)
         labels[real[-1] + 1 if len(real) else 0 :] = IGNORE
         return {"input_ids": ids, "labels": labels}
+
+    def ends(self, fillers: Mapping[str, int | None]) -> Iterator[np.ndarray]:
+        """Yield the rows' ends (RowDataset.ends): the labels end where the ids do."""
+        return self.dataset.ends({"input_ids": self.pad_id})
 
     def digest(self) -> str:
         """Return the digest of the rows as they are stored."""

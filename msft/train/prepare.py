@@ -105,7 +105,7 @@ def _with_eval_data(recipe: Recipe) -> Recipe:
     if recipe.run_mode != "eval" or named:
         return recipe
     console.note(f"{recipe.name}: eval_dataset names no data, so train_dataset is evaluated")
-    left_out = {"drop_remainder": True, "data_loader": {"shuffle"}}
+    left_out = {"drop_remainder": True, "length_grouping": True, "data_loader": {"shuffle"}}
     block = recipe.train_dataset.model_dump(exclude_unset=True, exclude=left_out)
     return recipe.model_copy(update={"eval_dataset": EvalDataset.model_validate(block)})
 

@@ -28,10 +28,12 @@ def check(state: TrainerState, path: Path, facts: dict) -> None:
         )
     if state.seed != seed:
         problems.append(f"{path}: has seed {state.seed}, this run {seed}: the order of rows would differ")
-    if state.rows_per_step == rows_per_step and (different := _differences(state.order, facts["order"])):
+    # Checkpoints from before there was a choice do not name these.
+    order = {"packing": False, "length_grouping": False, **state.order}
+    if state.rows_per_step == rows_per_step and (different := _differences(order, facts["order"])):
         problems.append(
-            f"{path}: {different}: the rows of a step would differ: give the same num_samples, shuffle and "
-            "drop_remainder of train_dataset"
+            f"{path}: {different}: the rows of a step would differ: give the same num_samples, shuffle, "
+            "drop_remainder, packing and length_grouping of train_dataset"
         )
     if problems:
         raise InputError(*problems)

@@ -81,6 +81,8 @@ def _facts(prepared: Prepared, stream: BatchStream, digest: str) -> dict:
             "rows": report["rows"],
             "steps_per_epoch": report["steps_per_epoch"],
             "shuffle": recipe.train_dataset.data_loader.shuffle,
+            "packing": recipe.train_dataset.packing,
+            "length_grouping": recipe.train_dataset.length_grouping,
         },
         "schedule": setup.schedule(recipe, stream)._asdict(),
         "backend": recipe.backend,

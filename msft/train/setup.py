@@ -65,8 +65,10 @@ def train_stream(prepared: Prepared, rank: int, world: int) -> BatchStream:
         drop_remainder=block.drop_remainder,
         epochs=derive.epochs(recipe),
         num_samples=block.data_loader.num_samples,
-        padding=block.padding,
+        padding=derive.padding(block),
         bucket_size=block.bucket_size,
+        packing=block.packing,
+        length_grouping=block.length_grouping,
         vocab_size=prepared.spec.vocab_size,
     )
 
@@ -74,17 +76,21 @@ def train_stream(prepared: Prepared, rank: int, world: int) -> BatchStream:
 def eval_stream(prepared: Prepared, rank: int, world: int) -> BatchStream:
     """Return the evaluation batches of one rank."""
     block = prepared.recipe.eval_dataset
-    return evaluation_batches(
+    stream = evaluation_batches(
         prepared.eval_data,
         batch_size=derive.eval_batch_size(prepared.recipe),
         pad_id=prepared.pad_id,
         rank=rank,
         world=world,
         num_samples=block.data_loader.num_samples,
-        padding=block.padding,
+        padding=derive.padding(block),
         bucket_size=block.bucket_size,
+        packing=block.packing,
         vocab_size=prepared.spec.vocab_size,
     )
+    if block.packing:
+        console.note(f"evaluation data: {stream.describe()}")
+    return stream
 
 
 def last_step(recipe: Recipe, stream: BatchStream) -> int:
@@ -139,8 +145,8 @@ def plan_lines(prepared: Prepared, stream: BatchStream | None) -> list[str]:
     if stream is not None:
         report, last = stream.report(), last_step(recipe, stream)
         lines += [
-            f"data: {report['rows']:,} rows of up to {stream.row_length} tokens, "
-            f"{report['rows_per_step']} rows a step, {report['steps_per_epoch']:,} steps an epoch",
+            f"data: {stream.describe()}, {report['rows_per_step']} rows a step, "
+            f"{report['steps_per_epoch']:,} steps an epoch",
             f"steps: {last:,}" + (f", going on from {prepared.resumed}" if prepared.resumed else ""),
             f"learning rate: {schedule(recipe, stream)}",
         ]

@@ -41,9 +41,12 @@ def test_lora_run_leaves_everything(write_recipe, output, tiny_model, capsys):
     captured = capsys.readouterr()
     steps = [record for record in records(output) if "loss" in record]
     assert len(steps) == 24
-    assert list(steps[0]) == (
-        "step epoch loss learning_rate grad_norm tokens supervised tokens_per_second seconds loss_scale skipped"
-    ).split()
+    assert (
+        list(steps[0])
+        == (
+            "step epoch loss learning_rate grad_norm tokens supervised tokens_per_second seconds loss_scale skipped"
+        ).split()
+    )
     assert np.mean(losses(output)[-4:]) < 0.9 * np.mean(losses(output)[:4])
     # 48 rows: every token is seen once an epoch; the last token of a row is only predicted.
     assert sum(step["tokens"] for step in steps[:12]) == sum(
@@ -385,7 +388,8 @@ def test_a_checkpoint_says_where_the_run_stands(write_recipe, output):
         "num_cycles": 0.5,
     }
     # 48 rows, 4 a step: 12 steps an epoch.
-    assert state["order"] == {"rows": 48, "steps_per_epoch": 12, "shuffle": True}
+    order = {"rows": 48, "steps_per_epoch": 12, "shuffle": True, "packing": False, "length_grouping": False}
+    assert state["order"] == order
     assert state["position"] == {"epoch": 1, "step_in_epoch": 4, "rows_taken": 64}
     assert state["random"] == {"seed": 3, "dropout_step": 16, "epoch": 1}
     assert state["versions"]["torch"] and state["world"] == 1

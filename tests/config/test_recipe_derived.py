@@ -138,6 +138,21 @@ def test_batches_epochs_and_steps(tmp_path):
     assert derive.eval_batch_size(load(tmp_path, HEAD + "eval_dataset: {batch_size: 7}")) == 7
 
 
+def test_padding_follows_from_packing_unless_it_is_written(tmp_path):
+    """And the recipe that a run writes gives the same again."""
+    for keys, expected in (
+        ("", "bucket"),
+        ("packing: True", "max_length"),
+        ("packing: True, padding: bucket", "bucket"),
+        ("padding: longest", "longest"),
+        ("length_grouping: True", "bucket"),
+    ):
+        recipe = load(tmp_path, f"{HEAD}train_dataset: {{{keys}}}")
+        again = load(tmp_path, recipe.to_yaml())
+        for one in (recipe, again):
+            assert derive.padding(one.train_dataset) == expected, keys
+
+
 @pytest.mark.parametrize("value,on", [("True", 1), ("False", 0), ("[0, 3]", 1), ("[0, 0]", 0), ("4", 1), ("0", 0)])
 def test_recompute(tmp_path, value, on):
     assert derive.recompute(load(tmp_path, f"{HEAD}recompute_config: {{recompute: {value}}}")) is bool(on)

@@ -85,6 +85,28 @@ ONE_PROBLEM = {
         "callbacks.0.keep_checkpoint_max: must be above 0, not 0"
     ),
     "train_dataset: {padding: max}": ("train_dataset.padding: must be longest, bucket or max_length, not 'max'"),
+    # packing and length grouping, by the names that other toolkits have for them too
+    "packing: True": "packing: unknown key, it belongs in train_dataset or eval_dataset",
+    "length_grouping: True": "length_grouping: unknown key, it belongs in train_dataset",
+    "neat_packing: True": "neat_packing: unknown key, here it is called 'train_dataset.packing'",
+    "train_dataset: {group_by_length: True}": (
+        "train_dataset.group_by_length: unknown key, here it is called 'train_dataset.length_grouping'"
+    ),
+    "train_dataset: {packing: bfd}": "train_dataset.packing: must be True or False, not 'bfd'",
+    "train_dataset: {packing: True, length_grouping: True}": (
+        "train_dataset.length_grouping: stands beside packing, which fills every row: write one of the two"
+    ),
+    "train_dataset: {padding: max_length, length_grouping: True}": (
+        "train_dataset.length_grouping: stands beside padding max_length, which makes all rows equally long: "
+        "write bucket or longest"
+    ),
+    "train_dataset: {length_grouping: True, data_loader: {shuffle: False}}": (
+        "train_dataset.length_grouping: groups the rows of a shuffled order, but data_loader.shuffle is False"
+    ),
+    "eval_dataset: {length_grouping: True}": (
+        "eval_dataset.length_grouping: True is not supported: evaluation takes the rows in the file's order; "
+        "packing serves it too"
+    ),
     # keys that would change the result in a way that is not built
     "lr_scale: True": "lr_scale: True is not supported: write the learning rate that is meant",
     "base_config: a.yaml": "base_config: 'a.yaml' is not supported: write all keys into one file",

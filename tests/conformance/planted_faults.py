@@ -182,7 +182,7 @@ def dropout_left_on(engine, monkeypatch):
 
         def with_dropout(function):
             def call(batch, *rest):
-                keys = random.token_keys(0, 0, batch.row_ids, batch.input_ids.shape[1])
+                keys = random.token_keys(0, 0, batch.row_ids, batch.position_ids)
                 decoder.mode = lambda _, adapter: mode(keys, adapter)
                 try:
                     return function(batch, *rest)

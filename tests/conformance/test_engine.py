@@ -112,7 +112,7 @@ def batch(seed=0, rows=3, padding=True):
     ids = np.where(real, generator.integers(1, 96, (rows, LENGTH)), 0)
     labels = np.where(real & (np.arange(LENGTH) >= 5), generator.integers(1, 96, (rows, LENGTH)), -100)
     positions = np.tile(np.arange(LENGTH), (rows, 1))
-    arrays = (ids, labels, positions, real.astype(np.int32), np.arange(rows))
+    arrays = (ids, labels, positions, real.astype(np.int32), np.arange(rows)[:, None] * real)
     return Batch(*(array.astype(np.int32) for array in arrays))
 
 
@@ -242,7 +242,7 @@ def test_twenty_steps_with_dropout_agree_between_the_engines():
 @pytest.mark.parametrize("engine", ENGINES)
 def test_dropout_masks_are_those_that_numpy_computes(engine):
     ops = importlib.import_module(f"msft.backend.{engine}.ops")
-    tokens, features = random.token_keys(1, 2, np.arange(3), 7), random.feature_keys("a.module", 33)
+    tokens, features = random.token_keys(1, 2, np.arange(3)[:, None], np.arange(7)), random.feature_keys("a.module", 33)
     make = torch.from_numpy if engine == "torch" else importlib.import_module("mindspore").Tensor
     mask = ops.keep_mask(make(tokens), make(features), 0.3)
     mask = mask.numpy() if engine == "torch" else mask.asnumpy()
@@ -377,8 +377,7 @@ def test_dynamic_rotary_frequencies_are_those_of_the_batch_alone(engine):
     config = {**TIED, "max_position_embeddings": 12, "rope_scaling": {"rope_type": "dynamic", "factor": 2.0}}
     ours, one = build(engine, config, Tuning()), batch(padding=False)
     for length in (14, LENGTH, 14, 8):
-        arrays = (array[:, :length] for array in (one.input_ids, one.labels, one.position_ids, one.segment_ids))
-        short = Batch(*arrays, one.row_ids)
+        short = Batch(*(array[:, :length] for array in vars(one).values()))
         with torch.no_grad():
             expected = oracle(config)(input_ids=torch.from_numpy(short.input_ids).long()).logits
         np.testing.assert_allclose(ours.logits(short), expected.numpy(), atol=5e-5)

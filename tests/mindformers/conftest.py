@@ -193,7 +193,7 @@ def engine_logits(tiny):
     positions = np.tile(np.arange(tiny.ids.shape[1], dtype=np.int32), (len(tiny.ids), 1))
     real = (tiny.ids != 0).astype(np.int32)
     unlabelled = np.full_like(tiny.ids, -100)
-    batch = Batch(tiny.ids, unlabelled, positions, real, np.arange(len(tiny.ids), dtype=np.int32))
+    batch = Batch(tiny.ids, unlabelled, positions, real, np.arange(len(tiny.ids), dtype=np.int32)[:, None] * real)
 
     def compute(backend: str, weights: Path, adapter: Path | None = None, alpha: float | None = None) -> np.ndarray:
         config, factors = read_adapter(adapter) if adapter else ({}, {})

@@ -35,7 +35,7 @@ class Model:
         """
         keys = None
         if dropout_step is not None:
-            keys = random.token_keys(self.runtime.seed, dropout_step, batch.row_ids, batch.input_ids.shape[1])
+            keys = random.token_keys(self.runtime.seed, dropout_step, batch.row_ids, batch.position_ids)
 
         tuned = self.tuned
 

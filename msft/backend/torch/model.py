@@ -29,7 +29,7 @@ class Model:
         """
         keys = None
         if dropout_step is not None:
-            keys = random.token_keys(self.runtime.seed, dropout_step, batch.row_ids, batch.input_ids.shape[1])
+            keys = random.token_keys(self.runtime.seed, dropout_step, batch.row_ids, batch.position_ids)
         with self.decoder.mode(keys, adapter=True):
             hidden, labels = self._supervised(batch)
             loss, d_hidden, d_head = self._head_gradients(hidden.detach(), labels, scale)

@@ -1,12 +1,14 @@
 """One opened shard: its rows by number."""
 
 import os
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
 
 from msft.console import note
 from msft.data.mindrecord import codec
+from msft.data.mindrecord.ends import ends
 from msft.data.mindrecord.header import SIZE_BYTES, Column, Header, numpy_dtype
 from msft.data.mindrecord.index import SqliteIndex, WalkedIndex
 from msft.data.mindrecord.raw import unpack
@@ -43,6 +45,10 @@ class Shard:
             stored = unpack(self._read(place.raw, place.raw_end))
             values.update({column.name: _scalar(column, stored) for column in self._scalars})
         return {column.name: values[column.name] for column in self._header.columns}
+
+    def ends(self, fillers: Mapping[str, int | None]) -> Iterator[np.ndarray]:
+        """Yield where the padding of the rows' arrays begins (`ends.ends`), all rows in order."""
+        return ends(self._file.fileno(), self._header, fillers)
 
     def _read(self, start: int, end: int) -> bytes:
         data = os.pread(self._file.fileno(), end - start, start)
