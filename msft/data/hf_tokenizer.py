@@ -3,11 +3,12 @@
 import contextlib
 import os
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
 
-from msft.data import offsets
+from msft.data import hf_words, offsets
 from msft.data.tokenizer_files import (
     TOKEN_FLAGS,
     chat_templates,
@@ -53,14 +54,19 @@ class HFTokenizer:
         self._tokenizer.post_processor = None
         self._lengths = _byte_lengths(self._tokenizer)
         self._plain = self._tokenizer.normalizer is None
+        self._words = None if self._lengths is None else hf_words.words_of(self._tokenizer)
 
     def encode(self, texts: Sequence[str]) -> list[Encoding]:
         """Tokenize texts, without begin and end tokens."""
         with self._library():
             if self._lengths is None:
                 return [_with_offsets(encoding) for encoding in self._tokenizer.encode_batch(list(texts))]
-            encodings = self._tokenizer.encode_batch_fast(list(texts))
-            return [self._spanned(text, encoding) for text, encoding in zip(texts, encodings, strict=True)]
+            if self._words is None:
+                ids, ends = _in_a_row(self._tokenizer.encode_batch_fast(list(texts)))
+            else:
+                ids, ends = self._words.encode(texts)
+            found = offsets.spans_of_each(ids, ends, self._lengths, texts)
+            return [self._spanned(text, each) for text, each in zip(texts, found, strict=True)]
 
     def decode(self, ids: Sequence[int], skip_special: bool = True) -> str:
         """Return the text of token ids."""
@@ -94,12 +100,16 @@ class HFTokenizer:
             raise InputError(f"{self._folder}: no padding, unknown or end token in tokenizer_config.json to pad with")
         return found[0]
 
-    def _spanned(self, text: str, encoding) -> Encoding:
-        ids = np.array(encoding.ids, np.int32)
-        found = offsets.spans(ids, self._lengths, text) if self._plain or text.isascii() else None
-        if found is None:
+    def _spanned(self, text: str, found: tuple[np.ndarray, ...] | None) -> Encoding:
+        if found is None or not (self._plain or text.isascii()):
             return _with_offsets(self._tokenizer.encode(text))
-        return Encoding(ids, *found)
+        return Encoding(*found)
+
+
+def _in_a_row(encodings: Sequence) -> tuple[np.ndarray, np.ndarray]:
+    """Return the ids of all texts in a row and where the ids of each end."""
+    ids = [encoding.ids for encoding in encodings]
+    return np.array(list(chain.from_iterable(ids)), np.int32), np.cumsum([len(each) for each in ids], dtype=np.int64)
 
 
 def _with_offsets(encoding) -> Encoding:

@@ -2,7 +2,6 @@
 
 import os
 import time
-from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -52,10 +51,9 @@ def preprocess(options: Options) -> Report:
     report = Report(asdict(options) | {"pad_id": tokenizer.pad_id})
     _note_unused(options, report)
     columns = qa.COLUMNS if options.dataset_type == "qa" else wiki.COLUMNS
-    make = {"qa": _qa_rows, "wiki": _wiki_rows, "wikipedia": _wikipedia_rows}[options.dataset_type]
+    write = {"qa": _write_qa, "wiki": _write_wiki, "wikipedia": _write_wikipedia}[options.dataset_type]
     with MindRecordWriter(options.output_file, columns, options.file_partition, options.dataset_type) as writer:
-        for row in make(options, tokenizer, report):
-            writer.write(row)
+        write(options, tokenizer, report, writer)
         if not report.rows["written"]:
             report.show()
             raise InputError(f"{options.input_glob}: no row is left to write")
@@ -85,7 +83,7 @@ def _note_unused(options: Options, report: Report) -> None:
             report.notes.append(f"--{name} is for --dataset_type {meant} and had no effect")
 
 
-def _qa_rows(options: Options, tokenizer: Tokenizer, report: Report) -> Iterator[dict[str, np.ndarray]]:
+def _write_qa(options: Options, tokenizer: Tokenizer, report: Report, writer: MindRecordWriter) -> None:
     paths = rows.find_files(options.input_glob)
     template = open_template(options.template, tokenizer)
     report.notes.append(_describe(tokenizer, template))
@@ -93,22 +91,22 @@ def _qa_rows(options: Options, tokenizer: Tokenizer, report: Report) -> Iterator
     workers = _workers(options, 1 + size // qa.BYTES_PER_WORKER)
     with _progress("KiB of rows", max(1, size >> 10)) as advance:
         for chunk in qa.encode_files(paths, options.model_file, options.template, length, workers):
-            yield from qa.padded_rows(chunk, length, tokenizer.pad_id)
-            qa.add_to(report, chunk, length)
+            writer.write_blobs(chunk.blobs, qa.row_bytes(length))
+            qa.add_to(report, chunk)
             advance(chunk.bytes / 1024)
 
 
-def _wiki_rows(options: Options, tokenizer: Tokenizer, report: Report) -> Iterator[dict[str, np.ndarray]]:
+def _write_wiki(options: Options, tokenizer: Tokenizer, report: Report, writer: MindRecordWriter) -> None:
     paths = rows.find_files(options.input_glob)
     workers = _workers(options, 1 + sum(map(os.path.getsize, paths)) // qa.BYTES_PER_WORKER)
     stream = wiki.tokenize(wiki.paragraphs(paths), options.model_file, True, workers)
     with _progress("blocks", None) as advance:
         for block in wiki.blocks(wiki.repeated(stream, options.repeat), options.seq_length + 1):
-            yield from _block(block, options, report)
+            _write_block(block, options, report, writer)
             advance(len(block) > options.seq_length)
 
 
-def _wikipedia_rows(options: Options, tokenizer: Tokenizer, report: Report) -> Iterator[dict[str, np.ndarray]]:
+def _write_wikipedia(options: Options, tokenizer: Tokenizer, report: Report, writer: MindRecordWriter) -> None:
     """MindFormers cuts blocks first and then overwrites two tokens of each with begin and end; here none is lost."""
     folder = Path(options.input_glob)
     paths = rows.find_files(str(folder / "**" / "*.parquet") if folder.is_dir() else options.input_glob)
@@ -125,7 +123,7 @@ def _wikipedia_rows(options: Options, tokenizer: Tokenizer, report: Report) -> I
             for block in wiki.blocks(stream, inner):
                 if len(block) == inner:
                     block = np.concatenate((before, block, after)).astype(np.int32)
-                yield from _block(block, options, report)
+                _write_block(block, options, report, writer)
                 advance(len(block) > options.seq_length)
                 if report.rows["written"] == options.samples_num:
                     break
@@ -134,13 +132,13 @@ def _wikipedia_rows(options: Options, tokenizer: Tokenizer, report: Report) -> I
     report.notes.append(f"--samples_num {options.samples_num}: the text was read {passes} times")
 
 
-def _block(block: np.ndarray, options: Options, report: Report) -> Iterator[dict[str, np.ndarray]]:
+def _write_block(block: np.ndarray, options: Options, report: Report, writer: MindRecordWriter) -> None:
     if len(block) <= options.seq_length:
         report.tokens["cut_off"] += len(block)
         return
     report.rows.update(read=1, written=1)
     report.tokens.update(written=len(block), supervised=len(block) - 1)
-    yield {"input_ids": block}
+    writer.write({"input_ids": block})
 
 
 def _workers(options: Options, useful: int) -> int:

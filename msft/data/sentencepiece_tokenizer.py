@@ -9,12 +9,12 @@ from pathlib import Path
 
 import numpy as np
 
-from msft.data import offsets
+from msft.data import offsets, sentencepiece_words
+from msft.data.sentencepiece_words import SPACE
 from msft.data.tokenizer_files import chat_templates, copy_files, extra_tokens, named_tokens, read_config
 from msft.data.tokenizers import Encoding
 from msft.errors import InputError
 
-SPACE = "\u2581"
 # Letters that every normalisation rule of sentencepiece except 'identity' changes.
 _NORMALISED = "\uff21\u2460\ufb01e\u0301"
 
@@ -52,13 +52,20 @@ class SentencePieceTokenizer:
         self._lengths = self._piece_lengths(pieces)
         self._lead = int(self._lengths[self._model.encode("a")].sum()) - 1
         self._plain = self._model.decode(self._model.encode(_NORMALISED)) == _NORMALISED
+        self._words = sentencepiece_words.words_of(self._model, pieces) if self._plain else None
 
     def encode(self, texts: Sequence[str]) -> list[Encoding]:
         """Tokenize texts, without begin and end tokens."""
         parts = [self._split(text) for text in texts]
         plain = [part for of_text in parts for part in of_text[::2] if part]
-        tokens = iter(self._model.encode(plain, num_threads=1))
+        tokens = iter(self._ids_of_each(plain))
         return [self._assemble(of_text, tokens) for of_text in parts]
+
+    def _ids_of_each(self, texts: list[str]) -> list[np.ndarray]:
+        if self._words is None:
+            return [np.array(ids, np.int32) for ids in self._model.encode(texts, num_threads=1)]
+        ids, stops = self._words.encode(texts)
+        return np.split(ids, stops[:-1])
 
     def decode(self, ids: Sequence[int], skip_special: bool = True) -> str:
         """Return the text of token ids; special tokens are left out or written as they are."""
@@ -111,7 +118,7 @@ class SentencePieceTokenizer:
             if number % 2:
                 pieces.append(([self.special_tokens[part]], [position], [position + len(part)]))
             elif part:
-                ids = np.array(next(tokens), np.int32)
+                ids = next(tokens)
                 starts, ends = self._offsets(part, ids)
                 pieces.append((ids, starts + position, ends + position))
             position += len(part)
