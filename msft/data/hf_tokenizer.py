@@ -3,7 +3,6 @@
 import contextlib
 import os
 from collections.abc import Sequence
-from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -62,10 +61,11 @@ class HFTokenizer:
             if self._lengths is None:
                 return [_with_offsets(encoding) for encoding in self._tokenizer.encode_batch(list(texts))]
             if self._words is None:
-                ids, ends = _in_a_row(self._tokenizer.encode_batch_fast(list(texts)))
+                encodings = self._tokenizer.encode_batch_fast(list(texts))
+                ids, stops = offsets.in_a_row([encoding.ids for encoding in encodings])
             else:
-                ids, ends = self._words.encode(texts)
-            found = offsets.spans_of_each(ids, ends, self._lengths, texts)
+                ids, stops = self._words.encode(texts)
+            found = offsets.spans(ids, stops, self._lengths, texts)
             return [self._spanned(text, each) for text, each in zip(texts, found, strict=True)]
 
     def decode(self, ids: Sequence[int], skip_special: bool = True) -> str:
@@ -100,16 +100,10 @@ class HFTokenizer:
             raise InputError(f"{self._folder}: no padding, unknown or end token in tokenizer_config.json to pad with")
         return found[0]
 
-    def _spanned(self, text: str, found: tuple[np.ndarray, ...] | None) -> Encoding:
+    def _spanned(self, text: str, found: offsets.Span | None) -> Encoding:
         if found is None or not (self._plain or text.isascii()):
             return _with_offsets(self._tokenizer.encode(text))
         return Encoding(*found)
-
-
-def _in_a_row(encodings: Sequence) -> tuple[np.ndarray, np.ndarray]:
-    """Return the ids of all texts in a row and where the ids of each end."""
-    ids = [encoding.ids for encoding in encodings]
-    return np.array(list(chain.from_iterable(ids)), np.int32), np.cumsum([len(each) for each in ids], dtype=np.int64)
 
 
 def _with_offsets(encoding) -> Encoding:

@@ -3,7 +3,7 @@
 import os
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
 
@@ -58,14 +58,13 @@ class SentencePieceTokenizer:
         """Tokenize texts, without begin and end tokens."""
         parts = [self._split(text) for text in texts]
         plain = [part for of_text in parts for part in of_text[::2] if part]
-        tokens = iter(self._ids_of_each(plain))
-        return [self._assemble(of_text, tokens) for of_text in parts]
-
-    def _ids_of_each(self, texts: list[str]) -> list[np.ndarray]:
         if self._words is None:
-            return [np.array(ids, np.int32) for ids in self._model.encode(texts, num_threads=1)]
-        ids, stops = self._words.encode(texts)
-        return np.split(ids, stops[:-1])
+            ids, stops = offsets.in_a_row(self._model.encode(plain, num_threads=1))
+        else:
+            ids, stops = self._words.encode(plain)
+        spans = zip(plain, offsets.spans(ids, stops, self._lengths, plain, self._lead), strict=True)
+        found = iter([self._spanned(part, each) for part, each in spans])
+        return [self._assemble(of_text, found) for of_text in parts]
 
     def decode(self, ids: Sequence[int], skip_special: bool = True) -> str:
         """Return the text of token ids; special tokens are left out or written as they are."""
@@ -112,25 +111,23 @@ class SentencePieceTokenizer:
         lengths[model.unk_id()] = 1 << 40
         return lengths
 
-    def _assemble(self, parts: list[str], tokens) -> Encoding:
+    def _spanned(self, text: str, found: offsets.Span | None) -> Encoding:
+        if found and (self._plain or text.isascii()):
+            return Encoding(*found)
+        mapping = self._model.encode(text, out_type="offset_mapping")
+        pairs = np.array(mapping["offsets"], np.int64).reshape(-1, 2)
+        return Encoding(np.array(mapping["ids"], np.int32), pairs[:, 0], pairs[:, 1])
+
+    def _assemble(self, parts: list[str], found: Iterator[Encoding]) -> Encoding:
         pieces, position = [], 0
         for number, part in enumerate(parts):
             if number % 2:
                 pieces.append(([self.special_tokens[part]], [position], [position + len(part)]))
             elif part:
-                ids = next(tokens)
-                starts, ends = self._offsets(part, ids)
+                ids, starts, ends = next(found)
                 pieces.append((ids, starts + position, ends + position))
             position += len(part)
         if not pieces:
             return Encoding(np.zeros(0, np.int32), np.zeros(0, np.int64), np.zeros(0, np.int64))
         ids, starts, ends = (np.concatenate(column) for column in zip(*pieces, strict=True))
         return Encoding(ids.astype(np.int32), starts, ends)
-
-    def _offsets(self, text: str, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        if self._plain or text.isascii():
-            found = offsets.spans(ids, self._lengths, text, self._lead)
-            if found:
-                return found
-        pairs = np.array(self._model.encode(text, out_type="offset_mapping")["offsets"], np.int64).reshape(-1, 2)
-        return pairs[:, 0], pairs[:, 1]

@@ -1,16 +1,22 @@
 """Texts tokenized by their words have the very tokens of texts tokenized whole, and no word is tokenized twice."""
 
+import copy
 import json
 
 import numpy as np
 import pytest
 import sentencepiece
+from chat_styles import STYLES
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from text_folders import CORPUS, TEXTS, byte_level_folder, llama_model, train_sentencepiece
 
 from msft.data import words
+from msft.data.chat_template import ChatTemplate
+from msft.data.encode import Encoder
+from msft.data.formats import BadRow, Conversation, Turn
 from msft.data.hf_words import _BY_WORDS
+from msft.data.templates import open_template
 from msft.data.tokenizers import open_tokenizer
 from msft.data.words import Words
 
@@ -207,3 +213,36 @@ def test_a_word_is_tokenized_once_and_what_is_kept_is_bounded(monkeypatch):
     assert asked[4:] == [" c", "y" * 100]  # within a batch, a word is tokenized once even when it is not kept
     tokens.encode(["a bb c"])
     assert asked[6:] == [" c"]
+
+
+def talk(*texts, system=None):
+    return Conversation(tuple(Turn(("user", "assistant")[n % 2], text) for n, text in enumerate(texts)), system)
+
+
+TALKS = [
+    talk("What is it?", "It is one.", "And then?", "", "Say more.", "1. Two\n\n2. Three"),
+    talk("same", "same  ", "same", "<|im_start|>assistant\nnested", system="Be  brief.\n"),
+    talk(" q \n", " \n a <|im_end|> b </s>", system=" "),
+    talk("stop", "skip", "\ufdd0", "0"),
+    talk("q", " "),
+    Conversation((Turn("assistant", "Hi"), Turn("user", "q"), Turn("assistant", "a"), Turn("user", "r"))),
+    Conversation((Turn("user", "q"), Turn("user", "q"), Turn("assistant", "a"))),
+    *(talk(question, answer) for question, answer in zip(HOSTILE, reversed(HOSTILE), strict=True)),
+]
+
+
+def outcomes(tokenizer, template):
+    examples = Encoder(tokenizer, template).encode(TALKS)
+    return [str(each) if isinstance(each, BadRow) else (*map(list, each[:2]), each.remarks) for each in examples]
+
+
+@pytest.mark.parametrize("name", [*STYLES, "vicuna_v1.1", "llama-2", "zephyr", "raw", "one_shot"])
+def test_conversations_equal_those_of_whole_texts(opened, llama, name):
+    for tokenizer in (opened["numbers_first"][0], llama[0]):
+        named = {"bos_token": "<|endoftext|>", "eos_token": "<|im_end|>"}
+        template = ChatTemplate(STYLES[name], named) if name in STYLES else open_template(name, tokenizer)
+        by_words = outcomes(tokenizer, template)
+        whole_texts = copy.copy(tokenizer)
+        whole_texts._words = None
+        assert by_words == outcomes(whole_texts, template)
+        assert any(not isinstance(each, str) for each in by_words)
