@@ -11,7 +11,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def parser() -> guard.Parser:
-    """Return the command's parser: MindFormers' arguments, and `--template` and `--num_workers`."""
+    """Return the command's parser: MindFormers' arguments, `--template`, `--num_workers` and `--overwrite`."""
     result = guard.Parser(
         prog="llama_preprocess",
         description="Tokenize conversations (qa) or running text (wiki, wikipedia) into a MindRecord file.",
@@ -28,6 +28,7 @@ def parser() -> guard.Parser:
     add("--samples_num", type=int, default=10000, help="wikipedia: number of rows to write (default: 10000)")
     add("--tokenizer", choices=("llama",), default="llama", help="accepted as in MindFormers; --model_file decides")
     add("--num_workers", type=int, help="processes (default: one a core)")
+    add("--overwrite", action="store_true", help="make an output anew that is there already, made from the same")
     return result
 
 

@@ -37,7 +37,7 @@ class Generation(jinja2.ext.Extension):
 
 
 class ChatTemplate:
-    """A chat template of a tokenizer; `marks_answers` when it has `{% generation %}` blocks.
+    """A chat template of a tokenizer, `source`; `marks_answers` when it has `{% generation %}` blocks.
 
     Rendering raises BadRow with the template's own words when it refuses a conversation.
     """
@@ -47,7 +47,7 @@ class ChatTemplate:
     stop_token_ids: tuple[int, ...] = ()
 
     def __init__(self, source: str, named_tokens: dict[str, str], name: str = "chat"):
-        self.name = name
+        self.name, self.source = name, source
         environment = _environment()
         self._budget = environment.budget
         self._generation = environment.extensions[Generation.identifier]

@@ -18,7 +18,8 @@ from msft.data.templates import open_template
 from msft.data.tokenizers import Encoding, Tokenizer
 from msft.errors import InputError
 
-_PROBE = Conversation((Turn("user", "question"), Turn("assistant", "answer")))
+# The shortest conversation.
+PROBE = Conversation((Turn("user", "question"), Turn("assistant", "answer")))
 
 
 class Example(NamedTuple):
@@ -136,7 +137,7 @@ def end_mark(tokenizer: Tokenizer, template) -> str:
     """Return the text that ends an answer: a special token or plain text, "" when the end token is added instead."""
     template = open_template(template, tokenizer) if isinstance(template, str) else template
     try:
-        return AnswerFinder(template, tokenizer.special_tokens).by_openings(_PROBE).end_mark
+        return AnswerFinder(template, tokenizer.special_tokens).by_openings(PROBE).end_mark
     except BadRow as reason:
         raise InputError(f"--template {template.name}: {reason}") from None
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from msft.data import offsets
+from msft.data import hf_words, offsets
 from msft.data.tokenizer_files import (
     TOKEN_FLAGS,
     chat_templates,
@@ -53,14 +53,20 @@ class HFTokenizer:
         self._tokenizer.post_processor = None
         self._lengths = _byte_lengths(self._tokenizer)
         self._plain = self._tokenizer.normalizer is None
+        self._words = None if self._lengths is None else hf_words.words_of(self._tokenizer)
 
     def encode(self, texts: Sequence[str]) -> list[Encoding]:
         """Tokenize texts, without begin and end tokens."""
         with self._library():
             if self._lengths is None:
                 return [_with_offsets(encoding) for encoding in self._tokenizer.encode_batch(list(texts))]
-            encodings = self._tokenizer.encode_batch_fast(list(texts))
-            return [self._spanned(text, encoding) for text, encoding in zip(texts, encodings, strict=True)]
+            if self._words is None:
+                encodings = self._tokenizer.encode_batch_fast(list(texts))
+                ids, stops = offsets.in_a_row([encoding.ids for encoding in encodings])
+            else:
+                ids, stops = self._words.encode(texts)
+            found = offsets.spans(ids, stops, self._lengths, texts)
+            return [self._spanned(text, each) for text, each in zip(texts, found, strict=True)]
 
     def decode(self, ids: Sequence[int], skip_special: bool = True) -> str:
         """Return the text of token ids."""
@@ -94,12 +100,10 @@ class HFTokenizer:
             raise InputError(f"{self._folder}: no padding, unknown or end token in tokenizer_config.json to pad with")
         return found[0]
 
-    def _spanned(self, text: str, encoding) -> Encoding:
-        ids = np.array(encoding.ids, np.int32)
-        found = offsets.spans(ids, self._lengths, text) if self._plain or text.isascii() else None
-        if found is None:
+    def _spanned(self, text: str, found: offsets.Span | None) -> Encoding:
+        if found is None or not (self._plain or text.isascii()):
             return _with_offsets(self._tokenizer.encode(text))
-        return Encoding(ids, *found)
+        return Encoding(*found)
 
 
 def _with_offsets(encoding) -> Encoding:

@@ -23,6 +23,7 @@ class NamedTemplate:
 
     The templates are written for Llama's tokenizer: where the tokenizer at hand has no `<s>` or `</s>`,
     its own begin and end tokens take their place. Rendering raises BadRow unless the turns alternate.
+    `source` is everything that makes the template this one.
     """
 
     adds_prefix = True
@@ -43,6 +44,7 @@ class NamedTemplate:
             for old, new in (tokens or {}).items():
                 text = text and text.replace(old, new)
             setattr(self._template, field, text)
+        self.source = repr(self._template)
         stop = self._template.stop_str or ()
         self.stop_strings = (stop,) if isinstance(stop, str) else tuple(stop)
         self.stop_token_ids = tuple(self._template.stop_token_ids or ())

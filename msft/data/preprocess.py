@@ -2,17 +2,19 @@
 
 import os
 import time
-from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from msft import console
-from msft.data import qa, rows, wiki
-from msft.data.encode import end_mark, stop_ids
+from msft.data import origin, qa, rows, wiki
+from msft.data.encode import PROBE, end_mark, stop_ids
+from msft.data.formats import BadRow
 from msft.data.mindrecord import MindRecordWriter
+from msft.data.mindrecord.writer import shard_paths
 from msft.data.parallel import cores
 from msft.data.report import Report
 from msft.data.templates import DEFAULT_TEMPLATE, open_template
@@ -24,7 +26,7 @@ DATASET_TYPES = ("qa", "wiki", "wikipedia")
 
 @dataclass(frozen=True)
 class Options:
-    """MindFormers' arguments of llama_preprocess, `template` and `num_workers` (None: all cores).
+    """MindFormers' arguments of llama_preprocess, `template`, `num_workers` (None: all cores) and `overwrite`.
 
     Rows have `seq_length` + 1 tokens. `repeat` is for wiki, `samples_num` for wikipedia, `template` for qa.
     """
@@ -39,28 +41,52 @@ class Options:
     samples_num: int = 10000
     template: str = DEFAULT_TEMPLATE
     num_workers: int | None = None
+    overwrite: bool = False
 
 
-def preprocess(options: Options) -> Report:
+class _Job(NamedTuple):
+    options: Options
+    paths: list[str]
+    tokenizer: Tokenizer
+    template: object
+    report: Report
+
+
+def preprocess(options: Options) -> Report | None:
     """Write the MindRecord file and `<output_file>.report.json`, and print the summary.
+
+    Where both are there already, made from the same data, tokenizer and options, this is said and None returned,
+    unless `overwrite` is set.
 
     Raises InputError for bad arguments, for files that cannot be read and when no row is left, and then writes nothing.
     """
     _check(options)
     started = time.perf_counter()
     tokenizer = open_tokenizer(options.model_file)
-    report = Report(asdict(options) | {"pad_id": tokenizer.pad_id})
+    paths = _input_files(options)
+    template = open_template(options.template, tokenizer) if options.dataset_type == "qa" else None
+    report = Report(_recorded(options) | {"pad_id": tokenizer.pad_id})
+    report_path, outputs = Path(f"{options.output_file}.report.json"), _outputs(options)
+    made_from = origin.origin(paths, options.model_file, _settings(options, template))
+    if not options.overwrite and origin.is_made(report_path, made_from, outputs):
+        console.say(f"{options.output_file}: is there already, made from the same data, tokenizer and options")
+        console.say(f"what became of each row: {report_path}; --overwrite makes it anew")
+        return None
     _note_unused(options, report)
-    columns = qa.COLUMNS if options.dataset_type == "qa" else wiki.COLUMNS
-    make = {"qa": _qa_rows, "wiki": _wiki_rows, "wikipedia": _wikipedia_rows}[options.dataset_type]
+    columns = qa.COLUMNS if template else wiki.COLUMNS
+    write = {"qa": _write_qa, "wiki": _write_wiki, "wikipedia": _write_wikipedia}[options.dataset_type]
+    job = _Job(options, paths, tokenizer, template, report)
     with MindRecordWriter(options.output_file, columns, options.file_partition, options.dataset_type) as writer:
-        for row in make(options, tokenizer, report):
-            writer.write(row)
+        write(job, writer)
         if not report.rows["written"]:
             report.show()
             raise InputError(f"{options.input_glob}: no row is left to write")
+    if made_from.is_unchanged():
+        report.origin = origin.record(made_from, outputs)
+    else:
+        report.notes.append("the data changed while it was read, so that the next run will make the output anew")
     report.seconds = time.perf_counter() - started
-    report.write(f"{options.output_file}.report.json")
+    report.write(report_path)
     report.show()
     return report
 
@@ -85,47 +111,70 @@ def _note_unused(options: Options, report: Report) -> None:
             report.notes.append(f"--{name} is for --dataset_type {meant} and had no effect")
 
 
-def _qa_rows(options: Options, tokenizer: Tokenizer, report: Report) -> Iterator[dict[str, np.ndarray]]:
-    paths = rows.find_files(options.input_glob)
-    template = open_template(options.template, tokenizer)
-    report.notes.append(_describe(tokenizer, template))
-    length, size = options.seq_length + 1, sum(map(os.path.getsize, paths))
-    workers = _workers(options, 1 + size // qa.BYTES_PER_WORKER)
+def _input_files(options: Options) -> list[str]:
+    folder = Path(options.input_glob)
+    parquet = options.dataset_type == "wikipedia" and folder.is_dir()
+    return rows.find_files(str(folder / "**" / "*.parquet") if parquet else options.input_glob)
+
+
+def _outputs(options: Options) -> list[Path]:
+    data = shard_paths(Path(options.output_file), options.file_partition)
+    return [Path(f"{path}{suffix}") for path in data for suffix in ("", ".db")]
+
+
+def _recorded(options: Options) -> dict:
+    return {name: value for name, value in asdict(options).items() if name != "overwrite"}
+
+
+def _settings(options: Options, template) -> dict:
+    """Return what the output depends on besides the files' bytes."""
+    elsewhere = ("input_glob", "model_file", "output_file", "num_workers")
+    settings = {name: value for name, value in _recorded(options).items() if name not in elsewhere}
+    if template is None:
+        return settings
+    try:
+        shown = template.render(None, PROBE.turns)  # which may hold the date
+    except BadRow as refusal:
+        shown = str(refusal)
+    return settings | {"template_source": template.source, "template_shown": shown}
+
+
+def _write_qa(job: _Job, writer: MindRecordWriter) -> None:
+    options, report = job.options, job.report
+    report.notes.append(_describe(job.tokenizer, job.template))
+    length, size = options.seq_length + 1, sum(map(os.path.getsize, job.paths))
     with _progress("KiB of rows", max(1, size >> 10)) as advance:
-        for chunk in qa.encode_files(paths, options.model_file, options.template, length, workers):
-            yield from qa.padded_rows(chunk, length, tokenizer.pad_id)
-            qa.add_to(report, chunk, length)
+        for chunk in qa.encode_files(job.paths, options.model_file, options.template, length, _workers(job)):
+            writer.write_blobs(chunk.blobs, qa.row_bytes(length))
+            qa.add_to(report, chunk)
             advance(chunk.bytes / 1024)
 
 
-def _wiki_rows(options: Options, tokenizer: Tokenizer, report: Report) -> Iterator[dict[str, np.ndarray]]:
-    paths = rows.find_files(options.input_glob)
-    workers = _workers(options, 1 + sum(map(os.path.getsize, paths)) // qa.BYTES_PER_WORKER)
-    stream = wiki.tokenize(wiki.paragraphs(paths), options.model_file, True, workers)
+def _write_wiki(job: _Job, writer: MindRecordWriter) -> None:
+    options = job.options
+    stream = wiki.tokenize(wiki.paragraphs(job.paths), options.model_file, True, _workers(job))
     with _progress("blocks", None) as advance:
         for block in wiki.blocks(wiki.repeated(stream, options.repeat), options.seq_length + 1):
-            yield from _block(block, options, report)
+            _write_block(job, block, writer)
             advance(len(block) > options.seq_length)
 
 
-def _wikipedia_rows(options: Options, tokenizer: Tokenizer, report: Report) -> Iterator[dict[str, np.ndarray]]:
+def _write_wikipedia(job: _Job, writer: MindRecordWriter) -> None:
     """MindFormers cuts blocks first and then overwrites two tokens of each with begin and end; here none is lost."""
-    folder = Path(options.input_glob)
-    paths = rows.find_files(str(folder / "**" / "*.parquet") if folder.is_dir() else options.input_glob)
-    before, after = wiki.borders(tokenizer)
+    options, report = job.options, job.report
+    before, after = wiki.borders(job.tokenizer)
     inner = options.seq_length + 1 - len(before) - len(after)
     if inner < 1:
         raise InputError(f"--seq_length {options.seq_length} leaves no room between begin and end token")
-    workers = _workers(options, 1 + sum(map(os.path.getsize, paths)) // qa.BYTES_PER_WORKER)
     passes = 0
     with _progress("blocks", options.samples_num) as advance:
         while report.rows["written"] < options.samples_num:
             passes, had = passes + 1, report.rows["written"]
-            stream = wiki.tokenize(wiki.lines(paths), options.model_file, False, workers)
+            stream = wiki.tokenize(wiki.lines(job.paths), options.model_file, False, _workers(job))
             for block in wiki.blocks(stream, inner):
                 if len(block) == inner:
                     block = np.concatenate((before, block, after)).astype(np.int32)
-                yield from _block(block, options, report)
+                _write_block(job, block, writer)
                 advance(len(block) > options.seq_length)
                 if report.rows["written"] == options.samples_num:
                     break
@@ -134,17 +183,19 @@ def _wikipedia_rows(options: Options, tokenizer: Tokenizer, report: Report) -> I
     report.notes.append(f"--samples_num {options.samples_num}: the text was read {passes} times")
 
 
-def _block(block: np.ndarray, options: Options, report: Report) -> Iterator[dict[str, np.ndarray]]:
-    if len(block) <= options.seq_length:
+def _write_block(job: _Job, block: np.ndarray, writer: MindRecordWriter) -> None:
+    report = job.report
+    if len(block) <= job.options.seq_length:
         report.tokens["cut_off"] += len(block)
         return
     report.rows.update(read=1, written=1)
     report.tokens.update(written=len(block), supervised=len(block) - 1)
-    yield {"input_ids": block}
+    writer.write({"input_ids": block})
 
 
-def _workers(options: Options, useful: int) -> int:
-    return min(options.num_workers or cores(), useful)
+def _workers(job: _Job) -> int:
+    useful = 1 + sum(map(os.path.getsize, job.paths)) // qa.BYTES_PER_WORKER
+    return min(job.options.num_workers or cores(), useful)
 
 
 def _describe(tokenizer: Tokenizer, template) -> str:

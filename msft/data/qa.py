@@ -11,6 +11,7 @@ from msft.backend.contract import IGNORE
 from msft.data import rows
 from msft.data.encode import Encoder
 from msft.data.formats import BadRow, conversation
+from msft.data.mindrecord import codec
 from msft.data.parallel import in_order
 from msft.data.report import Dropped, Report
 from msft.data.templates import open_template
@@ -23,11 +24,9 @@ UNSUPERVISED = "nothing supervised is left"
 
 
 class Encoded(NamedTuple):
-    """What became of one chunk: its rows' tokens end to end, their lengths, and the report's figures."""
+    """What became of one chunk: its rows as MindRecord stores them, and the report's figures."""
 
-    ids: np.ndarray
-    labels: np.ndarray
-    lengths: list[int]
+    blobs: list[bytes]
     rows: Counter
     tokens: Counter
     remarks: Counter
@@ -36,8 +35,9 @@ class Encoded(NamedTuple):
 
 
 def encode_files(paths: list[str], model_file: str, template: str, length: int, workers: int) -> Iterator[Encoded]:
-    """Yield the encoded chunks of all files in order; rows are cut at `length` tokens.
+    """Yield the encoded chunks of all files in order.
 
+    Rows are cut at `length` tokens, or padded on the right to as many with the padding token and the label -100.
     Rows that cannot be read and rows without a supervised token are left out and listed in `dropped`.
     """
     tasks = (chunk for path in paths for chunk in rows.chunks(path))
@@ -46,15 +46,16 @@ def encode_files(paths: list[str], model_file: str, template: str, length: int, 
 
 def _chunk_encoder(model_file: str, template: str, length: int):
     tokenizer = open_tokenizer(model_file)
-    return partial(encode_chunk, Encoder(tokenizer, open_template(template, tokenizer)), length)
+    encoder = Encoder(tokenizer, open_template(template, tokenizer))
+    return partial(encode_chunk, encoder, length, tokenizer.pad_id)
 
 
-def encode_chunk(encoder: Encoder, length: int, chunk: rows.Chunk) -> Encoded:
+def encode_chunk(encoder: Encoder, length: int, pad_id: int, chunk: rows.Chunk) -> Encoded:
     """Encode the rows of one chunk."""
-    numbers, conversations = [], []
-    counts, tokens, remarks, dropped = Counter(), Counter(), Counter(), []
+    numbers, conversations, dropped = [], [], []
+    count = Counter(read=0)
     for number, row in rows.rows(chunk):
-        counts["read"] += 1
+        count["read"] += 1
         try:
             if isinstance(row, BadRow):
                 raise row
@@ -62,46 +63,55 @@ def encode_chunk(encoder: Encoder, length: int, chunk: rows.Chunk) -> Encoded:
             numbers.append(number)
         except BadRow as reason:
             dropped.append(Dropped(chunk.path, number, str(reason)))
-    ids, labels = [], []
+    kept, tokens, remarks = [], Counter(), Counter()
     for number, example in zip(numbers, encoder.encode(conversations), strict=True):
         if isinstance(example, BadRow):
             dropped.append(Dropped(chunk.path, number, str(example)))
             continue
-        kept = example.labels[:length]
-        remarks.update(example.remarks)
+        excess = len(example.ids) - length
+        if example.remarks:
+            remarks.update(example.remarks)
+        if excess > 0:
+            count["cut"] += 1
+            tokens["cut_off"] += excess
+        ids, labels = example.ids[:length], example.labels[:length]
         # Nothing predicts the first token, so its label teaches nothing.
-        supervised = int((kept[1:] != IGNORE).sum())
-        counts["cut"] += len(example.ids) > length
-        tokens["cut_off"] += max(0, len(example.ids) - length)
+        supervised = np.count_nonzero(labels[1:] != IGNORE)
         if not supervised:
-            counts["without_supervision"] += 1
+            count["without_supervision"] += 1
             dropped.append(Dropped(chunk.path, number, UNSUPERVISED))
             continue
-        tokens.update(supervised=supervised, written=len(kept))
-        ids.append(example.ids[:length])
-        labels.append(kept)
-    counts["bad"] = len(dropped) - counts["without_supervision"]
-    counts["written"] = len(ids)
-    joined = [np.concatenate(column) if column else np.zeros(0, np.int32) for column in (ids, labels)]
+        tokens["supervised"] += supervised
+        kept.append((ids, labels))
+    count["bad"] = len(dropped) - count["without_supervision"]
+    count["written"] = len(kept)
+    tokens["written"] = sum(len(ids) for ids, _ in kept)
+    tokens["padding"] = len(kept) * length - tokens["written"]
     dropped.sort(key=lambda each: each.row)
-    size = chunk.end - chunk.start
-    return Encoded(*joined, [len(row) for row in ids], counts, tokens, remarks, dropped, size)
+    return Encoded(_blobs(kept, length, pad_id), count, tokens, remarks, dropped, chunk.end - chunk.start)
 
 
-def padded_rows(chunk: Encoded, length: int, pad_id: int) -> Iterator[dict[str, np.ndarray]]:
-    """Yield a chunk's rows, padded on the right to `length` with `pad_id` and the label -100."""
-    start = 0
-    for size in chunk.lengths:
-        ids, labels = np.full(length, pad_id, np.int32), np.full(length, IGNORE, np.int32)
-        ids[:size], labels[:size] = chunk.ids[start : start + size], chunk.labels[start : start + size]
-        start += size
-        yield {"input_ids": ids, "labels": labels}
+def _blobs(kept: list[tuple[np.ndarray, np.ndarray]], length: int, pad_id: int) -> list[bytes]:
+    """Return rows of (ids, labels), padded, as MindRecord stores them: the columns in the order of their names."""
+    if not kept:
+        return []
+    counts = np.array([len(ids) for ids, _ in kept])
+    columns = [np.concatenate(column) for column in zip(*kept, strict=True)]
+    packed = [
+        codec.compress_padded(values, counts, length, padding)
+        for values, padding in zip(columns, (pad_id, IGNORE), strict=True)
+    ]
+    return [codec.join(row) for row in zip(*packed, strict=True)]
 
 
-def add_to(report: Report, chunk: Encoded, length: int) -> None:
+def row_bytes(length: int) -> int:
+    """Return the bytes of the arrays of a row of `length` tokens."""
+    return len(COLUMNS) * np.dtype(np.int32).itemsize * length
+
+
+def add_to(report: Report, chunk: Encoded) -> None:
     """Add a chunk's figures to the report."""
     report.rows.update(chunk.rows)
     report.tokens.update(chunk.tokens)
-    report.tokens["padding"] += len(chunk.lengths) * length - len(chunk.ids)
     report.remarks.update(chunk.remarks)
     report.dropped.extend(chunk.dropped)

@@ -1,5 +1,6 @@
 """What became of every row: the summary that ends preprocessing, and its JSON file."""
 
+import os
 from collections import Counter
 from typing import NamedTuple
 
@@ -27,7 +28,10 @@ class Dropped(NamedTuple):
 
 
 class Report:
-    """Counts of rows and tokens, rows that were dropped, and the settings they depend on."""
+    """Counts of rows and tokens, rows that were dropped, and the settings they depend on.
+
+    `origin` says what the output was made from (`msft.data.origin`).
+    """
 
     def __init__(self, settings: dict):
         self.settings = settings
@@ -36,6 +40,7 @@ class Report:
         self.remarks = Counter()
         self.dropped: list[Dropped] = []
         self.notes: list[str] = []
+        self.origin: dict = {}
         self.seconds = 0.0
 
     @property
@@ -72,7 +77,7 @@ class Report:
         if bad_rows is not None and len(self.dropped) > bad_rows:
             console.warn(f"... and {len(self.dropped) - bad_rows} more dropped rows, all in the report")
 
-    def write(self, path: str) -> None:
+    def write(self, path: str | os.PathLike) -> None:
         """Write everything as JSON."""
         files.write_json(
             path,
@@ -84,6 +89,7 @@ class Report:
                 "notes": self.notes,
                 "seconds": round(self.seconds, 3),
                 "rows_per_second": round(self.rows_per_second, 1),
+                **self.origin,
                 "dropped": [each._asdict() for each in self.dropped],
             },
         )

@@ -3,18 +3,18 @@
 import os
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
 
 import numpy as np
 
-from msft.data import offsets
+from msft.data import offsets, sentencepiece_words
+from msft.data.sentencepiece_words import SPACE
 from msft.data.tokenizer_files import chat_templates, copy_files, extra_tokens, named_tokens, read_config
 from msft.data.tokenizers import Encoding
 from msft.errors import InputError
 
-SPACE = "\u2581"
 # Letters that every normalisation rule of sentencepiece except 'identity' changes.
 _NORMALISED = "\uff21\u2460\ufb01e\u0301"
 
@@ -52,13 +52,19 @@ class SentencePieceTokenizer:
         self._lengths = self._piece_lengths(pieces)
         self._lead = int(self._lengths[self._model.encode("a")].sum()) - 1
         self._plain = self._model.decode(self._model.encode(_NORMALISED)) == _NORMALISED
+        self._words = sentencepiece_words.words_of(self._model, pieces) if self._plain else None
 
     def encode(self, texts: Sequence[str]) -> list[Encoding]:
         """Tokenize texts, without begin and end tokens."""
         parts = [self._split(text) for text in texts]
         plain = [part for of_text in parts for part in of_text[::2] if part]
-        tokens = iter(self._model.encode(plain, num_threads=1))
-        return [self._assemble(of_text, tokens) for of_text in parts]
+        if self._words is None:
+            ids, stops = offsets.in_a_row(self._model.encode(plain, num_threads=1))
+        else:
+            ids, stops = self._words.encode(plain)
+        spans = zip(plain, offsets.spans(ids, stops, self._lengths, plain, self._lead), strict=True)
+        found = iter([self._spanned(part, each) for part, each in spans])
+        return [self._assemble(of_text, found) for of_text in parts]
 
     def decode(self, ids: Sequence[int], skip_special: bool = True) -> str:
         """Return the text of token ids; special tokens are left out or written as they are."""
@@ -105,25 +111,23 @@ class SentencePieceTokenizer:
         lengths[model.unk_id()] = 1 << 40
         return lengths
 
-    def _assemble(self, parts: list[str], tokens) -> Encoding:
+    def _spanned(self, text: str, found: offsets.Span | None) -> Encoding:
+        if found and (self._plain or text.isascii()):
+            return Encoding(*found)
+        mapping = self._model.encode(text, out_type="offset_mapping")
+        pairs = np.array(mapping["offsets"], np.int64).reshape(-1, 2)
+        return Encoding(np.array(mapping["ids"], np.int32), pairs[:, 0], pairs[:, 1])
+
+    def _assemble(self, parts: list[str], found: Iterator[Encoding]) -> Encoding:
         pieces, position = [], 0
         for number, part in enumerate(parts):
             if number % 2:
                 pieces.append(([self.special_tokens[part]], [position], [position + len(part)]))
             elif part:
-                ids = np.array(next(tokens), np.int32)
-                starts, ends = self._offsets(part, ids)
+                ids, starts, ends = next(found)
                 pieces.append((ids, starts + position, ends + position))
             position += len(part)
         if not pieces:
             return Encoding(np.zeros(0, np.int32), np.zeros(0, np.int64), np.zeros(0, np.int64))
         ids, starts, ends = (np.concatenate(column) for column in zip(*pieces, strict=True))
         return Encoding(ids.astype(np.int32), starts, ends)
-
-    def _offsets(self, text: str, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        if self._plain or text.isascii():
-            found = offsets.spans(ids, self._lengths, text, self._lead)
-            if found:
-                return found
-        pairs = np.array(self._model.encode(text, out_type="offset_mapping")["offsets"], np.int64).reshape(-1, 2)
-        return pairs[:, 0], pairs[:, 1]

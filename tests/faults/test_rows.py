@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 from hypothesis import strategies as st
 
@@ -9,7 +10,8 @@ from msft.cli.alpaca_converter import main as alpaca_converter
 from msft.cli.llama_preprocess import main as llama_preprocess
 from msft.data import alpaca, rows
 from msft.data.encode import Encoder
-from msft.data.qa import add_to, encode_chunk, padded_rows
+from msft.data.mindrecord import codec
+from msft.data.qa import add_to, encode_chunk
 from msft.data.report import Report
 from msft.data.templates import open_template
 from msft.data.tokenizers import open_tokenizer
@@ -99,11 +101,12 @@ def encoded(path, encoder, length: int = 60) -> Report | None:
 
     def encode():
         for chunk in rows.chunks(str(path), 200):
-            part = encode_chunk(encoder, length, chunk)
-            for row in padded_rows(part, length, 0):
-                assert row["input_ids"].shape == row["labels"].shape == (length,)
-                assert (row["labels"][1:] != -100).any() and (row["input_ids"] >= 0).all()
-            add_to(report, part, length)
+            part = encode_chunk(encoder, length, 0, chunk)
+            for blob in part.blobs:
+                ids, labels = (codec.decompress(column, np.dtype("<i4")) for column in codec.split(blob, 2))
+                assert ids.shape == labels.shape == (length,)
+                assert (labels[1:] != -100).any() and (ids >= 0).all()
+            add_to(report, part)
         return True
 
     if result_or_error(encode, str(path)) is None:

@@ -27,16 +27,51 @@ _FOREIGN_BITS = {4: np.array([24, 16, 0, 0], "<i4"), 8: np.array([56, 48, 32, 0]
 def compress(values: np.ndarray) -> bytes:
     """Return the compressed bytes of a 1-D little-endian int32 or int64 array."""
     values = np.ascontiguousarray(values)
+    classes = _classes(values)
+    padded = np.zeros(-(-len(values) // 4) * 4, np.uint8)
+    padded[: len(values)] = classes
+    wide = _end_of_nonzero(classes)
+    head = _narrowed(values[:wide], classes[:wide])
+    return len(values).to_bytes(4, "big") + _bitmap(padded) + head + values[wide:].astype(np.int8).tobytes()
+
+
+def compress_padded(values: np.ndarray, counts: np.ndarray, length: int, padding: int) -> list[bytes]:
+    """Return what `compress` makes of each row of a batch after `padding` has filled it up to `length`.
+
+    `values` are those of all rows in a row, little-endian int32, and `counts` how many of them each has, 1 or more.
+    """
+    classes, fill = _classes(values), np.array([padding], values.dtype)
+    padded = np.zeros((len(counts), -(-length // 4) * 4), np.uint8)
+    padded[:, :length] = _classes(fill)
+    padded[np.arange(padded.shape[1]) < counts[:, None]] = classes
+    bitmaps, size = _bitmap(padded.ravel()), padded.shape[1] // 4
+    heads, filler = _narrowed(values, classes), _narrowed(fill, _classes(fill))
+    stops = _WIDTHS.take(classes).cumsum()[counts.cumsum() - 1].tolist()
+    before, rows, begin = length.to_bytes(4, "big"), [], 0
+    for number, (count, stop) in enumerate(zip(counts.tolist(), stops, strict=True)):
+        bitmap = bitmaps[number * size : (number + 1) * size]
+        rows.append(b"".join((before, bitmap, heads[begin:stop], filler * (length - count))))
+        begin = stop
+    return rows
+
+
+def _classes(values: np.ndarray) -> np.ndarray:
+    """Return the width class of each element."""
     classes = (values != values.astype(np.int8)).view(np.uint8) + (values != values.astype(np.int16))
     if values.itemsize == 8:
         classes += values != values.astype(np.int32)
-    padded = np.zeros(-(-len(values) // 4) * 4, np.uint8)
-    padded[: len(values)] = classes
-    bitmap = padded[0::4] << 6 | padded[1::4] << 4 | padded[2::4] << 2 | padded[3::4]
-    wide = _end_of_nonzero(classes)
-    kept = _KEPT[values.itemsize].take(classes[:wide]).view(bool)
-    head = np.compress(kept, values[:wide].view(np.uint8)).tobytes()
-    return len(values).to_bytes(4, "big") + bitmap.tobytes() + head + values[wide:].astype(np.int8).tobytes()
+    return classes
+
+
+def _bitmap(classes: np.ndarray) -> bytes:
+    """Return width classes, a multiple of 4 of them, as two bits each."""
+    return (classes[0::4] << 6 | classes[1::4] << 4 | classes[2::4] << 2 | classes[3::4]).tobytes()
+
+
+def _narrowed(values: np.ndarray, classes: np.ndarray) -> bytes:
+    """Return each element in the bytes of its width class."""
+    kept = _KEPT[values.itemsize].take(classes).view(bool)
+    return np.compress(kept, values.view(np.uint8)).tobytes()
 
 
 def _end_of_nonzero(values: np.ndarray) -> int:
@@ -77,6 +112,11 @@ def join(parts: list[bytes]) -> bytes:
     if len(parts) == 1:
         return parts[0]
     return b"".join(piece for part in parts for piece in (len(part).to_bytes(8, "big"), part))
+
+
+def joint_bytes(columns: int) -> int:
+    """Return how many bytes of a row's blob are not its columns'."""
+    return 8 * columns if columns > 1 else 0
 
 
 def split(blob: bytes, count: int) -> list[memoryview]:

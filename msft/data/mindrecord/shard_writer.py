@@ -71,7 +71,10 @@ class ShardWriter:
 
     def write(self, arrays: list[np.ndarray]) -> None:
         """Append one row of 1-D arrays in the schema's order and dtypes."""
-        blob = codec.join([self._encode(array) for array in arrays])
+        self.append(codec.join([self._encode(array) for array in arrays]), sum(array.nbytes for array in arrays))
+
+    def append(self, blob: bytes, nbytes: int) -> None:
+        """Append one row as `codec` writes it, of arrays of `nbytes` bytes."""
         size = SIZE_BYTES + len(blob)
         if size > PAGE_SIZE:
             raise InputError(f"row of {len(blob)} bytes: a MindRecord page holds {PAGE_SIZE - SIZE_BYTES}")
@@ -86,6 +89,7 @@ class ShardWriter:
             + (self._blob["page_type_id"], self._blob["page_id"], start, start + size)
         )
         self._rows += 1
+        self.saved += nbytes - (len(blob) - codec.joint_bytes(len(self._schema.columns)))
         self._blob["page_size"] = start + size
         self._blob["end_row_id"] = self._rows
         self._raw["page_size"] = raw + len(_RAW_ROW)
@@ -126,9 +130,7 @@ class ShardWriter:
     def _encode(self, array: np.ndarray) -> bytes:
         if not self._schema.compressed or array.dtype not in codec.COMPRESSED:
             return array.tobytes()
-        data = codec.compress(array)
-        self.saved += array.nbytes - len(data)
-        return data
+        return codec.compress(array)
 
     def _raw_page_is_full(self) -> bool:
         return self._raw["page_size"] + len(_RAW_ROW) > PAGE_SIZE

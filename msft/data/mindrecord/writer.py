@@ -5,7 +5,7 @@ import os
 import re
 import sqlite3
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -68,6 +68,16 @@ class MindRecordWriter:
         with self._disk():
             self._shards[self.rows % len(self._shards)].write(arrays)
         self.rows += 1
+
+    def write_blobs(self, blobs: Sequence[bytes], nbytes: int) -> None:
+        """Append rows as `codec` writes them, of arrays of `nbytes` bytes a row, the columns in order of their names.
+
+        For rows that other processes have encoded: nothing is checked.
+        """
+        with self._disk():
+            for blob in blobs:
+                self._shards[self.rows % len(self._shards)].append(blob, nbytes)
+                self.rows += 1
 
     def _array(self, name: str, values: np.ndarray) -> np.ndarray:
         values, dtype = np.asarray(values), self._columns[name]
