@@ -64,7 +64,9 @@ class Decoder:
         """Set what holds inside: dropout by token keys (int32 [rows, length]; None = none), adapters on or off."""
         self.dropout_keys = dropout_keys
         # transformers recomputes in training mode only, where it also drops a key-value cache.
-        self.network.train(self.runtime.recompute and torch.is_grad_enabled())
+        training = self.runtime.recompute and torch.is_grad_enabled()
+        if self.network.training != training:
+            self.network.train(training)
         try:
             with nullcontext() if adapter else self.adapted.disable_adapter():
                 yield
