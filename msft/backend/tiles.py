@@ -8,10 +8,11 @@ from typing import NamedTuple
 import numpy as np
 
 TILE = 64
+ABSENT = -1
 
 
 class Windows(NamedTuple):
-    """Tiles whose windows have one width: tokens by their place in the batch [rows x length], and who sees whom.
+    """A group of query tiles with windows of one width: tokens by their place in the batch, and who sees whom.
 
     `queries` int32 [n, TILE], `keys` int32 [n, width], `allowed` bool [n, TILE, width]. Places beyond a row's end or
     before its start hold any token of the batch, and are not allowed.
@@ -22,48 +23,49 @@ class Windows(NamedTuple):
     allowed: np.ndarray
 
 
-def windows(segment_ids: np.ndarray) -> tuple[list[Windows], np.ndarray]:
-    """Return the windows of segment ids int32 [rows, length], and where each token's query is among them.
+def group_size(rows: int, length: int) -> int:
+    """Return how many tiles stand in a group: few in small batches, whose tiles differ more."""
+    return min(max(rows * -(-length // TILE) // 4, 4), 16)
 
-    The latter is int32 [rows x length]: a place in the windows' queries one after another, or their number where the
-    token is padding (segment 0), which neither sees nor is seen. Tiles of padding alone are left out.
+
+def windows(segment_ids: np.ndarray) -> tuple[list[Windows], np.ndarray]:
+    """Return groups of windows for segment ids int32 [rows, length], and where each token's query is among them.
+
+    The latter is int32 [rows x length]: a place in the groups' queries one after another, or their number where the
+    token is padding (segment 0), which neither sees nor is seen. All batches of one shape have as many groups, with
+    widths out of a few, so that few shapes are compiled.
     """
     rows, length = segment_ids.shape
     segments = np.pad(segment_ids, ((0, 0), (0, -length % TILE)))
-    row, tile, width = _tiles(segments)
-    found, place, used = [], np.full(segments.shape, -1, np.int64), 0
-    for one in np.unique(width):
-        mine = width == one
-        positions = (tile[mine] * TILE)[:, None] + np.arange(TILE)
-        seen = ((tile[mine] + 1 - one) * TILE)[:, None] + np.arange(one * TILE)
-        found.append(_windows(segments, length, row[mine][:, None], positions, seen))
-        place[row[mine][:, None], positions] = used + np.arange(positions.size).reshape(positions.shape)
-        used += positions.size
-    place = np.where(segments == 0, used, place)[:, :length]
-    return found, place.reshape(-1).astype(np.int32)
+    width = _widths(segments).reshape(-1)
+    order, size = np.argsort(-width, kind="stable"), group_size(rows, length)
+    # The last group is filled up with tiles that see nothing.
+    order = np.pad(order, (0, -len(order) % size), constant_values=ABSENT)
+    groups = [_windows(segments, length, tiles, int(width[tiles[0]])) for tiles in order.reshape(-1, size)]
+    place = np.empty((len(width), TILE), np.int64)
+    place[order[: len(width)]] = np.arange(width.size * TILE).reshape(-1, TILE)
+    place = np.where(segments == 0, order.size * TILE, place.reshape(segments.shape))[:, :length]
+    return groups, place.reshape(-1).astype(np.int32)
 
 
-def _tiles(segments: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The row, the number within the row, and the width of the window (in tiles) of each tile that is not padding."""
+def _widths(segments: np.ndarray) -> np.ndarray:
+    """The number of tiles in the window of each tile [rows, tiles], its own included, rounded up by a third at most."""
     columns = np.arange(segments.shape[1])
     begins = np.diff(segments, axis=1, prepend=-1) != 0
     start = np.maximum.accumulate(np.where(begins, columns, 0), axis=1)
-    start = np.where(segments == 0, segments.shape[1], start)
-    earliest = start.reshape(len(segments), -1, TILE).min(-1) // TILE
-    row, tile = np.nonzero(earliest * TILE < segments.shape[1])
-    return row, tile, _rounded(tile + 1 - earliest[row, tile])
-
-
-def _rounded(width: np.ndarray) -> np.ndarray:
-    """Widths rounded up by an eighth at most, so that long rows have few different ones."""
-    step = 2 ** np.maximum(np.floor(np.log2(width)).astype(np.int64) - 3, 0)
+    start = np.where(segments == 0, columns, start)
+    width = columns[::TILE] // TILE + 1 - start.reshape(len(segments), -1, TILE).min(-1) // TILE
+    step = 2 ** np.maximum(np.floor(np.log2(width)).astype(np.int64) - 1, 0)
     return -(-width // step) * step
 
 
-def _windows(segments: np.ndarray, length: int, row: np.ndarray, positions: np.ndarray, seen: np.ndarray) -> Windows:
+def _windows(segments: np.ndarray, length: int, tiles: np.ndarray, width: int) -> Windows:
+    row, tile = np.divmod(np.maximum(tiles, 0)[:, None], segments.shape[1] // TILE)
+    positions = tile * TILE + np.arange(TILE)
+    seen = (tile + 1 - width) * TILE + np.arange(width * TILE)
     query_segments = segments[row, positions]
     key_segments = np.where(seen >= 0, segments[row, np.maximum(seen, 0)], -1)
     allowed = (query_segments[:, :, None] == key_segments[:, None, :]) & (query_segments[:, :, None] != 0)
-    allowed &= seen[:, None, :] <= positions[:, :, None]
+    allowed &= (seen[:, None, :] <= positions[:, :, None]) & (tiles != ABSENT)[:, None, None]
     queries, keys = (row * length + np.clip(columns, 0, length - 1) for columns in (positions, seen))
     return Windows(queries.astype(np.int32), keys.astype(np.int32), allowed)

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import mindspore
 import numpy as np
-from mindspore import Tensor
+from mindspore import Tensor, mint
 from mindspore import ops as operators
 
 from msft.backend import tiles
@@ -65,104 +65,126 @@ class _Window(NamedTuple):
 class _Plan(NamedTuple):
     """The windows of a batch; where each token's heads are in the windows' results; where the windows' keys are from.
 
-    `place` int32 [tokens x heads], `sources` int32 [all windows' keys].
+    `place` int32 [tokens x heads], `sources` int32 [all windows' keys, and filling], `filling` [rows, dim] of zeros.
     """
 
     windows: list[_Window]
     place: Tensor
     sources: Tensor
+    filling: Tensor
 
 
 class TiledAttention:
-    """Causal attention within segments by plain operators, each run as it is called: batches differ in their shapes."""
+    """Causal attention within segments by plain operators, compiled once for each width of a window."""
 
     def __init__(self, spec: ModelSpec, precision: Precision):
         self.heads, self.kv_heads, self.dim = spec.num_attention_heads, spec.num_key_value_heads, spec.head_dim
-        self.kind = getattr(mindspore, precision.softmax)
-        self.scale = spec.head_dim**-0.5
+        self.compute, self.kind = (getattr(mindspore, name) for name in (precision.compute, precision.softmax))
+        window = _WindowFunctions(self.dim, self.kind)
+        self.mix, self.differentiate = mindspore.jit(window.mix), mindspore.jit(window.differentiate)
+        self.prepare, self.collect, self.add_up = (mindspore.jit(one) for one in (_prepare, _collect, _add_up))
 
     def plan(self, segment_ids: np.ndarray) -> _Plan:
         """Return what `forward` and `backward` need to know of a batch's segment ids, int32 [rows, length]."""
-        found, place = tiles.windows(segment_ids)
-        windows = [self._window(one, segment_ids.size * self.heads) for one in found]
-        total = sum(one.queries.size for one in found)
+        groups, place = tiles.windows(segment_ids)
+        windows = [self._window(group, segment_ids.size * self.heads) for group in groups]
         # A tile's results stand by head, then by query.
         tile, query = place[:, None] // tiles.TILE, place[:, None] % tiles.TILE
         rows = (tile * self.heads + np.arange(self.heads)) * tiles.TILE + query
+        total = sum(group.queries.size for group in groups)
         rows = np.where(place[:, None] < total, rows, total * self.heads)
-        sources = [window.keys.reshape(-1) for window in windows]
-        return _Plan(windows, _indices(rows), operators.concat(sources) if sources else _indices(np.zeros(0)))
+        sources = np.concatenate([self._key_rows(group).reshape(-1) for group in groups])
+        # Filled up to a multiple of the batch's own keys, so that few lengths are compiled.
+        fill = -len(sources) % (total * self.kv_heads)
+        filling = Tensor(np.zeros((fill, self.dim), np.float32)).astype(self.compute)
+        return _Plan(windows, _indices(rows.reshape(-1)), _indices(np.pad(sources, (0, fill))), filling)
 
-    def _window(self, one: tiles.Windows, nothing: int) -> _Window:
-        count, _, width = one.allowed.shape
-        head = np.arange(self.heads).reshape(self.kv_heads, -1, 1)
-        queries = one.queries[:, None, None, :] * self.heads + head
-        seeing = one.allowed.any(-1, keepdims=True)
-        keys = one.keys[:, None, :] * self.kv_heads + np.arange(self.kv_heads)[:, None]
-        bias = Tensor(np.where(one.allowed | ~seeing, 0, MASKED).astype(np.float32)).astype(self.kind)[:, None, None]
-        shape = (count, self.kv_heads, self.heads // self.kv_heads, tiles.TILE, width)
-        bias = operators.tile(bias, (1, *shape[1:3], 1, 1)).reshape(count, self.kv_heads, -1, width)
+    def _window(self, group: tiles.Windows, nothing: int) -> _Window:
+        count, _, width = group.allowed.shape
+        queries = group.queries[:, None, None, :] * self.heads + np.arange(self.heads).reshape(self.kv_heads, -1, 1)
+        seeing = group.allowed.any(-1, keepdims=True)
         results = np.where(seeing.reshape(count, 1, 1, -1), queries, nothing)
         queries, results = (_indices(rows.reshape(count, self.kv_heads, -1)) for rows in (queries, results))
-        return _Window(queries, results, _indices(keys), bias)
+        bias = Tensor(np.where(group.allowed | ~seeing, 0, MASKED).astype(np.float32)).astype(self.kind)
+        bias = operators.tile(bias[:, None], (1, self.kv_heads, self.heads // self.kv_heads, 1))
+        return _Window(queries, results, _indices(self._key_rows(group)), bias)
+
+    def _key_rows(self, group: tiles.Windows) -> np.ndarray:
+        return group.keys[:, None, :] * self.kv_heads + np.arange(self.kv_heads)[:, None]
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor, plan: _Plan) -> Tensor:
         """Return the mixed values [tokens, heads, dim]; zero at padding. query as these; key, value by kv_heads."""
-        mixed = []
-        for window in plan.windows:
-            weights, _, _, values = self._weights(query, key, value, window)
-            mixed.append(_bmm(weights, values).reshape(-1, self.dim))
-        return self._collect(mixed, query, plan)
+        mixed = [self.mix(query, key, value, one.queries, one.keys, one.bias) for one in plan.windows]
+        return self.collect(query, plan.place, mint.cat(mixed))
 
     def backward(self, gradient: Tensor, query: Tensor, key: Tensor, value: Tensor, mixed: Tensor, plan: _Plan):
         """Return the gradients of query, key and value for that of `mixed`, what `forward` returned."""
-        rows = self._with_nothing([gradient], gradient)
-        # The sum over the keys of weight x its gradient is that over the dimensions of output x its gradient.
-        ones = operators.ones((self.dim, 1), self.kind)
-        inner = operators.matmul(rows.astype(self.kind) * self._with_nothing([mixed], mixed), ones)
-        of_queries, of_keys, of_values = [], [], []
-        for window in plan.windows:
-            weights, queries, keys, values = self._weights(query, key, value, window)
-            upper = operators.gather(rows, window.results, 0)
-            of_values.append(_bmm(weights, upper, transpose_a=True).reshape(-1, self.dim))
-            slope = _bmm(upper, values, transpose_b=True).astype(self.kind)
-            slope = (weights * (slope - operators.gather(inner, window.results, 0))).astype(gradient.dtype)
-            of_queries.append(_bmm(slope, keys).reshape(-1, self.dim))
-            of_keys.append(_bmm(slope, queries, transpose_a=True).reshape(-1, self.dim))
-        by_query = self._collect(of_queries, query, plan) * self.scale
-        return by_query, self._add_up(of_keys, key, plan), self._add_up(of_values, value, plan)
+        rows, inner = self.prepare(gradient, mixed)
+        parts = [self.differentiate(query, key, value, rows, inner, *one) for one in plan.windows]
+        by_query, by_key, by_value = zip(*parts, strict=True)
+        by_key, by_value = (mint.cat([*part, plan.filling]) for part in (by_key, by_value))
+        by_query = self.collect(query, plan.place, mint.cat(by_query))
+        return by_query, *self.add_up(key, plan.sources, by_key, by_value)
 
-    def _weights(self, query, key, value, window: _Window):
-        """The softmax of a window's scores, and the window's scaled queries, its keys and its values."""
-        queries = operators.gather(query.reshape(-1, self.dim), window.queries, 0) * self.scale
-        keys = operators.gather(key.reshape(-1, self.dim), window.keys, 0)
-        values = operators.gather(value.reshape(-1, self.dim), window.keys, 0)
-        scores = _bmm(queries, keys, transpose_b=True).astype(self.kind) + window.bias
-        return operators.softmax(scores, -1).astype(value.dtype), queries, keys, values
 
-    def _collect(self, parts: list[Tensor], like: Tensor, plan: _Plan) -> Tensor:
-        """The tokens' rows out of the windows' results; zero for padding."""
-        return operators.gather(self._with_nothing(parts, like), plan.place, 0).reshape(like.shape)
+class _WindowFunctions:
+    """Attention of the queries of windows to their keys, and its gradients; results are rows [rows, dim]."""
 
-    def _with_nothing(self, parts: list[Tensor], like: Tensor) -> Tensor:
-        """The rows of heads, and a last one of zeros."""
-        rows = [part.reshape(-1, self.dim) for part in parts]
-        return operators.concat([*rows, operators.zeros((1, self.dim), like.dtype)])
+    def __init__(self, dim: int, kind):
+        self.dim, self.kind, self.scale = dim, kind, dim**-0.5
 
-    def _add_up(self, parts: list[Tensor], like: Tensor, plan: _Plan) -> Tensor:
-        """The sum of what all windows say of a token's key or value."""
-        if not parts:
-            return operators.zeros_like(like)
-        summed = operators.unsorted_segment_sum(operators.concat(parts), plan.sources, like.size // self.dim)
-        return summed.reshape(like.shape)
+    def mix(self, query, key, value, queries, keys, bias):
+        """Return the windows' mixed values."""
+        weights, _, _, values = self.weights(query, key, value, queries, keys, bias)
+        return operators.BatchMatMul()(weights, values).reshape(-1, self.dim)
+
+    def differentiate(self, query, key, value, rows, inner, queries, results, keys, bias):
+        """Return the gradients of the windows' queries, keys and values; `rows` and `inner` are `_prepare`'s."""
+        weights, asked, known, values = self.weights(query, key, value, queries, keys, bias)
+        upper = operators.gather(rows, results, 0)
+        slope = operators.BatchMatMul(transpose_b=True)(upper, values).astype(self.kind)
+        slope = (weights.astype(self.kind) * (slope - operators.gather(inner, results, 0))).astype(upper.dtype)
+        by_query = operators.BatchMatMul()(slope, known) * self.scale
+        by_key = operators.BatchMatMul(transpose_a=True)(slope, asked)
+        by_value = operators.BatchMatMul(transpose_a=True)(weights, upper)
+        return by_query.reshape(-1, self.dim), by_key.reshape(-1, self.dim), by_value.reshape(-1, self.dim)
+
+    def weights(self, query, key, value, queries, keys, bias):
+        """The softmax of the windows' scores, their scaled queries, their keys and their values."""
+        asked = operators.gather(query.reshape(-1, self.dim), queries, 0) * self.scale
+        known = operators.gather(key.reshape(-1, self.dim), keys, 0)
+        values = operators.gather(value.reshape(-1, self.dim), keys, 0)
+        scores = operators.BatchMatMul(transpose_b=True)(asked, known).astype(self.kind) + bias
+        return operators.softmax(scores, -1).astype(value.dtype), asked, known, values
+
+
+def _prepare(gradient, mixed):
+    """The gradients of the rows of heads and a last one of zeros, and the inner products of gradients and rows.
+
+    These are what the softmax subtracts: the sum over the keys of weight x its gradient is the same.
+    """
+    dim = gradient.shape[-1]
+    rows, inner = gradient.reshape(-1, dim), (gradient * mixed).astype(mindspore.float32).reshape(-1, dim)
+    inner = operators.MatMul()(inner, operators.ones((dim, 1), mindspore.float32))
+    zeros = operators.zeros((1, dim), mindspore.float32)
+    return operators.concat((rows, zeros.astype(rows.dtype))), operators.concat((inner, zeros[:, :1]))
+
+
+def _collect(like, place, rows):
+    """The tokens' rows out of the windows' results, shaped as `like`; zero for padding."""
+    rows = operators.concat((rows, operators.zeros((1, rows.shape[1]), rows.dtype)))
+    return operators.gather(rows, place, 0).reshape(like.shape)
+
+
+def _add_up(like, sources, by_key, by_value):
+    """The sums of what all windows say of each token's key and value, shaped as `like`."""
+    count = like.size // like.shape[-1]
+    by_key = operators.unsorted_segment_sum(by_key, sources, count).reshape(like.shape)
+    return by_key, operators.unsorted_segment_sum(by_value, sources, count).reshape(like.shape)
 
 
 def _indices(places: np.ndarray) -> Tensor:
-    return Tensor(np.ascontiguousarray(places.reshape(-1) if places.ndim == 2 else places).astype(np.int32))
-
-
-def _bmm(left: Tensor, right: Tensor, transpose_a: bool = False, transpose_b: bool = False) -> Tensor:
-    return operators.BatchMatMul(transpose_a, transpose_b)(left, right)
+    return Tensor(np.ascontiguousarray(places).astype(np.int32))
 
 
 class FusedAttention:

@@ -40,6 +40,9 @@ class Model:
         if dropout_step is not None:
             keys = random.token_keys(self.runtime.seed, dropout_step, batch.row_ids, batch.input_ids.shape[1])
 
+        return ops.patiently(self._loss_and_gradients, batch, scale, keys)
+
+    def _loss_and_gradients(self, batch: Batch, scale: float, keys: np.ndarray | None):
         tuned = self.tuned
 
         def scaled_loss(*tensors):
@@ -163,24 +166,24 @@ def _differentiable_losses(with_weight: bool):
     Their gradients are computed with them, for a loss that is their sum times any number.
     """
 
-    def chunk_gradients(hidden, weight, positions, labels, real):
-        return ops.head_gradients(_select(hidden, positions), weight, labels, real, with_weight)
+    def chunk_gradients(total, hidden, weight, positions, labels, real):
+        rows = _select(hidden, positions)
+        losses, by_rows, *by_weight = ops.head_gradients(rows, weight, labels, real, with_weight)
+        flat = operators.unsorted_segment_sum(by_rows, positions, hidden.size // hidden.shape[-1])
+        return losses, total + flat.reshape(hidden.shape), *by_weight
 
     compiled = mindspore.jit(chunk_gradients)
 
     class Losses(mindspore.common._Function):
         @staticmethod
         def forward(context, chunks, hidden, weight):
-            losses, by_hidden, by_weight = [], [], None
+            losses, by_hidden, by_weight = [], operators.zeros_like(hidden), None
             for positions, labels, real in chunks:
-                loss, of_rows, *of_weight = compiled(hidden, weight, positions, labels, real)
+                loss, by_hidden, *of_weight = compiled(by_hidden, hidden, weight, positions, labels, real)
                 losses.append(loss)
-                by_hidden.append(of_rows)
                 if of_weight:
                     by_weight = of_weight[0] if by_weight is None else by_weight + of_weight[0]
-            places = operators.concat([positions for positions, _, _ in chunks])
-            rows = operators.unsorted_segment_sum(operators.concat(by_hidden), places, hidden.size // hidden.shape[-1])
-            context.gradients = rows.reshape(hidden.shape), by_weight
+            context.gradients = by_hidden, by_weight
             return operators.concat(losses)
 
         @staticmethod
