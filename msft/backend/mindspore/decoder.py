@@ -1,8 +1,8 @@
-"""msft's own decoder: RMSNorm, rotary embedding, grouped-query attention, SwiGLU, LoRA, one compiled block a layer.
+"""msft's own decoder: RMSNorm, rotary embedding, grouped-query attention, SwiGLU, LoRA, in a few compiled functions.
 
-A block is a pure function of tensors, compiled once and called with each layer's weights, so that compiling takes
-seconds whatever the depth (a graph of all 30 layers of a 135M model: 50 s to compile, 1.6 x the time a step, 2 x the
-memory). MindSpore differentiates through the compiled blocks.
+A block is attention between two pure functions of tensors, which are compiled once and called with each layer's
+weights, so that compiling takes seconds whatever the depth (a graph of all 30 layers of a 135M model: 50 s to compile,
+1.6 x the time a step, 2 x the memory). What a block keeps for its gradients, and which it computes, is chosen here.
 """
 
 from collections.abc import Iterator
@@ -11,18 +11,16 @@ from functools import cache
 
 import mindspore
 import numpy as np
-from mindspore import Tensor, mint
+from mindspore import Tensor
 from mindspore import ops as operators
 
 from msft.backend import names, random
 from msft.backend.contract import Lora, Runtime, Tuning
-from msft.backend.mindspore import ops
+from msft.backend.mindspore import block, ops
 from msft.models import rope
 from msft.models.adapters import peft_names
 from msft.models.families import family
 from msft.models.spec import ModelSpec
-
-ABSENT = -1
 
 
 class Decoder:
@@ -46,10 +44,10 @@ class Decoder:
             names.check_modules(tuning.lora.modules, spec)
             self._add_lora(tuning.lora)
         self.layers = [self._layer(number) for number in range(spec.num_hidden_layers)]
-        self.block = cache(self._block)
-        self.cached_block = cache(self._cached_block)
+        self.block = cache(lambda *key: block.differentiable(self, *key))
+        self.cached_block = cache(lambda layout: block.cached(self, layout))
         self.embed = mindspore.jit(_embed)
-        self.norm = mindspore.jit(_norm(kernels, spec.rms_norm_eps))
+        self.norm = mindspore.jit(_norm(kernels))
         self.project = mindspore.jit(_project)
         self.dropout_tokens: Tensor | None = None
         self.adapter = True
@@ -68,7 +66,7 @@ class Decoder:
     def hidden(self, input_ids: np.ndarray, position_ids: np.ndarray, segment_ids: np.ndarray) -> Tensor:
         """Return the final hidden states [rows, length, hidden] of int32 [rows, length] arrays.
 
-        Attention is causal and stays within a segment; padding (segment 0) sees padding.
+        Attention is causal and stays within a segment; at padding (segment 0) it is zero.
         """
         *_, (_, hidden) = self.states(input_ids, position_ids, segment_ids)
         return hidden
@@ -77,16 +75,16 @@ class Decoder:
         self, input_ids: np.ndarray, position_ids: np.ndarray, segment_ids: np.ndarray
     ) -> Iterator[tuple[str, Tensor]]:
         """Yield the name and the output of the embedding, of each block and of the last norm."""
-        length = input_ids.shape[1]
-        causal = np.tril(np.ones((length, length), dtype=bool))
-        allowed = self.tensor(causal & (segment_ids[:, :, None] == segment_ids[:, None, :]))
-        cosine, sine = self._rotary(position_ids)
-        tokens = self.tensor(np.zeros((1, 1), np.int32)) if self.dropout_tokens is None else self.dropout_tokens
+        batch = block.BatchTensors(
+            self.kernels.segments.plan(segment_ids),
+            *(table.reshape(-1, 1, table.shape[-1]) for table in self._rotary(position_ids)),
+            self.tensor(np.zeros(1, np.int32)) if self.dropout_tokens is None else self.dropout_tokens.reshape(-1),
+        )
         hidden = self.embed(self.parameter("model.embed_tokens.weight"), self.tensor(input_ids))
         yield "model.embed_tokens", hidden
         for number, (layout, names_of_layer) in enumerate(self.layers):
-            block = self.block(layout, self.dropout_tokens is not None, self.adapter)
-            hidden = block(hidden, cosine, sine, allowed, tokens, *map(self.parameter, names_of_layer))
+            apply = self.block(layout, self.dropout_tokens is not None, self.adapter)
+            hidden = apply(batch, hidden, *map(self.parameter, names_of_layer))
             yield f"model.layers.{number}", hidden
         yield "model.norm", self.norm(hidden, self.parameter("model.norm.weight"))
 
@@ -96,13 +94,13 @@ class Decoder:
         `real` bool [rows, length, capacity] tells which slots each new position sees. `cache.layers` holds
         [keys, values] [rows, kv_heads, capacity, head_dim] by layer, `cache.slot` the first free slot; both move on.
         """
-        cosine, sine = self._rotary(position_ids)
+        cosine, sine = (table.reshape(-1, 1, table.shape[-1]) for table in self._rotary(position_ids))
         hidden = self.embed(self.parameter("model.embed_tokens.weight"), self.tensor(input_ids))
         length = input_ids.shape[1]
         slots = self.tensor(np.arange(cache.slot, cache.slot + length, dtype=np.int32))
         for number, (layout, names_of_layer) in enumerate(self.layers):
-            block, tensors = self.cached_block(layout), map(self.parameter, names_of_layer)
-            hidden, *cache.layers[number] = block(hidden, cosine, sine, real, slots, *cache.layers[number], *tensors)
+            apply, tensors = self.cached_block(layout), map(self.parameter, names_of_layer)
+            hidden, *cache.layers[number] = apply(hidden, cosine, sine, real, slots, *cache.layers[number], *tensors)
         cache.slot += length
         return self.norm(hidden[:, -1], self.parameter("model.norm.weight"))
 
@@ -157,146 +155,18 @@ class Decoder:
         own = [name for name in (*self.frozen, *self.tuned_names) if name.startswith(prefix)]
         return tuple((name.removeprefix(prefix), name in self.tuned_names) for name in own), own
 
-    def _block(self, layout, dropout: bool, adapter: bool):
-        """The compiled block of layers of one layout, recomputed in the backward pass where the runtime asks."""
-        function = _block(self, layout, self.dropout if dropout else 0.0, adapter)
-        if not self.runtime.recompute:
-            return mindspore.jit(function)
-        # Arguments before a layer's own tensors: hidden, cosine, sine, allowed, tokens.
-        tuned = tuple(5 + position for position, (_, is_tuned) in enumerate(layout) if is_tuned)
-        return ops.recomputed(function, (0, *tuned))
-
-    def _cached_block(self, layout):
-        return mindspore.jit(_cached_block(self, layout))
-
 
 def _embed(table, input_ids):
     return operators.gather(table, input_ids, 0)
 
 
-def _norm(kernels: ops.Kernels, eps: float):
+def _norm(kernels: ops.Kernels):
     def norm(hidden, weight):
-        return kernels.rms_norm(hidden, weight, eps)
+        return kernels.rms_norm(hidden, weight)
 
     return norm
 
 
 def _project(hidden, weight):
-    return ops.linear(hidden.astype(weight.dtype), weight).astype(mindspore.float32)
-
-
-def _block(decoder: Decoder, layout, dropout: float, adapter: bool):
-    """Write one block as a function of (hidden, cosine, sine, allowed, tokens, *tensors in the layout's order)."""
-    parts = _Parts(decoder, layout, dropout, adapter)
-    project, merge, feed_forward, attention = parts.project(), parts.merge(), parts.feed_forward(), parts.attention
-
-    def block(hidden, cosine, sine, allowed, tokens, *tensors):
-        query, key, value = project(hidden, cosine, sine, tokens, tensors)
-        hidden = hidden + merge(attention(query, key, value, allowed), tokens, tensors)
-        return hidden + feed_forward(hidden, tokens, tensors)
-
-    return block
-
-
-def _cached_block(decoder: Decoder, layout):
-    """Write one block for generation: it also takes the new positions' slots and the keys and values so far."""
-    parts = _Parts(decoder, layout, 0.0, True)
-    project, merge, feed_forward, attention = parts.project(), parts.merge(), parts.feed_forward(), parts.attention
-
-    def block(hidden, cosine, sine, allowed, slots, keys, values, *tensors):
-        query, key, value = project(hidden, cosine, sine, slots, tensors)
-        keys = mint.scatter(keys, 2, _spread(slots, key), key)
-        values = mint.scatter(values, 2, _spread(slots, value), value)
-        hidden = hidden + merge(attention(query, keys, values, allowed), slots, tensors)
-        return hidden + feed_forward(hidden, slots, tensors), keys, values
-
-    return block
-
-
-def _spread(slots, new):
-    """The slot of every element of new keys or values [rows, kv_heads, length, head_dim]."""
-    return operators.broadcast_to(slots.reshape(1, 1, -1, 1), new.shape)
-
-
-class _Parts:
-    """Writes the parts of a block for one layout; what they close over are numbers known when they are compiled."""
-
-    def __init__(self, decoder: Decoder, layout, dropout: float, adapter: bool):
-        self.decoder = decoder
-        self.spec = decoder.spec
-        self.dropout = dropout
-        self.adapter = adapter
-        self.position = {name: position for position, (name, _) in enumerate(layout)}
-        self.compute = ops.dtype(decoder.runtime.precision.compute)
-        self.attention = decoder.kernels.attention
-
-    def linear(self, module: str):
-        """(hidden, tokens, tensors) -> W hidden + bias + scaling x B A dropout(hidden), in the compute dtype."""
-        weight, bias, lora_a, lora_b, features = (
-            self.position.get(f"{module}.{leaf}", ABSENT)
-            for leaf in ("weight", "bias", "lora_A.weight", "lora_B.weight", "features")
-        )
-        adapted = self.adapter and lora_a != ABSENT
-        compute, scaling, dropout = self.compute, self.decoder.scaling, self.dropout
-
-        def linear(hidden, tokens, tensors):
-            hidden = hidden.astype(compute)
-            result = ops.linear(hidden, tensors[weight])
-            if bias != ABSENT:
-                result = result + tensors[bias].astype(compute)
-            if adapted:
-                kept = hidden
-                if dropout > 0:
-                    kept = ops.dropout(hidden, tokens, tensors[features], dropout)
-                result = result + ops.linear(ops.linear(kept, tensors[lora_a]), tensors[lora_b]) * scaling
-            return result
-
-        return linear
-
-    def norm(self, name: str):
-        """(hidden, tensors) -> RMSNorm of hidden."""
-        weight, eps, rms_norm = self.position[f"{name}.weight"], self.spec.rms_norm_eps, self.decoder.kernels.rms_norm
-
-        def norm(hidden, tensors):
-            return rms_norm(hidden, tensors[weight], eps)
-
-        return norm
-
-    def project(self):
-        """(hidden, cosine, sine, tokens, tensors) -> rotated queries and keys, values [rows, heads, length, dim]."""
-        norm, rotary, dim = self.norm("input_layernorm"), self.decoder.kernels.rotary, self.spec.head_dim
-        query_of, key_of, value_of = (self.linear(f"self_attn.{name}_proj") for name in "qkv")
-
-        def split(hidden):
-            rows, length, features = hidden.shape
-            return hidden.reshape(rows, length, features // dim, dim).transpose(0, 2, 1, 3)
-
-        def project(hidden, cosine, sine, tokens, tensors):
-            normed = norm(hidden, tensors)
-            query = rotary(split(query_of(normed, tokens, tensors)), cosine, sine)
-            key = rotary(split(key_of(normed, tokens, tensors)), cosine, sine)
-            return query, key, split(value_of(normed, tokens, tensors))
-
-        return project
-
-    def merge(self):
-        """(mixed [rows, heads, length, dim], tokens, tensors) -> attention's output projection."""
-        output_of = self.linear("self_attn.o_proj")
-
-        def merge(mixed, tokens, tensors):
-            rows, heads, length, dim = mixed.shape
-            return output_of(mixed.transpose(0, 2, 1, 3).reshape(rows, length, heads * dim), tokens, tensors)
-
-        return merge
-
-    def feed_forward(self):
-        """(hidden, tokens, tensors) -> the SwiGLU feed-forward of the normed hidden states."""
-        norm, swiglu = self.norm("post_attention_layernorm"), self.decoder.kernels.swiglu
-        gate_of, up_of, down_of = (self.linear(f"mlp.{name}_proj") for name in ("gate", "up", "down"))
-
-        def feed_forward(hidden, tokens, tensors):
-            normed = norm(hidden, tensors)
-            mixed = swiglu(gate_of(normed, tokens, tensors), up_of(normed, tokens, tensors))
-            return down_of(mixed, tokens, tensors)
-
-        return feed_forward
+    flat = hidden.reshape(-1, hidden.shape[-1]).astype(weight.dtype)
+    return ops.linear(flat, weight).astype(mindspore.float32).reshape(*hidden.shape[:-1], -1)
