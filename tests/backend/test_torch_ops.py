@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from msft.backend.torch import ops
+from msft.backend.torch import attention, block, ops
 
 LENGTHS = [5, 1, 9]
 
@@ -33,7 +33,7 @@ def agree(ours, plain, inputs, tolerance=2e-6):
 def test_linear(rows, tuned):
     hidden, weight, bias = drawn(2, rows, 12), drawn(7, 12, seed=1, grad=tuned), drawn(7, seed=2, grad=tuned)
     agree(
-        lambda: ops.linear(hidden, weight, bias, torch.float32),
+        lambda: block.linear(hidden, weight, bias, torch.float32),
         lambda: functional.linear(hidden, weight, bias),
         (hidden, weight, bias),
     )
@@ -50,8 +50,8 @@ def test_adapted_linear_is_a_linear_layer_and_its_low_rank_part(probability):
         return functional.linear(hidden, weight, bias) + functional.linear(functional.linear(kept, a), b) * 2.0
 
     inputs = (hidden, a, b)
-    agree(lambda: ops.adapted_linear(hidden, weight, bias, a, b, 2.0, keep, probability), plain, inputs)
-    apart = functional.linear(hidden, weight, bias) + ops.low_rank(hidden, a, b, 2.0, keep, probability)
+    agree(lambda: block.adapted_linear(hidden, weight, bias, a, b, 2.0, keep, probability), plain, inputs)
+    apart = functional.linear(hidden, weight, bias) + block.low_rank(hidden, a, b, 2.0, keep, probability)
     torch.testing.assert_close(apart, plain())
 
 
@@ -60,14 +60,14 @@ def test_adapted_linear_keeps_no_more_than_its_input_the_mask_and_weights():
     a, b, keep = drawn(4, 12, seed=3), drawn(7, 4, seed=4), drawn(1, 70, 12, seed=5, grad=False) > 0
     kept = []
     with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor) or tensor, lambda tensor: tensor):
-        ops.adapted_linear(hidden, weight, None, a, b, 2.0, keep, 0.5)
+        block.adapted_linear(hidden, weight, None, a, b, 2.0, keep, 0.5)
     given = {tensor.data_ptr() for tensor in (hidden, weight, a, b, keep)}
     assert {tensor.data_ptr() for tensor in kept} == given
 
 
 def test_swiglu():
     gate, up = drawn(3, 10), drawn(3, 10, seed=1)
-    agree(lambda: ops.swiglu(gate, up), lambda: functional.silu(gate) * up, (gate, up))
+    agree(lambda: block.swiglu(gate, up), lambda: functional.silu(gate) * up, (gate, up))
 
 
 @pytest.mark.parametrize("tuned", [False, True])
@@ -79,7 +79,7 @@ def test_rms_norm_is_llamas(kind, tuned):
     norm.weight = torch.nn.Parameter(drawn(16, seed=1, grad=False), requires_grad=tuned)
     hidden = drawn(2, 6, 16).detach().to(kind).requires_grad_()
     tolerance = 2e-6 if kind == torch.float32 else 1e-2
-    agree(lambda: ops.rms_norm(hidden, norm.weight, 1e-5), lambda: norm(hidden), (hidden, norm.weight), tolerance)
+    agree(lambda: block.rms_norm(hidden, norm.weight, 1e-5), lambda: norm(hidden), (hidden, norm.weight), tolerance)
 
 
 def test_segment_attention_is_attention_under_a_block_mask():
@@ -92,8 +92,8 @@ def test_segment_attention_is_attention_under_a_block_mask():
         keys, values = (tensor.repeat_interleave(3, dim=1) for tensor in (key, value))
         return functional.scaled_dot_product_attention(query, keys, values, attn_mask=allowed, scale=0.3)
 
-    segments = ops.Segments(LENGTHS, "cpu")
-    agree(lambda: ops.segment_attention(query, key, value, segments, 0.3), plain, (query, key, value))
+    segments = attention.Segments(LENGTHS, "cpu")
+    agree(lambda: attention.by_segment(query, key, value, segments, 0.3), plain, (query, key, value))
 
 
 def test_varlen_attention_passes_what_the_fused_kernel_takes(monkeypatch):
@@ -108,15 +108,15 @@ def test_varlen_attention_passes_what_the_fused_kernel_takes(monkeypatch):
         assert (given["max_q"], given["max_k"], given["window_size"]) == (9, 9, (-1, 0))
         query, key, value = (given[name].transpose(0, 1).unsqueeze(0) for name in ("query", "key", "value"))
         assert given["enable_gqa"] and query.shape[1] == 3 * key.shape[1]
-        mixed = ops.segment_attention(query, key, value, ops.Segments(LENGTHS, "cpu"), given["scale"])
+        mixed = attention.by_segment(query, key, value, attention.Segments(LENGTHS, "cpu"), given["scale"])
         return mixed.squeeze(0).transpose(0, 1)
 
     monkeypatch.setattr(varlen, "varlen_attn", stand_in)
     query, key, value = drawn(1, 6, 15, 8), drawn(1, 2, 15, 8, seed=1), drawn(1, 2, 15, 8, seed=2)
-    segments = ops.Segments(LENGTHS, "cpu")
+    segments = attention.Segments(LENGTHS, "cpu")
     agree(
-        lambda: ops.varlen_attention(query, key, value, segments, 0.3),
-        lambda: ops.segment_attention(query, key, value, segments, 0.3),
+        lambda: attention.across_segments(query, key, value, segments, 0.3),
+        lambda: attention.by_segment(query, key, value, segments, 0.3),
         (query, key, value),
     )
 
@@ -134,6 +134,6 @@ def test_token_losses_and_their_gradient_are_cross_entropys():
 
 
 def test_segments_know_their_borders():
-    segments = ops.Segments(LENGTHS, "cpu")
+    segments = attention.Segments(LENGTHS, "cpu")
     np.testing.assert_array_equal(segments.borders.numpy(), np.array([0, 5, 6, 15], np.int32))
     assert segments.longest == 9

@@ -78,17 +78,17 @@ def test_both_engine_folders_hold_the_same_files():
     assert torch == mindspore
 
 
-# What only one framework needs: MindSpore's decoder spells out a linear layer and recomputation, torch's takes the
-# place of transformers' and peft's own modules.
+# How a block and its attention are computed is each engine's own: MindSpore's are written out and compiled, torch's
+# take the place of what transformers' and peft's modules compute.
+OWN = {"attention.py", "block.py"}
+# What only one framework needs.
 ONE_SIDED = {
-    "ops.py": {"linear", "recomputed", "dropout", "Segments", "Segments.__init__", "segment_attention"}
-    | {"varlen_attention", "cached_attention", "product", "adapted_linear", "low_rank", "swiglu", "rms_norm"}
-    | {"token_losses_and_gradient"},
+    "ops.py": {"dropout", "gradient", "head_gradients", "linear", "patiently", "token_losses_and_gradient"},
     "model.py": {"Model.tuned"},
 }
 
 
-@pytest.mark.parametrize("file", sorted(file.name for file in (PACKAGE / "backend" / "torch").glob("*.py")))
+@pytest.mark.parametrize("file", sorted({file.name for file in (PACKAGE / "backend" / "torch").glob("*.py")} - OWN))
 def test_both_engines_offer_the_same_names_with_the_same_signatures(file):
     left, right = (public_api(PACKAGE / "backend" / engine / file) for engine in ENGINES)
     for name in ONE_SIDED.get(file, ()):

@@ -13,7 +13,7 @@ from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM
 from msft.backend import names, random
 from msft.backend.contract import Lora, Runtime, Tuning
 from msft.backend.segments import spans
-from msft.backend.torch import ops
+from msft.backend.torch import attention, block, ops
 from msft.models import rope
 from msft.models.adapters import peft_names
 from msft.models.families import family
@@ -89,7 +89,7 @@ class Decoder:
         """The final hidden states [1, tokens, hidden] of the real tokens."""
         self._set_frequencies(position_ids)
         lengths = np.diff(spans(segment_ids)[:, 1:], axis=1).ravel().tolist()
-        segments = ops.Segments(lengths, self.runtime.device)
+        segments = attention.Segments(lengths, self.runtime.device)
         if self.dropout_keys is not None:
             self._set_dropout(self.tensor(self.dropout_keys.reshape(1, -1)[:, real]))
 
@@ -150,7 +150,7 @@ class Decoder:
             keys, values = cache.layers[layer]
             keys[:, :, slot:end], values[:, :, slot:end] = key, value
             causal = allowed is None and slot == 0
-            return ops.cached_attention(query, keys[:, :, :end], values[:, :, :end], allowed, causal, scale)
+            return attention.cached(query, keys[:, :, :end], values[:, :, :end], allowed, causal, scale)
 
         hidden = self._run(input_ids, position_ids, attend)[:, -1]
         cache.slot = end
@@ -163,7 +163,7 @@ class Decoder:
     def head(self, hidden: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         """Return the logits, float32 [..., vocabulary]."""
         rows = hidden.to(weight.dtype).flatten(0, -2)
-        return ops.product(rows, weight).unflatten(0, hidden.shape[:-1]).float()
+        return block.product(rows, weight).unflatten(0, hidden.shape[:-1]).float()
 
     def parameter(self, name: str) -> torch.Tensor:
         """Return a tensor by its name in the model, tuned or frozen; a tied head is the embedding."""
@@ -235,15 +235,15 @@ def _load(spec: ModelSpec, source, tuning: Tuning, runtime: Runtime) -> nn.Modul
 
 
 def _linear(part: nn.Module, compute: torch.dtype, hidden: torch.Tensor) -> torch.Tensor:
-    return ops.linear(hidden, part.weight, part.bias, compute)
+    return block.linear(hidden, part.weight, part.bias, compute)
 
 
 def _normed(norm: nn.Module, hidden: torch.Tensor) -> torch.Tensor:
-    return ops.rms_norm(hidden, norm.weight, norm.variance_epsilon)
+    return block.rms_norm(hidden, norm.weight, norm.variance_epsilon)
 
 
 def _fed_forward(part: nn.Module, hidden: torch.Tensor) -> torch.Tensor:
-    return part.down_proj(ops.swiglu(part.gate_proj(hidden), part.up_proj(hidden)))
+    return part.down_proj(block.swiglu(part.gate_proj(hidden), part.up_proj(hidden)))
 
 
 def _rebuild_rotary(network: nn.Module, config, device: str) -> None:
@@ -290,5 +290,5 @@ def _adapted_linear(layer: nn.Module, probability: float, hidden: torch.Tensor) 
     if layer.dropout_tokens is not None and probability:
         keep = ops.keep_mask(layer.dropout_tokens, layer.dropout_features, probability)
     if base.weight.requires_grad or (base.bias is not None and base.bias.requires_grad):
-        return base(hidden) + ops.low_rank(hidden, a, b, scaling, keep, probability)
-    return ops.adapted_linear(hidden, base.weight, base.bias, a, b, scaling, keep, probability)
+        return base(hidden) + block.low_rank(hidden, a, b, scaling, keep, probability)
+    return block.adapted_linear(hidden, base.weight, base.bias, a, b, scaling, keep, probability)

@@ -5,7 +5,7 @@ import torch
 
 from msft.backend import names, random
 from msft.backend.contract import IGNORE, Batch, Runtime, Tuning
-from msft.backend.torch import ops
+from msft.backend.torch import block, ops
 from msft.backend.torch.decoder import Decoder
 from msft.models.spec import ModelSpec
 
@@ -151,7 +151,7 @@ class Model:
             losses, d_logits = ops.token_losses_and_gradient(self.decoder.head(part, weight), answers, scale)
             summed.append(losses.sum())
             d_logits = d_logits.to(weight.dtype)
-            d_part.copy_(ops.product(d_logits, weight.t()))
+            d_part.copy_(block.product(d_logits, weight.t()))
             if tuned:
-                d_head += ops.product(d_logits.t(), part.to(weight.dtype).t())
+                d_head += block.product(d_logits.t(), part.to(weight.dtype).t())
         return torch.stack(summed).sum().item(), d_hidden, d_head
