@@ -1,0 +1,61 @@
+"""Protects `make bench`: its questions exist, wrong arguments end at once, our start-up is measured for real."""
+
+import json
+import sys
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+from benchmarks import startup
+from benchmarks.common.process import run
+from benchmarks.common.rows import marked, write_alpaca
+from benchmarks.run import QUESTIONS, main
+
+ROOT = Path(__file__).parents[2]
+MEGA = 1 << 20
+
+
+def test_the_list_names_every_question_and_each_is_a_file(capsys):
+    assert main(["--list"]) == 0
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == list(QUESTIONS)
+    for name in QUESTIONS:
+        module = import_module(f"benchmarks.{name}")
+        assert module.QUESTION and callable(module.measure)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["speed"], "no question is named speed"),
+        (["startup"], "which alpaca rows"),
+        (["startup", "--data", "nowhere.json"], "there is no nowhere.json"),
+        (["startup", "--data", __file__, "--model", "nowhere"], "make model"),
+    ],
+)
+def test_wrong_arguments_end_before_anything_is_measured(words, said, monkeypatch):
+    monkeypatch.delenv("DATA", raising=False)
+    with pytest.raises(SystemExit, match=said):
+        main(words)
+
+
+def test_repeated_rows_differ(tmp_path):
+    (tmp_path / "data.json").write_text(json.dumps([{"instruction": "Add.", "output": "1"}]))
+    write_alpaca(tmp_path / "data.json", tmp_path / "rows.json", 3)
+    rows = json.loads((tmp_path / "rows.json").read_text())
+    assert [row["instruction"] for row in rows] == ["Add.", "Add. (1)", "Add. (2)"]
+    assert marked("Add.", 0) == "Add."
+
+
+def test_our_start_up_is_measured(tmp_path):
+    msft = [sys.executable, "-m", "msft"]
+    recipe = tmp_path / "wrong.yaml"
+    recipe.write_text("runner_confg: {epochs: 1}\n")
+    runs = {
+        startup.HELP: [run([*msft, "--help"], interval=startup.INTERVAL)],
+        startup.ERROR: [run([*msft, "train", recipe], interval=startup.INTERVAL, expect=2)],
+    }
+    assert "runner_config" in runs[startup.ERROR][0].err
+    figures = startup.figures_of(runs)
+    assert all(0 < figure.value < 60 and 2 * MEGA < figure.peak < 300 * MEGA for figure in figures.values())
+    assert [verdict.unit for verdict in startup.verdicts(figures)] == ["s", "MB", "s"]
