@@ -25,6 +25,7 @@ QUESTIONS = {
     "generation": "generated tokens per second",
     "growth": "time and memory against rows, length, layers and LoRA rank",
 }
+LEAST_ROWS = 32
 BENCHMARKS = ROOT / "benchmarks"
 
 
@@ -67,6 +68,8 @@ def settings_of(words: argparse.Namespace) -> Settings:
     unknown = [name for name in words.questions if name not in QUESTIONS]
     if unknown:
         sys.exit(f"error: no question is named {', '.join(unknown)} (known: {', '.join(QUESTIONS)})")
+    if words.rows < LEAST_ROWS:
+        sys.exit(f"error: --rows {words.rows}: {LEAST_ROWS} at least, for a packed run of more than its first step")
     if words.data is None:
         sys.exit("error: --data alpaca.json (or DATA=alpaca.json): which alpaca rows?")
     for path, hint in ((words.data, ""), (words.model / "config.json", " (make model fetches it)")):

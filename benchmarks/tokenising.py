@@ -19,7 +19,8 @@ MANY, FEW, SLOW = 50_000, 5_000, 1_000
 VOCABULARY = 8000
 FOLDER = Path(__file__).parent
 OURS, OURS_FEW = f"msft, {MANY} rows", f"msft, {FEW} rows"
-FACTORY, BARE = f"LLaMA-Factory, {FEW} rows", f"bare tokenizers, {MANY} rows"
+FACTORY, FACTORY_WHOLE = f"LLaMA-Factory, {MANY} rows", f"LLaMA-Factory with its start, {MANY} rows"
+BARE = f"bare tokenizers, {MANY} rows"
 SENTENCEPIECE, MINDFORMERS = f"msft, sentencepiece, {FEW} rows", f"MindFormers' way, {SLOW} rows"
 # A little memory grows with the number of chunks that wait.
 FLAT = 1.05
@@ -35,6 +36,8 @@ def measure(settings: Settings) -> Answer:
     vocabulary = sentencepiece_model(settings.data, folder)
     runs = interleave(variants(settings, folder, files, vocabulary), settings.repeats)
     figures = {name: figure(name, repeats) for name, repeats in runs.items()}
+    whole = [MANY / run["whole"] for run in runs[FACTORY]]
+    figures[FACTORY_WHOLE] = Figure(FACTORY_WHOLE, "rows/s", whole, figures[FACTORY].peaks)
     return Answer(QUESTION, list(figures.values()), verdicts(figures), NOTES, runs)
 
 
@@ -44,14 +47,14 @@ def variants(settings: Settings, folder: Path, files: dict[int, Path], vocabular
     factory, mindformers = environments.python("llamafactory"), environments.python("mindformers")
     chat = ["--template", "chat", "--model_file", model]
     bare = [sys.executable, FOLDER / "programs" / "bare_tokenizer.py", model, files[MANY]]
-    cached = [factory, FOLDER / "peers" / "llamafactory_tokenise.py", model, files[FEW], length]
+    cached = [factory, FOLDER / "peers" / "llamafactory_tokenise.py", model, files[MANY], length]
     slow = [mindformers, FOLDER / "peers" / "mindformers_tokenise.py", vocabulary, files[SLOW], length]
     return {
         OURS: partial(whole_command, files[MANY], MANY, folder, chat),
         OURS_FEW: partial(whole_command, files[FEW], FEW, folder, chat),
         SENTENCEPIECE: partial(whole_command, files[FEW], FEW, folder, ["--model_file", vocabulary]),
         BARE: partial(own_clock, bare, MANY),
-        FACTORY: partial(own_clock, cached, FEW),
+        FACTORY: partial(own_clock, cached, MANY),
         MINDFORMERS: partial(own_clock, slow, SLOW),
     }
 
@@ -67,7 +70,7 @@ def own_clock(command: Sequence, count: int) -> dict:
     """Run a program that prints its own seconds, which leave its imports and its loading out."""
     ran = run(command, environment=OFFLINE)
     seconds = json.loads(ran.out.splitlines()[-1])["seconds"]
-    return {"rows_per_second": count / seconds, "peak": ran.peak, "seconds": seconds}
+    return {"rows_per_second": count / seconds, "peak": ran.peak, "seconds": seconds, "whole": ran.seconds}
 
 
 def figure(name: str, repeats: Sequence[dict]) -> Figure:
@@ -91,14 +94,16 @@ def verdicts(figures: dict[str, Figure]) -> list[Verdict]:
     many, few = figures[OURS], figures[OURS_FEW]
     return [
         compare("rows/s against LLaMA-Factory's cache", many, figures[FACTORY], 10, True),
+        compare("rows/s against LLaMA-Factory's cache with its start", many, figures[FACTORY_WHOLE], 10, True),
         compare("rows/s against the bare tokenizer", many, figures[BARE], 0.9, True),
         absolute(f"memory at {MANY} rows over memory at {FEW}", many.peak / few.peak, "x", FLAT),
     ]
 
 
 NOTES = [
-    "Ours is the whole command, from the shell to the finished file; the others leave out their start and loading.",
-    f"LLaMA-Factory tokenises {FEW} rows with 2 processes and writes its cache.",
+    "Ours is the whole command, from the shell to the finished file; the others leave out their start and loading, "
+    "except where it says so.",
+    "LLaMA-Factory tokenises with 2 processes and writes its cache.",
     "MindFormers' way: its own LlamaTokenizer in its own environment, conversation by conversation, each round "
     "tokenised three times, on a sentencepiece model trained on the data; ours with the same model stands beside.",
 ]

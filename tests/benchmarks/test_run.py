@@ -31,6 +31,7 @@ def test_the_list_names_every_question_and_each_is_a_file(capsys):
         (["startup"], "which alpaca rows"),
         (["startup", "--data", "nowhere.json"], "there is no nowhere.json"),
         (["startup", "--data", __file__, "--model", "nowhere"], "make model"),
+        (["startup", "--rows", "8"], "32 at least"),
     ],
 )
 def test_wrong_arguments_end_before_anything_is_measured(words, said, monkeypatch):
