@@ -15,6 +15,7 @@ from benchmarks.machine_limit import flops_per_token
 from benchmarks.programs import random_folder
 from msft.models.families import spec_from_hf
 
+MEGA = 1 << 20
 CONFIG = {
     "model_type": "llama",
     "vocab_size": 100,
@@ -44,7 +45,11 @@ def test_the_flops_of_a_token_are_those_of_a_hand_count():
 
 
 def test_growth_is_a_power_and_a_line():
-    assert growth.last_power([9.0, 1.0, 2.0]) == 1 and growth.last_power([1.0, 4.0]) == 2
+    assert growth.time_power([9.0, 1.0, 2.0]) == 1 and growth.time_power([1.0, 4.0]) == 2
+    # 500 + 100 x at x = 1, 2, 4, then 500 + 100 x^2, then nothing but noise.
+    assert growth.memory_power([600 * MEGA, 700 * MEGA, 900 * MEGA]) == 1
+    assert growth.memory_power([600 * MEGA, 900 * MEGA, 2100 * MEGA]) == 2
+    assert growth.memory_power([600 * MEGA, 601 * MEGA, 599 * MEGA]) == 0
     assert growth.line([1, 2, 4], [5.0, 7.0, 11.0]) == (pytest.approx(2), pytest.approx(3))
 
 
