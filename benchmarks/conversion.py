@@ -38,7 +38,9 @@ def add_size(answer: Answer, settings: Settings, folder: Path, size: str, layers
     """Measure one size and add its figures, bars and raw numbers to the answer."""
     source, ckpt = folder / "hf", folder / "model.ckpt"
     run([sys.executable, PROGRAM, source, str(layers)])
-    convert(source, ckpt)
+    run(convert_command(source, ckpt))
+    # The inputs are written out before the clock runs.
+    run(["sync"])
     total = weight_bytes(source)
     copied = copy_command(source, folder / "copy")
     variants = {
@@ -65,11 +67,6 @@ def bars(figure: Figure, copy: Figure) -> list[Verdict]:
         compare(f"{figure.name}, against cp", figure, copy, SHARE, True),
         absolute(f"{figure.name}, memory", figure.peak / MEGA, "MB", limit),
     ]
-
-
-def convert(source: Path, target: Path) -> None:
-    """Convert once, outside the clock."""
-    run(convert_command(source, target))
 
 
 def convert_command(source: Path, target: Path, config: Path | None = None) -> list:

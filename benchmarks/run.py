@@ -12,6 +12,7 @@ from pathlib import Path
 
 from benchmarks.common import machine, report
 from benchmarks.common.answer import Answer
+from benchmarks.common.process import Failed
 from benchmarks.common.settings import ROOT, Settings
 from benchmarks.peers import environments
 
@@ -37,15 +38,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("\n".join(f"{name:<{width}}  {what}" for name, what in QUESTIONS.items()))
         return 0
     settings = settings_of(words)
-    names = words.questions or list(QUESTIONS)
-    answers = {}
-    for name in names:
+    answers, failed = {}, []
+    for name in words.questions or QUESTIONS:
         print(f"{name}: {QUESTIONS[name]}", file=sys.stderr, flush=True)
-        answers[name] = import_module(f"benchmarks.{name}").measure(settings)
+        try:
+            answers[name] = import_module(f"benchmarks.{name}").measure(settings)
+        except Failed as failure:
+            print(f"error: {name}: {failure}", file=sys.stderr, flush=True)
+            failed.append(name)
+            continue
         # After every question: what is measured stays when a later one fails.
         write(settings.results, answers)
         print(report.text(name, answers[name]), flush=True)
-    return 0
+    if failed:
+        print(f"error: not measured: {', '.join(failed)}", file=sys.stderr)
+    return 1 if failed else 0
 
 
 def parser() -> argparse.ArgumentParser:

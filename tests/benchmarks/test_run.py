@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import startup
-from benchmarks.common.process import run
+from benchmarks import growth, startup
+from benchmarks.common.answer import Answer, absolute
+from benchmarks.common.process import Failed, run
 from benchmarks.common.rows import marked, write_alpaca
 from benchmarks.run import QUESTIONS, main
 
@@ -38,6 +39,24 @@ def test_wrong_arguments_end_before_anything_is_measured(words, said, monkeypatc
     monkeypatch.delenv("DATA", raising=False)
     with pytest.raises(SystemExit, match=said):
         main(words)
+
+
+def test_a_question_that_fails_does_not_take_the_others_along(tmp_path, monkeypatch, capsys):
+    def fail(settings):
+        raise Failed("a peer ended with 1")
+
+    monkeypatch.setattr(startup, "measure", fail)
+    monkeypatch.setattr(growth, "measure", lambda settings: Answer("?", [], [absolute("time", 1, "s", 2)]))
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "data.json").write_text("[]")
+    words = ["--data", str(tmp_path / "data.json"), "--model", str(tmp_path), "--output", str(tmp_path / "out")]
+    assert main(["startup", "growth", *words]) == 1
+    printed = capsys.readouterr()
+    assert "a peer ended with 1" in printed.err and "not measured: startup" in printed.err
+    assert "## growth" in printed.out
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert list(results["questions"]) == ["growth"] and results["machine"]["threads"] == 2
+    assert (tmp_path / "out" / "ratios.png").exists() and "| met |" in (tmp_path / "out" / "results.md").read_text()
 
 
 def test_repeated_rows_differ(tmp_path):
