@@ -65,7 +65,7 @@ def parser() -> argparse.ArgumentParser:
     add("--model", type=Path, default=ROOT / "models" / "SmolLM2-135M-Instruct", help="a Hugging Face folder")
     add("--repeats", type=int, default=3, help="how often everything is measured (default: 3)")
     add("--rows", type=int, default=48, help="rows that a training run sees (default: 48)")
-    add("--work", type=Path, default=BENCHMARKS / ".work", help="where runs write; up to 40 GB for conversion")
+    add("--work", type=Path, default=BENCHMARKS / ".work", help="where runs write; conversion takes 25 GB")
     add("--output", type=Path, default=BENCHMARKS / "results", help="where table, JSON and picture go")
     return result
 
