@@ -108,6 +108,7 @@ def verdicts(figures: dict[str, Figure]) -> list[Verdict]:
 NOTES = [
     "Ours is the whole command, from the shell to the finished file; the others leave out their start and loading, "
     "except where it says so.",
+    "The bare tokenizer: the faster of encode_batch's own threads and two processes.",
     "LLaMA-Factory tokenises with 2 processes and writes its cache.",
     "MindFormers' way: its own LlamaTokenizer in its own environment, conversation by conversation, each round "
     "tokenised three times, on a sentencepiece model trained on the data; ours with the same model stands beside.",

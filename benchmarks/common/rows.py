@@ -47,17 +47,23 @@ def prepare(data: Path, model: Path, count: int, folder: Path, length: int = LEN
 
 
 def write_alpaca(data: Path, target: Path, count: int) -> None:
-    """Write `count` alpaca rows, repeating the data with the number of the round so that no two rows are equal."""
+    """Write `count` alpaca rows, repeating the data in other words' order so that no two texts are equal."""
     given = json.loads(data.read_text(encoding="utf-8"))
-    rounds = itertools.count()
-    endless = ({**row, "instruction": marked(row["instruction"], turn)} for turn in rounds for row in given)
+    endless = (repeated(row, turn) for turn in itertools.count() for row in given)
     rows = list(itertools.islice(endless, count))
     target.write_text(json.dumps(rows, ensure_ascii=False), encoding="utf-8")
 
 
-def marked(instruction: str, turn: int) -> str:
-    """Return an instruction of the data's `turn`-th repetition; the first is as it is."""
-    return f"{instruction} ({turn})" if turn else instruction
+def repeated(row: dict[str, str], turn: int) -> dict[str, str]:
+    """Return a row of the data's `turn`-th repetition; the first is as it is."""
+    return {name: rotated(text, turn) for name, text in row.items()} if turn else row
+
+
+def rotated(text: str, turn: int) -> str:
+    """Return a text that begins with another word and ends with the number of its turn; an empty one stays empty."""
+    words = text.split(" ")
+    place = turn % len(words)
+    return " ".join([*words[place:], *words[:place], f"({turn})"]) if text else text
 
 
 def token_rows(mindrecord: Path, pad_id: int) -> list[dict[str, list[int]]]:

@@ -10,7 +10,7 @@ import pytest
 from benchmarks import growth, startup
 from benchmarks.common.answer import Answer, absolute
 from benchmarks.common.process import Failed, run
-from benchmarks.common.rows import marked, write_alpaca
+from benchmarks.common.rows import write_alpaca
 from benchmarks.run import QUESTIONS, main
 
 ROOT = Path(__file__).parents[2]
@@ -60,11 +60,13 @@ def test_a_question_that_fails_does_not_take_the_others_along(tmp_path, monkeypa
 
 
 def test_repeated_rows_differ(tmp_path):
-    (tmp_path / "data.json").write_text(json.dumps([{"instruction": "Add.", "output": "1"}]))
-    write_alpaca(tmp_path / "data.json", tmp_path / "rows.json", 3)
+    given = {"instruction": "Add one to two.", "input": "", "output": "three"}
+    (tmp_path / "data.json").write_text(json.dumps([given]))
+    write_alpaca(tmp_path / "data.json", tmp_path / "rows.json", 6)
     rows = json.loads((tmp_path / "rows.json").read_text())
-    assert [row["instruction"] for row in rows] == ["Add.", "Add. (1)", "Add. (2)"]
-    assert marked("Add.", 0) == "Add."
+    assert rows[0] == given
+    assert rows[1] == {"instruction": "one to two. Add (1)", "input": "", "output": "three (1)"}
+    assert rows[5]["instruction"] == "one to two. Add (5)"
 
 
 def test_our_start_up_is_measured(tmp_path):
