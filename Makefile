@@ -2,6 +2,7 @@
 # make model                            the model alone, as models/SmolLM2-135M-Instruct
 # make test                             install and run the default suite
 # make test-slow, make test-faults, make test-mindformers  the suites that take longer
+# make bench DATA=alpaca.json [QUESTIONS="startup conversion"]   measure against other toolkits
 # make lint
 
 SHELL := /bin/bash
@@ -21,7 +22,7 @@ endif
 
 # Two pip installations at a time would spoil the environment.
 .NOTPARALLEL:
-.PHONY: demo model test test-slow test-faults test-mindformers lint clean
+.PHONY: demo model test test-slow test-faults test-mindformers bench lint clean
 
 demo: $(VENV)/installed-$(BACKEND) $(MODEL)/config.json
 	$(BIN)/python scripts/demo.py --model $(MODEL) --engines $(ENGINES)
@@ -42,6 +43,9 @@ test-faults: $(VENV)/installed-dev
 
 test-mindformers: $(VENV)/installed-dev
 	PYTHON=$(abspath $(BIN)/python) bash scripts/test_mindformers.sh
+
+bench: $(VENV)/installed-dev $(MODEL)/config.json
+	$(BIN)/python -m benchmarks.run $(QUESTIONS)
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .

@@ -6,6 +6,7 @@ The commands run in a folder that looks like a checkout, with small random model
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 from configparser import ConfigParser
@@ -75,7 +76,8 @@ BLOCKS = (INSTALL, QUICKSTART, EXTRAS, WORKFLOW, PARITY, GOLDEN)
 
 # What stands in the text between backquotes: whole commands, and flags to add to the commands above.
 SUITES = ("make test", "make test-faults", "make test-mindformers")
-TARGETS = ("make demo", "make demo BACKEND=torch", "make model", *SUITES)  # not run here
+BENCH = ("make bench DATA=alpaca.json", 'make bench DATA=alpaca.json QUESTIONS="startup conversion"')
+TARGETS = ("make demo", "make demo BACKEND=torch", "make model", *SUITES, *BENCH)  # not run here
 DRY_RUN = "msft train RECIPE --dry_run"
 FLAGS = ("--backend mindspore", "--optimizer.weight_decay 0.1", "--backend torch", "--device cpu")
 
@@ -235,7 +237,7 @@ def test_every_command_is_known_here():
 def test_make_has_the_target_and_its_scripts_and_extras_exist(target, tmp_path):
     for name in ("Makefile", "constraints.txt", "setup.cfg"):
         (tmp_path / name).symlink_to(ROOT / name)
-    done = subprocess.run([*target.split(), "-n"], cwd=tmp_path, capture_output=True, text=True)
+    done = subprocess.run([*shlex.split(target), "-n"], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0 and "pip install -c constraints.txt" in done.stdout, done.stderr
     for script in re.findall(r"\bscripts/\S+", done.stdout):
         assert (ROOT / script).is_file()

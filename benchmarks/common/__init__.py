@@ -1,0 +1,1 @@
+"""What every question needs: processes and their memory, repeats, verdicts, tables, files, pictures."""
