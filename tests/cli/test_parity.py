@@ -121,7 +121,7 @@ def test_bfloat16_is_told_from_float32(recipe, tmp_path, capsys):
     assert "dtype of compute" in differing
     assert stages["data"]["verdict"] == "BIT-EQUAL"
     rows = {row["name"]: row for row in stages["forward"]["rows"]}
-    assert stages["forward"]["bar"] == rows["model.layers.0"]["verdict"] == "WITHIN bf16"
+    assert stages["forward"]["bar"] == rows["model.layers.0 (adapter off)"]["verdict"] == "WITHIN bf16"
 
 
 def test_a_model_folder_is_recorded_and_compared(tiny_model, tmp_path, capsys):
