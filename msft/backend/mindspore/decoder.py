@@ -1,8 +1,8 @@
-"""msft's own decoder: RMSNorm, rotary embedding, grouped-query attention, SwiGLU, LoRA, in a few compiled functions.
+"""msft's own decoder: RMSNorm, rotary embedding, grouped-query attention, SwiGLU, LoRA, one compiled block a layer.
 
-A block is attention between two pure functions of tensors, which are compiled once and called with each layer's
-weights, so that compiling takes seconds whatever the depth (a graph of all 30 layers of a 135M model: 50 s to compile,
-1.6 x the time a step, 2 x the memory). What a block keeps for its gradients, and which it computes, is chosen here.
+A block is a pure function of tensors, compiled once and called with each layer's weights, so that compiling takes
+seconds whatever the depth (a graph of all 30 layers of a 135M model: 50 s to compile, 1.6 x the time a step, 2 x the
+memory). MindSpore differentiates through the compiled blocks.
 """
 
 from collections.abc import Iterator
@@ -44,10 +44,10 @@ class Decoder:
             names.check_modules(tuning.lora.modules, spec)
             self._add_lora(tuning.lora)
         self.layers = [self._layer(number) for number in range(spec.num_hidden_layers)]
-        self.block = cache(lambda *key: block.differentiable(self, *key))
-        self.cached_block = cache(lambda layout: block.cached(self, layout))
+        self.block = cache(self._block)
+        self.cached_block = cache(self._cached_block)
         self.embed = mindspore.jit(_embed)
-        self.norm = mindspore.jit(_norm(kernels))
+        self.norm = mindspore.jit(_norm(kernels, spec.rms_norm_eps))
         self.project = mindspore.jit(_project)
         self.dropout_tokens: Tensor | None = None
         self.adapter = True
@@ -66,7 +66,7 @@ class Decoder:
     def hidden(self, input_ids: np.ndarray, position_ids: np.ndarray, segment_ids: np.ndarray) -> Tensor:
         """Return the final hidden states [rows, length, hidden] of int32 [rows, length] arrays.
 
-        Attention is causal and stays within a segment; at padding (segment 0) it is zero.
+        Attention is causal and stays within a segment; padding (segment 0) sees padding.
         """
         *_, (_, hidden) = self.states(input_ids, position_ids, segment_ids)
         return hidden
@@ -75,16 +75,16 @@ class Decoder:
         self, input_ids: np.ndarray, position_ids: np.ndarray, segment_ids: np.ndarray
     ) -> Iterator[tuple[str, Tensor]]:
         """Yield the name and the output of the embedding, of each block and of the last norm."""
-        batch = block.BatchTensors(
-            self.kernels.segments.plan(segment_ids),
-            *(table.reshape(-1, 1, table.shape[-1]) for table in self._rotary(position_ids)),
-            self.tensor(np.zeros(1, np.int32)) if self.dropout_tokens is None else self.dropout_tokens.reshape(-1),
-        )
+        length = input_ids.shape[1]
+        causal = np.tril(np.ones((length, length), dtype=bool))
+        allowed = self.tensor(causal & (segment_ids[:, :, None] == segment_ids[:, None, :]))
+        cosine, sine = self._rotary(position_ids)
+        tokens = self.tensor(np.zeros((1, 1), np.int32)) if self.dropout_tokens is None else self.dropout_tokens
         hidden = self.embed(self.parameter("model.embed_tokens.weight"), self.tensor(input_ids))
         yield "model.embed_tokens", hidden
         for number, (layout, names_of_layer) in enumerate(self.layers):
             apply = self.block(layout, self.dropout_tokens is not None, self.adapter)
-            hidden = apply(batch, hidden, *map(self.parameter, names_of_layer))
+            hidden = apply(hidden, cosine, sine, allowed, tokens, *map(self.parameter, names_of_layer))
             yield f"model.layers.{number}", hidden
         yield "model.norm", self.norm(hidden, self.parameter("model.norm.weight"))
 
@@ -94,7 +94,7 @@ class Decoder:
         `real` bool [rows, length, capacity] tells which slots each new position sees. `cache.layers` holds
         [keys, values] [rows, kv_heads, capacity, head_dim] by layer, `cache.slot` the first free slot; both move on.
         """
-        cosine, sine = (table.reshape(-1, 1, table.shape[-1]) for table in self._rotary(position_ids))
+        cosine, sine = self._rotary(position_ids)
         hidden = self.embed(self.parameter("model.embed_tokens.weight"), self.tensor(input_ids))
         length = input_ids.shape[1]
         slots = self.tensor(np.arange(cache.slot, cache.slot + length, dtype=np.int32))
@@ -155,18 +155,29 @@ class Decoder:
         own = [name for name in (*self.frozen, *self.tuned_names) if name.startswith(prefix)]
         return tuple((name.removeprefix(prefix), name in self.tuned_names) for name in own), own
 
+    def _block(self, layout, dropout: bool, adapter: bool):
+        """The compiled block of layers of one layout, recomputed in the backward pass where the runtime asks."""
+        function = block.whole(self, layout, self.dropout if dropout else 0.0, adapter)
+        if not self.runtime.recompute:
+            return mindspore.jit(function)
+        # Arguments before a layer's own tensors: hidden, cosine, sine, allowed, tokens.
+        tuned = tuple(5 + position for position, (_, is_tuned) in enumerate(layout) if is_tuned)
+        return ops.recomputed(function, (0, *tuned))
+
+    def _cached_block(self, layout):
+        return mindspore.jit(block.cached(self, layout))
+
 
 def _embed(table, input_ids):
     return operators.gather(table, input_ids, 0)
 
 
-def _norm(kernels: ops.Kernels):
+def _norm(kernels: ops.Kernels, eps: float):
     def norm(hidden, weight):
-        return kernels.rms_norm(hidden, weight)
+        return kernels.rms_norm(hidden, weight, eps)
 
     return norm
 
 
 def _project(hidden, weight):
-    flat = hidden.reshape(-1, hidden.shape[-1]).astype(weight.dtype)
-    return ops.linear(flat, weight).astype(mindspore.float32).reshape(*hidden.shape[:-1], -1)
+    return ops.linear(hidden.astype(weight.dtype), weight).astype(mindspore.float32)

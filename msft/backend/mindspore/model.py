@@ -40,9 +40,6 @@ class Model:
         if dropout_step is not None:
             keys = random.token_keys(self.runtime.seed, dropout_step, batch.row_ids, batch.position_ids)
 
-        return ops.patiently(self._loss_and_gradients, batch, scale, keys)
-
-    def _loss_and_gradients(self, batch: Batch, scale: float, keys: np.ndarray | None):
         tuned = self.tuned
 
         def scaled_loss(*tensors):

@@ -3,15 +3,12 @@
 The fused kernels exist on Ascend only; each plain form has the same shapes and the same meaning.
 """
 
-import os
-import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import mindspore
 import numpy as np
-from mindspore import Tensor, nn
+from mindspore import Tensor
 from mindspore import ops as operators
 
 from msft.backend import random
@@ -23,48 +20,13 @@ from msft.models.spec import ModelSpec
 LOSS_CHUNK = 256
 SUM_BLOCK = 256
 
-# Primitives, which can stand in a cell's own gradient (functions with cases cannot).
-_PRODUCT = operators.MatMul()
-_PRODUCT_A = operators.MatMul(transpose_a=True)
-_PRODUCT_B = operators.MatMul(transpose_b=True)
-_MEAN = operators.ReduceMean(keep_dims=True)
-_SUM = operators.ReduceSum()
-
-
-# MindSpore waits by spinning, which takes a core from what it waits for: a step on two cores takes twice as long. So
-# what waits long runs in a thread that the computing threads go before.
-NICE = 19
-
-
-def _go_behind() -> None:
-    mindspore.set_context(mode=mindspore.PYNATIVE_MODE)
-    # MindSpore starts its threads with the first operators, and they would inherit the priority.
-    mindspore.jit(_double)(Tensor(np.ones(1, np.float32))).asnumpy()
-    _double(Tensor(np.ones(1, np.float32))).asnumpy()
-    os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICE)
-
-
-def _double(value):
-    return value + value
-
-
-_PATIENT = ThreadPoolExecutor(1, "patient", _go_behind)
-
-
-def patiently(function: Callable, *arguments):
-    """Call a function that waits for results of MindSpore, without taking a core from their computation."""
-    if threading.current_thread().name.startswith("patient"):
-        return function(*arguments)
-    return _PATIENT.submit(function, *arguments).result()
-
 
 @dataclass(frozen=True)
 class Kernels:
     """The operators that were chosen for a device; `softmax` and `norm` say what these run in.
 
-    rms_norm(hidden, weight), rotary(hidden, cosine, sine), swiglu(gate, up),
-    attention(query [rows, heads, length, dim], key, value [rows, kv_heads, keys, dim], allowed [rows, length, keys]);
-    `segments` is causal attention within segments, over tokens [rows x length, heads, dim].
+    rms_norm(hidden, weight, eps), rotary(hidden, cosine, sine), swiglu(gate, up),
+    attention(query [rows, heads, length, dim], key, value [rows, kv_heads, keys, dim], allowed [rows, length, keys]).
     """
 
     name: str
@@ -74,7 +36,6 @@ class Kernels:
     rotary: Callable
     swiglu: Callable
     attention: Callable
-    segments: attention.TiledAttention | attention.FusedAttention
 
 
 def kernels(spec: ModelSpec, runtime: Runtime) -> Kernels:
@@ -82,21 +43,19 @@ def kernels(spec: ModelSpec, runtime: Runtime) -> Kernels:
 
     Ascend's flash attention takes 16-bit floats and head sizes that are multiples of 16; others get plain attention.
     """
-    precision, eps = runtime.precision, spec.rms_norm_eps
-    softmax, tiled = precision.softmax, attention.TiledAttention(spec, precision)
-    rest = (_rotary(precision), _Swiglu(), attention.dense(precision), tiled)
+    precision = runtime.precision
+    rotary, softmax, attend = _rotary(precision), precision.softmax, attention.dense(precision)
     if runtime.device != "npu":
-        return Kernels("plain operators", softmax, precision.norm, _RmsNorm(precision, eps), *rest)
+        norm = _rms_norm(precision)
+        return Kernels("plain operators", softmax, precision.norm, norm, rotary, _swiglu, attend)
     inside = "float32 inside the fused kernel"
-    rest = (_rotary(precision), _fused_swiglu, attention.dense(precision), tiled)
     if precision.compute == "float32":
         name = "fused Ascend norm and SwiGLU, plain attention (float32)"
     elif spec.head_dim % 16:
         name = f"fused Ascend norm and SwiGLU, plain attention (head size {spec.head_dim})"
     else:
-        name, softmax = "fused Ascend norm, SwiGLU and flash attention", inside
-        rest = (_rotary(precision), _fused_swiglu, attention.fused_dense, attention.FusedAttention())
-    return Kernels(name, softmax, inside, _fused_rms_norm(eps), *rest)
+        name, softmax, attend = "fused Ascend norm, SwiGLU and flash attention", inside, attention.fused
+    return Kernels(name, softmax, inside, _fused_rms_norm, rotary, _fused_swiglu, attend)
 
 
 def dtype(name: str):
@@ -111,7 +70,7 @@ def dtypes(tensors: dict[str, Tensor]) -> str:
 
 def to_numpy(tensor: Tensor) -> np.ndarray:
     """Return a float32 copy."""
-    return patiently(lambda: tensor.astype(mindspore.float32).asnumpy().copy())
+    return tensor.astype(mindspore.float32).asnumpy().copy()
 
 
 def from_numpy(array: np.ndarray, device: str, kind: str) -> Tensor:
@@ -138,12 +97,34 @@ def dropout(hidden: Tensor, tokens: Tensor, features: Tensor, probability: float
     return operators.where(keep, hidden / (1 - probability), operators.zeros_like(hidden))
 
 
-def gradient(function: Callable) -> Callable:
-    """Return (arguments of `function`, gradients of its results) -> the gradients of all arguments.
+def recomputed(function: Callable, differentiated: tuple[int, ...]) -> Callable:
+    """Return `function` compiled so that only its arguments are kept, and its forward pass is run again backwards.
 
-    Compiled, it computes only those that are used, and runs again only the part of `function` that these need.
+    `differentiated` are the positions of the arguments that get gradients.
     """
-    return operators.GradOperation(get_all=True, sens_param=True)(function)
+    forward_pass = mindspore.jit(function)
+
+    def projected(gradient, *arguments):
+        return (function(*arguments) * gradient).sum()
+
+    backward_pass = mindspore.jit(mindspore.grad(projected, tuple(position + 1 for position in differentiated)))
+
+    class Recomputed(mindspore.common._Function):
+        @staticmethod
+        def forward(context, *arguments):
+            context.save_for_backward(*arguments)
+            return forward_pass(*arguments)
+
+        @staticmethod
+        def backward(context, gradient):
+            arguments = context.saved_tensors
+            gradients = backward_pass(gradient, *arguments)
+            # For a single argument MindSpore returns its gradient bare.
+            gradients = (gradients,) if len(differentiated) == 1 else gradients
+            found = dict(zip(differentiated, gradients, strict=True))
+            return tuple(found.get(position) for position in range(len(arguments)))
+
+    return Recomputed.apply
 
 
 def token_losses(logits: Tensor, labels: Tensor) -> Tensor:
@@ -165,11 +146,11 @@ def head_gradients(hidden: Tensor, weight: Tensor, labels: Tensor, real: Tensor,
     losses, powers, total = _losses_and_sums(logits, labels)
     shares = (powers * (real / total).expand_dims(-1)).astype(weight.dtype)
     masked = real.astype(weight.dtype).expand_dims(-1)
-    by_hidden = _PRODUCT(shares, weight) - operators.gather(weight, labels, 0) * masked
+    by_hidden = operators.MatMul()(shares, weight) - operators.gather(weight, labels, 0) * masked
     results = (losses * real, by_hidden.astype(hidden.dtype))
     if with_weight:
         chosen = operators.unsorted_segment_sum(narrow * masked, labels, weight.shape[0])
-        results = results + (_PRODUCT_A(shares, narrow) - chosen,)
+        results = results + (operators.MatMul(transpose_a=True)(shares, narrow) - chosen,)
     return results
 
 
@@ -190,55 +171,25 @@ def _sum_in_blocks(values: Tensor) -> Tensor:
     """
     rows, length = values.shape
     rest = length % SUM_BLOCK
-    total = 0.0
-    if length >= SUM_BLOCK:
-        blocks = values if not rest else values[:, : length - rest]
-        # A product with ones, which takes a third of the time of a sum over a short axis.
-        sums = _PRODUCT(blocks.reshape(-1, SUM_BLOCK), operators.ones((SUM_BLOCK, 1), values.dtype))
-        total = sums.reshape(rows, -1).sum(-1)
+    blocks = values if not rest else values[:, : length - rest]
+    total = blocks.reshape(rows, -1, SUM_BLOCK).sum(-1).sum(-1) if length >= SUM_BLOCK else 0.0
     return total + values[:, length - rest :].sum(-1) if rest else total
 
 
 def linear(hidden: Tensor, weight: Tensor) -> Tensor:
-    """Return hidden x weight transposed, in hidden's dtype; hidden [n, in], weight [out, in]."""
-    return _LINEAR(hidden, weight.astype(hidden.dtype))
+    """Return hidden x weight transposed, in hidden's dtype; weight [out, in]."""
+    return operators.dense(hidden, weight.astype(hidden.dtype))
 
 
-class _Linear(nn.Cell):
-    """With gradients that are one product each; MindSpore's own come with copies."""
+def _rms_norm(precision: Precision) -> Callable:
+    kind = dtype(precision.norm)
 
-    def construct(self, hidden, weight):
-        return _PRODUCT_B(hidden, weight)
+    def rms_norm(hidden, weight, eps):
+        wide = hidden.astype(kind)
+        scale = operators.rsqrt(operators.mean(operators.square(wide), -1, True) + eps)
+        return (wide * scale).astype(hidden.dtype) * weight.astype(hidden.dtype)
 
-    def bprop(self, hidden, weight, output, gradient):
-        return _PRODUCT(gradient, weight), _PRODUCT_A(gradient, hidden)
-
-
-_LINEAR = _Linear()
-
-
-class _RmsNorm(nn.Cell):
-    """RMSNorm over the last axis, in the precision's norm dtype."""
-
-    def __init__(self, precision: Precision, eps: float):
-        super().__init__()
-        self.kind = dtype(precision.norm)
-        self.eps = eps
-
-    def construct(self, hidden, weight):
-        return self.normed(hidden)[0].astype(hidden.dtype) * weight.astype(hidden.dtype)
-
-    def bprop(self, hidden, weight, output, gradient):
-        normed, scale = self.normed(hidden)
-        wide = (gradient * weight.astype(gradient.dtype)).astype(self.kind)
-        inner = (wide - normed * _MEAN(wide * normed, -1)) * scale
-        by_weight = _SUM((gradient * normed.astype(gradient.dtype)).reshape(-1, weight.shape[0]), 0)
-        return inner.astype(hidden.dtype), by_weight.astype(weight.dtype)
-
-    def normed(self, hidden):
-        wide = hidden.astype(self.kind)
-        scale = operators.rsqrt(_MEAN(operators.square(wide), -1) + self.eps)
-        return wide * scale, scale
+    return rms_norm
 
 
 def _rotary(precision: Precision) -> Callable:
@@ -253,24 +204,13 @@ def _rotary(precision: Precision) -> Callable:
     return rotary
 
 
-class _Swiglu(nn.Cell):
-    """silu(gate) x up; MindSpore's own gradient of silu takes twice as long."""
-
-    def construct(self, gate, up):
-        return operators.silu(gate) * up
-
-    def bprop(self, gate, up, output, gradient):
-        share = operators.sigmoid(gate)
-        silu = gate * share
-        return gradient * up * (share + share * (gate - silu)), gradient * silu
+def _swiglu(gate, up):
+    return operators.silu(gate) * up
 
 
-def _fused_rms_norm(eps: float) -> Callable:
-    def rms_norm(hidden, weight):
-        # The primitive, because the function's arguments change after MindSpore 2.9.
-        return operators.RmsNorm(eps)(hidden, weight.astype(hidden.dtype))[0]
-
-    return rms_norm
+def _fused_rms_norm(hidden, weight, eps):
+    # The primitive, because the function's arguments change after MindSpore 2.9.
+    return operators.RmsNorm(eps)(hidden, weight.astype(hidden.dtype))[0]
 
 
 def _fused_swiglu(gate, up):
