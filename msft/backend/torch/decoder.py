@@ -21,7 +21,7 @@ from msft.models.spec import ModelSpec
 
 # The name under which transformers knows this engine's attention: whatever `attend` a call of the model brings along.
 ATTENTION = "msft"
-# transformers' modules whose mathematics `ops` does with less memory.
+# transformers' modules whose mathematics `block` does with less memory.
 NORMS = {"LlamaRMSNorm"}
 GATED = {"LlamaMLP"}
 
