@@ -83,7 +83,7 @@ def test_both_engine_folders_hold_the_same_files():
 OWN = {"attention.py", "block.py"}
 # What only one framework needs.
 ONE_SIDED = {
-    "ops.py": {"dropout", "gradient", "head_gradients", "linear", "patiently", "token_losses_and_gradient"},
+    "ops.py": {"dropout", "linear", "recomputed", "token_losses_and_gradient"},
     "model.py": {"Model.tuned"},
 }
 

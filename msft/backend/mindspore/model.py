@@ -5,7 +5,7 @@ import numpy as np
 from mindspore import Tensor
 from mindspore import ops as operators
 
-from msft.backend import names, random
+from msft.backend import random
 from msft.backend.contract import IGNORE, Batch, Runtime, Tuning
 from msft.backend.mindspore import ops
 from msft.backend.mindspore.decoder import Decoder
@@ -22,9 +22,6 @@ class Model:
         self.has_adapter = tuning.lora is not None
         self.select = mindspore.jit(_select)
         self.token_losses = mindspore.jit(ops.token_losses)
-        head = "model.embed_tokens.weight" if self.decoder.is_head_tied() else names.HEAD
-        self.differentiable_losses = _differentiable_losses(head in tuning.parameters)
-        self.differentiating = False
 
     @property
     def tuned(self) -> dict[str, Tensor]:
@@ -49,20 +46,18 @@ class Model:
 
         differentiate = mindspore.value_and_grad(scaled_loss, tuple(range(len(tuned))), has_aux=True)
         try:
-            self.differentiating = True
             with self.decoder.mode(keys, adapter=True):
                 (_, loss), gradients = differentiate(*tuned.values())
         finally:
             self.decoder.tuned = tuned
-            self.differentiating = False
         # For a single argument MindSpore returns its gradient bare.
         gradients = (gradients,) if len(tuned) == 1 else gradients
-        return float(ops.to_numpy(loss)), dict(zip(tuned, gradients, strict=True))
+        return float(loss.asnumpy()), dict(zip(tuned, gradients, strict=True))
 
     def loss_sum(self, batch: Batch) -> float:
         """Return the summed loss of the supervised tokens, without dropout."""
         with self.decoder.mode(None, adapter=True):
-            return float(ops.to_numpy(self._losses(batch).sum()))
+            return float(self._losses(batch).sum().asnumpy())
 
     def token_logprobs(self, batch: Batch, adapter: bool) -> np.ndarray:
         """Return each label's log-probability, float32 [rows, length], 0 where nothing is supervised."""
@@ -141,53 +136,15 @@ class Model:
         fill = (0, -len(chosen) % ops.LOSS_CHUNK or (0 if len(chosen) else ops.LOSS_CHUNK))
         positions, labels = np.pad(chosen, fill), np.pad(batch.labels.reshape(-1)[chosen], fill)
         real = np.pad(np.ones(len(chosen), np.float32), fill)
-        hidden, weight = self._hidden(batch), self.decoder.head_weight()
-        parts = [slice(start, start + ops.LOSS_CHUNK) for start in range(0, len(labels), ops.LOSS_CHUNK)]
-        chunks = [tuple(self.decoder.tensor(array[part]) for array in (positions, labels, real)) for part in parts]
-        if self.differentiating:
-            return self.differentiable_losses(chunks, hidden, weight)
-        losses = []
-        for places, answers, factors in chunks:
-            logits = self.decoder.head(self.select(hidden, places), weight)
-            losses.append(self.token_losses(logits, answers) * factors)
+        hidden = self._hidden(batch)
+        losses, weight = [], self.decoder.head_weight()
+        for start in range(0, len(labels), ops.LOSS_CHUNK):
+            part = slice(start, start + ops.LOSS_CHUNK)
+            logits = self.decoder.head(self.select(hidden, self.decoder.tensor(positions[part])), weight)
+            entropies = self.token_losses(logits, self.decoder.tensor(labels[part]))
+            losses.append(entropies * self.decoder.tensor(real[part]))
         return operators.concat(losses)
 
 
 def _select(hidden: Tensor, positions: Tensor) -> Tensor:
     return operators.gather(hidden.reshape(-1, hidden.shape[-1]), positions, 0)
-
-
-def _differentiable_losses(with_weight: bool):
-    """Return (chunks of (positions, labels, real), hidden, head's weight) -> losses, which keeps no logits.
-
-    Their gradients are computed with them, for a loss that is their sum times any number.
-    """
-
-    def chunk_gradients(total, hidden, weight, positions, labels, real):
-        rows = _select(hidden, positions)
-        losses, by_rows, *by_weight = ops.head_gradients(rows, weight, labels, real, with_weight)
-        flat = operators.unsorted_segment_sum(by_rows, positions, hidden.size // hidden.shape[-1])
-        return losses, total + flat.reshape(hidden.shape), *by_weight
-
-    compiled = mindspore.jit(chunk_gradients)
-
-    class Losses(mindspore.common._Function):
-        @staticmethod
-        def forward(context, chunks, hidden, weight):
-            losses, by_hidden, by_weight = [], operators.zeros_like(hidden), None
-            for positions, labels, real in chunks:
-                loss, by_hidden, *of_weight = compiled(by_hidden, hidden, weight, positions, labels, real)
-                losses.append(loss)
-                if of_weight:
-                    by_weight = of_weight[0] if by_weight is None else by_weight + of_weight[0]
-            context.gradients = by_hidden, by_weight
-            return operators.concat(losses)
-
-        @staticmethod
-        def backward(context, gradient):
-            by_hidden, by_weight = context.gradients
-            factor = gradient[0]
-            by_weight = None if by_weight is None else (by_weight * factor).astype(by_weight.dtype)
-            return None, (by_hidden * factor).astype(by_hidden.dtype), by_weight
-
-    return Losses.apply

@@ -16,7 +16,8 @@ from msft.backend.contract import Precision, Runtime
 from msft.backend.mindspore import attention
 from msft.models.spec import ModelSpec
 
-# Supervised positions whose logits are made at a time: 256 x 49152 float32 are 50 MB.
+# Supervised positions whose logits are made at a time: 256 x 49152 float32 are 50 MB. In training one such array of
+# each chunk stays until the backward pass.
 LOSS_CHUNK = 256
 SUM_BLOCK = 256
 
@@ -132,36 +133,10 @@ def token_losses(logits: Tensor, labels: Tensor) -> Tensor:
 
     Written out, because MindSpore's own operator costs three times as much on CPU and gives NaN in float16.
     """
-    return _losses_and_sums(logits, labels)[0]
-
-
-def head_gradients(hidden: Tensor, weight: Tensor, labels: Tensor, real: Tensor, with_weight: bool):
-    """Return `real` x the losses of positions, and the gradients of their sum by `hidden` and, if asked, by `weight`.
-
-    hidden [n, hidden], weight [vocabulary, hidden], labels int32 [n], real float32 [n] (0 or 1).
-    The logits [n, vocabulary] live in here alone.
-    """
-    narrow = hidden.astype(weight.dtype)
-    logits = linear(narrow, weight).astype(mindspore.float32)
-    losses, powers, total = _losses_and_sums(logits, labels)
-    shares = (powers * (real / total).expand_dims(-1)).astype(weight.dtype)
-    masked = real.astype(weight.dtype).expand_dims(-1)
-    by_hidden = operators.MatMul()(shares, weight) - operators.gather(weight, labels, 0) * masked
-    results = (losses * real, by_hidden.astype(hidden.dtype))
-    if with_weight:
-        chosen = operators.unsorted_segment_sum(narrow * masked, labels, weight.shape[0])
-        results = results + (operators.MatMul(transpose_a=True)(shares, narrow) - chosen,)
-    return results
-
-
-def _losses_and_sums(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The losses, the powers exp(logits - the largest) and their sums."""
     top = operators.stop_gradient(operators.amax(logits, -1, True))
-    powers = operators.exp(logits - top)
-    total = _sum_in_blocks(powers)
     # log1p, because log is 2e-7 too small on CPU; the sum is 1 at least.
-    normalizer = operators.log1p(total - 1) + top.squeeze(-1)
-    return normalizer - operators.gather_elements(logits, 1, labels.expand_dims(-1)).squeeze(-1), powers, total
+    normalizer = operators.log1p(_sum_in_blocks(operators.exp(logits - top)) - 1) + top.squeeze(-1)
+    return normalizer - operators.gather_elements(logits, 1, labels.expand_dims(-1)).squeeze(-1)
 
 
 def _sum_in_blocks(values: Tensor) -> Tensor:
