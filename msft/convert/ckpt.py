@@ -15,7 +15,7 @@ from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
-from msft.convert.dtypes import MINDSPORE, byte_count, numpy_dtype
+from msft.convert.dtypes import MINDSPORE, PIECE_BYTES, byte_count, numpy_dtype
 from msft.convert.protobuf import BYTES, Message, key, varint
 from msft.convert.source import TensorInfo
 from msft.convert.stored import Stored
@@ -76,12 +76,13 @@ def _checked_end(path: Path, file: BinaryIO, size: int, verify: bool) -> int:
     end, crc = size - CRC_TAIL, 0
     file.seek(0)
     left = end if verify else 0
+    block = memoryview(bytearray(min(left, PIECE_BYTES)))
     while left:
-        block = file.read(min(left, 2**22))
-        if not block:
+        count = file.readinto(block[:left])
+        if not count:
             raise InputError(f"{path}: became shorter while it was read")
-        crc = zlib.crc32(block, crc)
-        left -= len(block)
+        crc = zlib.crc32(block[:count], crc)
+        left -= count
     if verify and crc != int.from_bytes(tail[len(CRC_MARK) :], "big"):
         raise InputError(f"{path}: damaged: the content does not fit its CRC-32; copy or write the file again")
     return end

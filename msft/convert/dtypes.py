@@ -52,8 +52,8 @@ TORCH_STORAGE = {
 FLOATS = ("float64", "float32", "float16", "bfloat16")
 WORDS = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 
-# Small enough for a processor's cache, large enough for the disk.
-PIECE_BYTES = 4 * 2**20
+# Small enough for the cache of one core.
+PIECE_BYTES = 2**20
 
 
 def numpy_dtype(name: str) -> np.dtype:
@@ -85,7 +85,7 @@ class Cast:
         return info._replace(dtype=self.dtype) if self.dtype and info.dtype in FLOATS else info
 
     def pieces(self, name: str, array: np.ndarray) -> Iterator[np.ndarray]:
-        """Yield the cast array in C order as uint8 arrays of a few megabytes, each valid until the next."""
+        """Yield the cast array in C order as uint8 arrays of about a megabyte, each valid until the next."""
         target = numpy_dtype(self.result(TensorInfo(array.shape, array.dtype.name)).dtype)
         for part in _parts(array):
             yield self._cast(name, part, target).reshape(-1).view(np.uint8)

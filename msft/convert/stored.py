@@ -44,7 +44,7 @@ class StoredTensors:
         return np.lib.stride_tricks.as_strided(content.view(dtype), entry.info.shape, steps)
 
     def parts(self, name: str) -> Iterator[np.ndarray]:
-        """Yield a tensor's elements in C order as flat arrays of a few megabytes, each valid until the next."""
+        """Yield a tensor's elements in C order as flat arrays of about a megabyte, each valid until the next."""
         entry = self.stored[name]
         if entry.strides is not None:
             yield self.read(name)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from msft import console
 from msft.convert.ckpt import CkptWriter
+from msft.convert.direct_file import DirectFile
 from msft.convert.dtypes import Cast, byte_count
 from msft.convert.open import sidecar
 from msft.convert.plan import Output, pieces, plan
@@ -33,7 +34,7 @@ def write_ckpt(
     """
     cast = Cast(dtype)
     outputs = plan(spec, source, cast, mindformers=True, qkv_concat=qkv_concat)
-    with _writing(path), atomic_path(path) as temporary, open(temporary, "wb") as file:
+    with _writing(path), atomic_path(path) as temporary, DirectFile(temporary) as file:
         writer = CkptWriter(file)
         for output in console.track(outputs, len(outputs), path.name):
             writer.add(output.name, output.info, pieces(output, source, cast))
@@ -110,7 +111,7 @@ def _write_shards(
                 if writer:
                     writer.close()
                 files.close()
-                file = files.enter_context(open(folder / file_name, "wb"))
+                file = files.enter_context(DirectFile(folder / file_name))
                 name, writer = file_name, SafetensorsWriter(file, {item.name: item.info for item in part})
             writer.add(output.name, pieces(output, source, cast))
         writer.close()
