@@ -64,12 +64,12 @@ class Decoder:
             self.dropout_tokens, self.adapter = None, True
 
     def hidden(self, input_ids: np.ndarray, position_ids: np.ndarray, segment_ids: np.ndarray) -> Tensor:
-        """Return the final hidden states [rows, length, hidden] of int32 [rows, length] arrays.
+        """Return the final hidden states [rows, length, hidden] of int32 [rows, length] arrays, 0 on padding.
 
-        Attention is causal and stays within a segment; padding (segment 0) sees padding.
+        Attention is causal and stays within a segment.
         """
         *_, (_, hidden) = self.states(input_ids, position_ids, segment_ids)
-        return hidden
+        return operators.where(self.tensor(segment_ids != 0).expand_dims(-1), hidden, operators.zeros_like(hidden))
 
     def states(
         self, input_ids: np.ndarray, position_ids: np.ndarray, segment_ids: np.ndarray
