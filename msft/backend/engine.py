@@ -91,7 +91,7 @@ class FrameworkEngine:
 
     def logits(self, batch: Batch) -> np.ndarray:
         """See `contract.Engine.logits`."""
-        return _without_padding(self.model.logits(batch), batch)
+        return self.model.logits(batch)
 
     def gradients(self, batch: Batch) -> dict[str, np.ndarray]:
         """See `contract.Engine.gradients`."""

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch.nn import functional
 
+from msft.backend.contract import Precision, Runtime
 from msft.backend.torch import attention, block, ops
 
 LENGTHS = [5, 1, 9]
@@ -119,6 +120,16 @@ def test_varlen_attention_passes_what_the_fused_kernel_takes(monkeypatch):
         lambda: attention.by_segment(query, key, value, segments, 0.3),
         (query, key, value),
     )
+
+
+def test_the_kernel_of_variable_length_is_chosen_where_torch_has_it(monkeypatch):
+    from torch.nn.attention import varlen
+
+    sixteen = Runtime(device="cuda", precision=Precision(compute="bfloat16"))
+    assert ops.kernels(None, sixteen).attention is attention.across_segments
+    assert ops.kernels(None, Runtime(device="cuda")).attention is attention.by_segment
+    monkeypatch.setattr(varlen, "varlen_attn", lambda query, key, value, is_causal: query)
+    assert ops.kernels(None, sixteen).attention is attention.by_segment
 
 
 def test_token_losses_and_their_gradient_are_cross_entropys():

@@ -1,5 +1,7 @@
 """Causal attention within segments, and over a key-value cache."""
 
+import inspect
+
 import numpy as np
 import torch
 from torch.nn import functional
@@ -22,6 +24,15 @@ def by_segment(query, key, value, segments: Segments, scale: float) -> torch.Ten
     grouped = query.shape[1] != key.shape[1]
     mixed = [attend(*part, is_causal=True, scale=scale, enable_gqa=grouped) for part in parts]
     return mixed[0] if len(mixed) == 1 else torch.cat(mixed, dim=2)
+
+
+def has_variable_length() -> bool:
+    """Whether this torch has the kernel of `across_segments`, which came after 2.9."""
+    try:
+        from torch.nn.attention.varlen import varlen_attn
+    except ImportError:
+        return False
+    return {"scale", "window_size", "enable_gqa"} <= inspect.signature(varlen_attn).parameters.keys()
 
 
 def across_segments(query, key, value, segments: Segments, scale: float) -> torch.Tensor:

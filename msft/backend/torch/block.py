@@ -6,6 +6,11 @@ from torch.nn import functional
 ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
+def products(device: str, compute: str) -> str:
+    """Say what computes the products of a dtype on a device."""
+    return "oneDNN" if ONEDNN and device == "cpu" and compute == "float32" else "torch's own"
+
+
 def product(rows: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
     """Return rows x weight transposed + bias; rows [n, in], weight [out, in], both of one dtype.
 

@@ -136,13 +136,13 @@ class Decoder:
     def cached_hidden(self, input_ids: np.ndarray, position_ids: np.ndarray, real: torch.Tensor, cache) -> torch.Tensor:
         """Return the last position's hidden states [rows, hidden], the keys and values before it being in `cache`.
 
-        `real` bool [rows, keys] is False on left padding. `cache.layers` holds [keys, values]
+        `real` bool [rows, keys] is False on left padding, None without any. `cache.layers` holds [keys, values]
         [rows, kv_heads, capacity, head_dim] by layer, `cache.slot` the first free slot, which moves on.
         """
         self._set_frequencies(position_ids)
         slot, end = cache.slot, cache.slot + input_ids.shape[1]
         allowed = None
-        if not real.all():
+        if real is not None:
             earlier = torch.ones(end - slot, end, dtype=torch.bool, device=real.device).tril(slot)
             allowed = (earlier & real[:, None, :])[:, None]
 

@@ -20,7 +20,8 @@ class Session:
         """Take left-padded prompts int32 [rows, length] with `padding` int32 [rows]; return the last logits."""
         rows, length = input_ids.shape
         positions = np.arange(length)[None, :] - padding[:, None]
-        self.real = self.decoder.tensor(np.arange(length + self.room)[None, :] >= padding[:, None])
+        real = np.arange(length + self.room)[None, :] >= padding[:, None]
+        self.real = self.decoder.tensor(real) if padding.any() else None
         self.next_positions = length - padding
         self.layers = self._empty(rows, length + self.room)
         self.weight = self.decoder.head_weight()
@@ -35,7 +36,7 @@ class Session:
     @torch.inference_mode()
     def _logits(self, input_ids: np.ndarray, positions: np.ndarray) -> np.ndarray:
         with self.decoder.mode(None, adapter=True):
-            seen = self.real[:, : self.slot + input_ids.shape[1]]
+            seen = None if self.real is None else self.real[:, : self.slot + input_ids.shape[1]]
             hidden = self.decoder.cached_hidden(input_ids, positions, seen, self)
             return ops.to_numpy(self.decoder.head(hidden, self.weight))
 

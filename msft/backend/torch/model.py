@@ -113,6 +113,7 @@ class Model:
             "device": self.runtime.device,
             "parameters": f"frozen {frozen}, tuned float32",
             "compute": precision.compute,
+            "products": block.products(self.runtime.device, precision.compute),
             "softmax": "float32 accumulation inside scaled_dot_product_attention",
             "norm": norm,
             "rotary": "float32 angles",

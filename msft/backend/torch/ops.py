@@ -32,7 +32,7 @@ class Kernels:
 def kernels(spec: ModelSpec, runtime: Runtime) -> Kernels:
     """Choose kernels for a model on a device: flash attention over all segments at once where there is one."""
     fused_adamw = runtime.device in ("cpu", "cuda")
-    if runtime.device == "cuda" and runtime.precision.compute != "float32":
+    if runtime.device == "cuda" and runtime.precision.compute != "float32" and attention.has_variable_length():
         return Kernels("flash attention of variable length", attention.across_segments, fused_adamw)
     return Kernels("scaled_dot_product_attention, segment by segment", attention.by_segment, fused_adamw)
 
