@@ -12,22 +12,10 @@ from msft.convert.random_weights import RandomWeights
 from msft.data.batches import BatchStream
 from msft.data.dataset import InMemoryDataset
 from msft.models.families import family, spec_from_hf
+from tests.conftest import TINY
 
 ENGINES = ("torch", "mindspore")
-SPEC = {
-    "model_type": "llama",
-    "vocab_size": 96,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "rms_norm_eps": 1e-5,
-    "rope_theta": 10000.0,
-    "max_position_embeddings": 64,
-    "tie_word_embeddings": True,
-    "initializer_range": 0.1,
-}
+SPEC = {**TINY, "vocab_size": 96, "tie_word_embeddings": True, "initializer_range": 0.1}
 LENGTH, SIZES = 24, (9, 3, 25, 14, 6, 11, 2, 8, 17, 5)
 
 
