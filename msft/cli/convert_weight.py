@@ -40,7 +40,7 @@ def _convert(argv: Sequence[str]) -> None:
     from msft.convert import companions
     from msft.convert.check import check_against
     from msft.convert.dtypes import WORDS
-    from msft.convert.open import open_weights, sidecar
+    from msft.convert.open import open_weights, sidecar, verifying
     from msft.convert.weights import write_ckpt, write_hf_folder
     from msft.errors import InputError
     from msft.models.families import family
@@ -53,15 +53,15 @@ def _convert(argv: Sequence[str]) -> None:
     spec = companions.load_spec(words.config, words.input_path)
     if spec.family != words.model:
         raise InputError(f"{words.input_path}: is a {spec.family} model, not {words.model} (--model)")
-    source = open_weights(words.input_path, spec)
-    check_against(spec, source)
     dtype = WORDS.get(words.dtype)
-    if words.reversed:
-        files = companions.find(words.config, words.input_path)
-        size = write_hf_folder(source, spec, output, dtype, shard_bytes, files)
-        console.say(
-            f"wrote {output}: {gigabytes(size)} of weights, config.json{''.join(f', {name}' for name in files)}"
-        )
-    else:
-        size = write_ckpt(source, spec, output, dtype, words.qkv_concat)
-        console.say(f"wrote {output}: {gigabytes(size)}, and {sidecar(output).name}")
+    with verifying(words.input_path) as verified:
+        source = open_weights(words.input_path, spec, verify=False)
+        check_against(spec, source)
+        if words.reversed:
+            files = companions.find(words.config, words.input_path)
+            size = write_hf_folder(source, spec, output, dtype, shard_bytes, files, verified=verified)
+            names = "".join(f", {name}" for name in files)
+            console.say(f"wrote {output}: {gigabytes(size)} of weights, config.json{names}")
+        else:
+            size = write_ckpt(source, spec, output, dtype, words.qkv_concat, verified)
+            console.say(f"wrote {output}: {gigabytes(size)}, and {sidecar(output).name}")

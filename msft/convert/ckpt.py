@@ -68,6 +68,13 @@ def read_index(path: str | os.PathLike, verify: bool = True) -> CkptIndex:
     return index
 
 
+def verify(path: str | os.PathLike) -> None:
+    """Raise InputError when a CKPT's content does not fit its CRC tail; the whole file is read."""
+    path = Path(path)
+    with open(path, "rb") as file:
+        _checked_end(path, file, path.stat().st_size, verify=True)
+
+
 def _checked_end(path: Path, file: BinaryIO, size: int, verify: bool) -> int:
     file.seek(max(0, size - CRC_TAIL))
     tail = file.read(CRC_TAIL)

@@ -1,6 +1,8 @@
 """Opening weights and configs whatever their format, always under Hugging Face's names."""
 
+import contextlib
 import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from msft.convert import ckpt, ckpt_names, gguf_file, hf_folder, meta, safetensors_file, torch_file
@@ -11,14 +13,18 @@ from msft.errors import InputError
 from msft.models.families import spec_from_hf
 from msft.models.spec import ModelSpec
 
+# Verified before anybody notices, and before a bar shows the progress of what will be thrown away.
+SMALL_BYTES = 64 * 2**20
 
-def open_weights(path: str | os.PathLike, spec: ModelSpec | None = None) -> TensorSource:
+
+def open_weights(path: str | os.PathLike, spec: ModelSpec | None = None, verify: bool = True) -> TensorSource:
     """Open a model's weights under Hugging Face's names.
 
     `path` is an HF folder (safetensors or `.bin`, one file or shards), a file in it, a MindSpore CKPT, a folder with
     one CKPT, Meta's folder, or a GGUF file. `spec` is needed only to split a CKPT's `w_qkv`; without it the
     config beside the file is used. Raises InputError naming file and tensor. Nothing but headers is read, except
-    that the CRC of a CKPT or a file of torch.save, where present, is verified.
+    that the CRC of a CKPT (unless `verify` is False, see `verifying`) or a file of torch.save, where present, is
+    verified.
     """
     with readable(path):
         kind, file = detect(path)
@@ -26,7 +32,27 @@ def open_weights(path: str | os.PathLike, spec: ModelSpec | None = None) -> Tens
             return meta.open_folder(file)
         if kind is Kind.GGUF:
             return gguf_file.open_file(file)
-        return StoredTensors(_canonical(_read_index(kind, file), spec, file))
+        return StoredTensors(_canonical(_read_index(kind, file, verify), spec, file))
+
+
+@contextlib.contextmanager
+def verifying(path: str | os.PathLike):
+    """Verify the CRC of the weights at a path, if they are a CKPT: a large one in a thread while the body reads it.
+
+    Yields a function that waits for the end and raises InputError for damage: call it before a result is shown to
+    anybody. Damage is raised in place of what the body raised because of it.
+    """
+    with readable(path):
+        kind, file = detect(path)
+        size = file.stat().st_size
+    with ThreadPoolExecutor(1) as thread:
+        verified = thread.submit(_verify, kind, file)
+        if size < SMALL_BYTES:
+            verified.result()
+        try:
+            yield verified.result
+        finally:
+            verified.result()
 
 
 def read_hf_config(path: str | os.PathLike) -> dict:
@@ -70,12 +96,18 @@ def find_config(file: Path) -> Path | None:
     )
 
 
-def _read_index(kind: Kind, file: Path) -> dict[str, Stored]:
+def _read_index(kind: Kind, file: Path, verify: bool) -> dict[str, Stored]:
     if kind is Kind.CKPT:
-        return ckpt.read_index(file).tensors
+        return ckpt.read_index(file, verify).tensors
     if kind is Kind.HF:
         return hf_folder.read_index(file)
     return (torch_file if kind is Kind.TORCH else safetensors_file).read_index(file)
+
+
+def _verify(kind: Kind, file: Path) -> None:
+    if kind is Kind.CKPT:
+        with readable(file):
+            ckpt.verify(file)
 
 
 def _canonical(stored: dict[str, Stored], spec: ModelSpec | None, file: Path) -> dict[str, Stored]:

@@ -2,7 +2,9 @@
 
 import contextlib
 import os
-from collections.abc import Iterator, Mapping
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -44,21 +46,39 @@ class StoredTensors:
         return np.lib.stride_tricks.as_strided(content.view(dtype), entry.info.shape, steps)
 
     def parts(self, name: str) -> Iterator[np.ndarray]:
-        """Yield a tensor's elements in C order as flat arrays of about a megabyte, each valid until the next."""
+        """Yield a tensor's elements in C order as flat arrays of about a megabyte, each valid until the next.
+
+        The next one is read, in a thread of its own, while the caller is busy with this one.
+        """
         entry = self.stored[name]
         if entry.strides is not None:
             yield self.read(name)
             return
-        size = byte_count(entry.info)
-        buffer = np.empty(min(size, PIECE_BYTES), np.uint8)
-        for start in range(0, size, PIECE_BYTES):
-            piece = buffer[: min(PIECE_BYTES, size - start)]
+        size, dtype = byte_count(entry.info), numpy_dtype(entry.info.dtype)
+        buffers = np.empty((2, min(size, PIECE_BYTES)), np.uint8)
+
+        def read(number: int) -> np.ndarray:
+            start = number * PIECE_BYTES
+            piece = buffers[number % 2, : size - start]
             _fill(piece, name, _section(entry, start, start + len(piece)))
-            yield piece.view(numpy_dtype(entry.info.dtype))
+            return piece.view(dtype)
+
+        yield from _one_ahead(read, -(-size // PIECE_BYTES))
 
     def file_of(self, name: str) -> str:
         """Return the path of the file that holds a tensor."""
         return str(self.stored[name].file)
+
+
+def _one_ahead(read: Callable[[int], np.ndarray], count: int) -> Iterator[np.ndarray]:
+    with ThreadPoolExecutor(1) as thread:
+        pending = deque()
+        for number in range(count):
+            pending.append(thread.submit(read, number))
+            if number:
+                yield pending.popleft().result()
+        if pending:
+            yield pending.popleft().result()
 
 
 def rows(entry: Stored, start: int, stop: int) -> Stored:

@@ -6,7 +6,7 @@ One tensor is in memory at a time; nothing appears under the output's name befor
 import contextlib
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from msft import console
@@ -25,12 +25,18 @@ SHARD_BYTES = 5 * 10**9
 
 
 def write_ckpt(
-    source: TensorSource, spec: ModelSpec, path: Path, dtype: str | None = None, qkv_concat: bool = False
+    source: TensorSource,
+    spec: ModelSpec,
+    path: Path,
+    dtype: str | None = None,
+    qkv_concat: bool = False,
+    verified: Callable[[], None] | None = None,
 ) -> int:
     """Write a source that `check_against` passed as a CKPT with MindFormers' names; returns its size in bytes.
 
     `dtype` (float32, float16, bfloat16) casts, None keeps each tensor's dtype. The model's config is put beside it
-    as `F.config.json`. An existing file is replaced.
+    as `F.config.json`. An existing file is replaced. `verified` raises InputError when the source turned out to be
+    damaged: it is called before the file appears.
     """
     cast = Cast(dtype)
     outputs = plan(spec, source, cast, mindformers=True, qkv_concat=qkv_concat)
@@ -40,6 +46,8 @@ def write_ckpt(
             writer.add(output.name, output.info, pieces(output, source, cast))
         writer.close()
         size = file.tell()
+        if verified:
+            verified()
     write_json(sidecar(path), _config(spec, outputs))
     _report_overflows(cast)
     return size
@@ -53,13 +61,14 @@ def write_hf_folder(
     shard_bytes: int = SHARD_BYTES,
     companions: Mapping[str, bytes | Path] | None = None,
     bar: bool = True,
+    verified: Callable[[], None] | None = None,
 ) -> int:
     """Write a source that `check_against` passed as a new Hugging Face folder; returns its weights' size in bytes.
 
     Shards of at most `shard_bytes` (a larger tensor has one of its own) under an index, or one model.safetensors;
     config.json; `companions` (name -> content, or a file to copy) such as the tokenizer's files; and a
-    generation_config.json if none is among them. `bar` shows a progress bar. Raises InputError when the folder
-    exists and is not empty.
+    generation_config.json if none is among them. `bar` shows a progress bar; `verified` is as in `write_ckpt`.
+    Raises InputError when the folder exists and is not empty.
     """
     if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
         raise InputError(f"{folder}: exists; give a new folder's name, or remove it first")
@@ -75,6 +84,8 @@ def write_hf_folder(
             else:
                 (temporary / name).write_bytes(content)
         write_json(temporary / "config.json", config)
+        if verified:
+            verified()
         if folder.is_dir():
             folder.rmdir()
     _report_overflows(cast)

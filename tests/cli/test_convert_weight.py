@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from msft.cli.convert_weight import main
+from msft.convert import ckpt
 from msft.convert.open import open_weights
 from msft.convert.random_weights import RandomWeights
 from msft.convert.weights import write_hf_folder
@@ -195,6 +196,34 @@ def test_a_corrupt_ckpt_is_one_error_and_leaves_nothing(folder, tmp_path, capsys
         error = capsys.readouterr().err
         assert error.startswith("error: ") and error.count("\n") == 1 and "x.ckpt" in error
     assert sorted(os.listdir(tmp_path)) == before
+
+
+@pytest.mark.parametrize("back", [True, False])
+def test_a_large_corrupt_ckpt_that_is_verified_on_the_way_is_one_error_too(folder, tmp_path, capsys, monkeypatch, back):
+    """Wherever the damage is: in what is converted, or in what the conversion trips over before it is found."""
+    assert convert(folder, tmp_path / "x.ckpt") == 0
+    good = (tmp_path / "x.ckpt").read_bytes()
+    before = sorted(os.listdir(tmp_path))
+    monkeypatch.setattr("msft.convert.open.SMALL_BYTES", 0)
+    words = [tmp_path / "out", "--reversed"] if back else [tmp_path / "y.ckpt"]
+    # Not the first bytes, by which a CKPT is told from other files.
+    for position in np.linspace(100, len(good) - ckpt.CRC_TAIL - 1, 20).astype(int):
+        (tmp_path / "x.ckpt").write_bytes(good[:position] + bytes([good[position] ^ 0x10]) + good[position + 1 :])
+        capsys.readouterr()
+        assert convert(tmp_path / "x.ckpt", *words) == 2
+        # The progress bar may have begun.
+        error = capsys.readouterr().err
+        assert error.count("error: ") == 1 and error.splitlines()[-1].startswith("error: ")
+        assert "x.ckpt: damaged: the content does not fit its CRC-32" in error
+        assert "x.ckpt: damaged: the content does not fit its CRC-32" in error
+        assert sorted(os.listdir(tmp_path)) == before
+
+
+def test_a_large_sound_ckpt_is_converted_while_it_is_verified(folder, tmp_path, monkeypatch):
+    assert convert(folder, tmp_path / "x.ckpt") == 0
+    monkeypatch.setattr("msft.convert.open.SMALL_BYTES", 0)
+    assert convert(tmp_path / "x.ckpt", tmp_path / "out", "--reversed") == 0
+    assert equal(folder, tmp_path / "out")
 
 
 @pytest.mark.parametrize(
