@@ -57,6 +57,18 @@ def test_tiled_attention_keeps_weights_of_short_segments_alone(monkeypatch):
     assert [list(tensor.shape) for tensor in kept[3:]] == [[2, 15, 5], [2, 3, 1]]
 
 
+@pytest.mark.parametrize(
+    ("kind", "kept", "expected"),
+    [(torch.float32, 9, "tiled"), (torch.float32, 8, "by_segment"), (torch.bfloat16, 8, "tiled")],
+)
+def test_long_segments_in_float32_are_left_to_torchs_kernel(monkeypatch, kind, kept, expected):
+    monkeypatch.setattr(attention, "KEPT", kept)
+    for name in ("tiled", "by_segment"):
+        monkeypatch.setattr(attention, name, lambda *_, name=name: name)
+    segments = attention.Segments(LENGTHS, "cpu")
+    assert attention.on_cpu(*(drawn(1, 2, 15, 8).to(kind) for _ in range(3)), segments, 0.3) == expected
+
+
 def test_segments_are_cut_into_tiles_of_nearly_equal_length(monkeypatch):
     monkeypatch.setattr(attention, "TILE", 4)
     monkeypatch.setattr(attention, "KEPT", 5)

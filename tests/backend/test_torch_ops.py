@@ -14,7 +14,7 @@ def test_the_kernel_of_variable_length_is_chosen_where_torch_has_it(monkeypatch)
     sixteen = Runtime(device="cuda", precision=Precision(compute="bfloat16"))
     assert ops.kernels(None, sixteen).attention is attention.across_segments
     assert ops.kernels(None, Runtime(device="cuda")).attention is attention.by_segment
-    assert ops.kernels(None, Runtime(device="cpu")).attention is attention.tiled
+    assert ops.kernels(None, Runtime(device="cpu")).attention is attention.on_cpu
     monkeypatch.setattr(varlen, "varlen_attn", lambda query, key, value, is_causal: query)
     assert ops.kernels(None, sixteen).attention is attention.by_segment
 

@@ -119,7 +119,7 @@ class Model:
             "softmax": "float32 inside attention",
             "norm": norm,
             "rotary": "float32 angles",
-            "loss": f"float32, supervised positions only, {ops.LOSS_CHUNK} at a time",
+            "loss": f"float32, supervised positions only, up to {ops.LOSS_CHUNK} at a time",
             "attention": self.kernels.name,
             "recompute": str(self.runtime.recompute),
         }

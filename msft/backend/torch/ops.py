@@ -36,7 +36,7 @@ def kernels(spec: ModelSpec, runtime: Runtime) -> Kernels:
     if runtime.device == "cuda" and runtime.precision.compute != "float32" and attention.has_variable_length():
         return Kernels("flash attention of variable length", attention.across_segments, fused_adamw)
     if runtime.device == "cpu":
-        return Kernels("batched products, segment by segment", attention.tiled, fused_adamw)
+        return Kernels("batched products, segment by segment", attention.on_cpu, fused_adamw)
     return Kernels("scaled_dot_product_attention, segment by segment", attention.by_segment, fused_adamw)
 
 
