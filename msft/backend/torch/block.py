@@ -115,7 +115,8 @@ class _SwiGlu(torch.autograd.Function):
     def backward(ctx, gradient):
         gate, up = ctx.saved_tensors
         d_up = functional.silu(gate).mul_(gradient)
-        d_gate = torch.ops.aten.silu_backward(gradient * up, gate)
+        d_gate = gradient * up
+        torch.ops.aten.silu_backward(d_gate, gate, grad_input=d_gate)
         return d_gate, d_up
 
 

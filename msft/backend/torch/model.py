@@ -1,5 +1,7 @@
 """What the shared engine asks of a model: losses, gradients, log-probabilities, tuned tensors."""
 
+from collections.abc import Iterator
+
 import numpy as np
 import torch
 
@@ -114,10 +116,10 @@ class Model:
             "parameters": f"frozen {frozen}, tuned float32",
             "compute": precision.compute,
             "products": block.products(self.runtime.device, precision.compute),
-            "softmax": "float32 accumulation inside scaled_dot_product_attention",
+            "softmax": "float32 inside attention",
             "norm": norm,
             "rotary": "float32 angles",
-            "loss": f"float32, supervised positions only, {ops.LOSS_CHUNK} at a time",
+            "loss": f"float32, supervised positions only, up to {ops.LOSS_CHUNK} at a time",
             "attention": self.kernels.name,
             "recompute": str(self.runtime.recompute),
         }
@@ -134,8 +136,7 @@ class Model:
     def _losses(self, batch: Batch) -> torch.Tensor:
         """The cross-entropy of each supervised position in reading order, float32 [n]; logits for a chunk at a time."""
         hidden, labels = self._supervised(batch)
-        chunks = zip(hidden.split(ops.LOSS_CHUNK), labels.split(ops.LOSS_CHUNK), strict=True)
-        weight = self.decoder.head_weight()
+        weight, chunks = self.decoder.head_weight(), _chunks(hidden, labels)
         return torch.cat([ops.token_losses(self.decoder.head(part, weight), answers) for part, answers in chunks])
 
     @torch.no_grad()
@@ -147,8 +148,7 @@ class Model:
         weight, summed, d_hidden = self.decoder.head_weight(), [], torch.empty_like(hidden)
         tuned = self.decoder.parameter(names.HEAD).requires_grad
         d_head = torch.zeros_like(weight, dtype=torch.float32) if tuned else None
-        chunks = zip(*(tensor.split(ops.LOSS_CHUNK) for tensor in (hidden, labels, d_hidden)), strict=True)
-        for part, answers, d_part in chunks:
+        for part, answers, d_part in _chunks(hidden, labels, d_hidden):
             losses, d_logits = ops.token_losses_and_gradient(self.decoder.head(part, weight), answers, scale)
             summed.append(losses.sum())
             d_logits = d_logits.to(weight.dtype)
@@ -156,3 +156,9 @@ class Model:
             if tuned:
                 d_head += block.product(d_logits.t(), part.to(weight.dtype).t())
         return torch.stack(summed).sum().item(), d_hidden, d_head
+
+
+def _chunks(*tensors: torch.Tensor) -> Iterator[tuple[torch.Tensor, ...]]:
+    """Yield equal parts of tensors [n, ...], none longer than `ops.LOSS_CHUNK`."""
+    count = max(1, -(-len(tensors[0]) // ops.LOSS_CHUNK))
+    return zip(*(tensor.tensor_split(count) for tensor in tensors), strict=True)

@@ -11,8 +11,9 @@ from msft.backend.contract import Runtime
 from msft.backend.torch import attention
 from msft.models.spec import ModelSpec
 
-# Supervised positions whose logits are made at a time: 256 x 49152 float32 are 50 MB.
-LOSS_CHUNK = 256
+# Supervised positions whose logits are made at a time: 160 x 49152 float32 are 31 MB. The C library keeps memory of up
+# to 32 MB for the next chunk; more than that the system hands out anew, page by page.
+LOSS_CHUNK = 160
 SUM_BLOCK = 256
 
 
@@ -30,10 +31,12 @@ class Kernels:
 
 
 def kernels(spec: ModelSpec, runtime: Runtime) -> Kernels:
-    """Choose kernels for a model on a device: flash attention over all segments at once where there is one."""
+    """Choose kernels for a model on a device: flash attention of variable length, torch's own, or products on CPU."""
     fused_adamw = runtime.device in ("cpu", "cuda")
     if runtime.device == "cuda" and runtime.precision.compute != "float32" and attention.has_variable_length():
         return Kernels("flash attention of variable length", attention.across_segments, fused_adamw)
+    if runtime.device == "cpu":
+        return Kernels("batched products, segment by segment", attention.on_cpu, fused_adamw)
     return Kernels("scaled_dot_product_attention, segment by segment", attention.by_segment, fused_adamw)
 
 
