@@ -4,6 +4,8 @@ import json
 import os
 
 os.environ.setdefault("GLOG_v", "3")
+# The suite's own processes share the cores; more threads would only wait for each other.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 import pytest
