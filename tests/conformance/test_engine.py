@@ -10,6 +10,7 @@ from msft.backend import random
 from msft.backend.contract import Batch, Lora, Sampling, Tuning
 from msft.errors import RunError
 from tests.conformance.tiny_engines import (
+    CONFIGS,
     ENGINES,
     LENGTH,
     TIED,
@@ -27,7 +28,7 @@ from tests.conformance.tiny_engines import (
 def test_logits_are_transformers(engine, kind):
     one = batch()
     with torch.no_grad():
-        model = oracle({"tied": TIED, "untied": UNTIED}[kind])
+        model = oracle(CONFIGS[kind])
         expected = model(input_ids=torch.from_numpy(one.input_ids).long()).logits
     logits = shared(engine, kind, "full").logits(one)
     real = one.segment_ids != 0
@@ -37,7 +38,7 @@ def test_logits_are_transformers(engine, kind):
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("kind", ["tied", "untied"])
 def test_gradients_of_every_weight_are_autograds(engine, kind):
-    one, model = batch(), oracle({"tied": TIED, "untied": UNTIED}[kind])
+    one, model = batch(), oracle(CONFIGS[kind])
     oracle_loss(model, [one]).backward()
     gradients = shared(engine, kind, "full").gradients(one)
     for name, gradient in gradients.items():
@@ -89,7 +90,7 @@ def test_greedy_generation_is_transformers(engine, kind):
     """A batch of prompts of different lengths; transformers generates them one by one."""
     prompts = [[5, 7, 11], [3, 1, 4, 1, 5, 9, 2, 6], [42]]
     answers = shared(engine, kind, "full").generate(prompts, Sampling(max_new_tokens=12))
-    model = oracle({"tied": TIED, "untied": UNTIED}[kind]).eval()
+    model = oracle(CONFIGS[kind]).eval()
     model.generation_config.eos_token_id = None
     for prompt, answer in zip(prompts, answers, strict=True):
         whole = model.generate(torch.tensor([prompt]), max_new_tokens=12, do_sample=False)

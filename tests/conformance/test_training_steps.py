@@ -13,6 +13,7 @@ from msft.backend.contract import Lora, LossScale, Optimizer, Precision, Runtime
 from msft.errors import RunError
 from msft.models.adapters import peft_names
 from tests.conformance.tiny_engines import (
+    CONFIGS,
     ENGINES,
     RUNTIME,
     TIED,
@@ -59,12 +60,12 @@ def reference_run(config, tuning, steps, optimizer=RUNTIME.optimizer, rate=1e-2)
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-@pytest.mark.parametrize("kind,tuning", [("tied", lora), ("untied", full)], ids=["lora", "full"])
-def test_twenty_steps_are_those_of_transformers_peft_and_torch(engine, kind, tuning):
+@pytest.mark.parametrize("kind,tuning,same", [("tied", "lora", lora), ("untied", "full", full)], ids=["lora", "full"])
+def test_twenty_steps_are_those_of_transformers_peft_and_torch(engine, kind, tuning, same):
     """Accumulation with the exact token mean, clipping, AdamW with undecayed norms and biases, LoRA's scaling."""
-    config = {"tied": TIED, "untied": UNTIED}[kind]
-    expected, weights = reference_run(config, tuning(config), 20)
-    ours = build(engine, config, tuning(config))
+    config = CONFIGS[kind]
+    expected, weights = reference_run(config, same(config), 20)
+    ours = shared(engine, kind, tuning)
     results = run(ours, 20)
     np.testing.assert_allclose(results[:, 0], expected[:, 0], atol=1e-4)
     np.testing.assert_allclose(results[:3], expected[:3], rtol=1e-5)
@@ -75,9 +76,9 @@ def test_twenty_steps_are_those_of_transformers_peft_and_torch(engine, kind, tun
 
 
 def test_twenty_steps_with_dropout_agree_between_the_engines():
-    results = [run(build(engine, TIED, lora(TIED, dropout=0.2)), 20, rate=3e-3) for engine in ENGINES]
+    results = [run(shared(engine, "tied", "lora with dropout"), 20, rate=3e-3) for engine in ENGINES]
     np.testing.assert_allclose(results[0][:, 0], results[1][:, 0], atol=1e-4)
-    undropped = run(build("torch", TIED, lora(TIED)), 1, rate=3e-3)
+    undropped = run(shared("torch", "tied", "lora"), 1, rate=3e-3)
     # The first loss differs only where the adapter does something, so compare the first gradient norm.
     assert abs(results[0][0, 1] - undropped[0, 1]) > 1e-3
 
@@ -97,20 +98,21 @@ def test_adamw_without_bias_correction_is_mindformers_formula(engine):
     np.testing.assert_allclose(ours.export_state().weights[name], weight, rtol=1e-3, atol=1e-5)
 
 
-@pytest.mark.parametrize("first,second", [("torch", "mindspore"), ("mindspore", "torch")])
-def test_a_run_goes_on_on_the_other_engine(first, second):
-    whole = run(build(first, TIED, lora(TIED, dropout=0.1)), 10, rate=3e-3)
-    began = build(first, TIED, lora(TIED, dropout=0.1))
-    start = run(began, 5, rate=3e-3)
-    went_on = build(second, TIED, lora(TIED, dropout=0.1))
-    went_on.import_state(began.export_state())
-    rest = run(went_on, 5, start=5, rate=3e-3)
-    np.testing.assert_allclose(np.concatenate([start, rest])[:, 0], whole[:, 0], rtol=1e-5)
+def test_a_run_goes_on_on_the_other_engine():
+    engines = {name: shared(name, "tied", "lora with dropout") for name in ENGINES}
+    for engine in engines.values():
+        run(engine, 5, rate=3e-3)
+    middles = {name: engine.export_state() for name, engine in engines.items()}
+    wholes = {name: run(engine, 5, start=5, rate=3e-3) for name, engine in engines.items()}
+    for first, second in (("torch", "mindspore"), ("mindspore", "torch")):
+        engines[second].import_state(middles[first])
+        crossed = run(engines[second], 5, start=5, rate=3e-3)
+        np.testing.assert_allclose(crossed[:, 0], wholes[first][:, 0], rtol=1e-5)
 
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_recompute_changes_nothing(engine):
-    plain = run(build(engine, TIED, lora(TIED, dropout=0.1)), 2)
+    plain = run(shared(engine, "tied", "lora with dropout"), 2)
     runtime = Runtime(seed=3, max_grad_norm=1.0, optimizer=RUNTIME.optimizer, recompute=True)
     np.testing.assert_allclose(run(build(engine, TIED, lora(TIED, dropout=0.1), runtime), 2), plain, rtol=1e-6)
 
@@ -168,7 +170,7 @@ def test_a_single_tuned_tensor_trains_alike():
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_loss_scaling_is_exact_and_an_overflow_skips_the_step(engine):
-    plain = run(build(engine, TIED, lora(TIED)), 2)
+    plain = run(shared(engine, "tied", "lora"), 2)
     scaled = Runtime(seed=3, max_grad_norm=1.0, optimizer=RUNTIME.optimizer, loss_scale=LossScale(1024.0))
     np.testing.assert_allclose(run(build(engine, TIED, lora(TIED), scaled), 2), plain, rtol=1e-6)
 
@@ -187,8 +189,8 @@ def test_loss_scaling_is_exact_and_an_overflow_skips_the_step(engine):
 @pytest.mark.parametrize("engine", ENGINES)
 def test_the_reference_model_is_the_one_without_adapter(engine):
     one = batch()
-    untrained = shared(engine, "tied", "lora").token_logprobs(one)
-    ours = build(engine, TIED, lora(TIED))
+    ours = shared(engine, "tied", "lora")
+    untrained = ours.token_logprobs(one)
     run(ours, 2)
     assert np.abs(ours.token_logprobs(one) - untrained).max() > 1e-2
     np.testing.assert_allclose(ours.token_logprobs(one, adapter=False), untrained, atol=1e-5)

@@ -42,6 +42,7 @@ UNTIED = {
     "head_dim": 16,
     "rope_scaling": LLAMA3,
 }
+CONFIGS = {"tied": TIED, "untied": UNTIED}
 RUNTIME = Runtime(seed=3, max_grad_norm=1.0, optimizer=Optimizer(weight_decay=0.1))
 LENGTH = 20
 
@@ -79,10 +80,18 @@ def build(engine, config, tuning, runtime=RUNTIME):
 
 
 @cache
+def _built(engine, kind, tuning):
+    config = CONFIGS[kind]
+    tunings = {"lora": lora(config), "lora with dropout": lora(config, dropout=0.1), "full": full(config)}
+    built = build(engine, config, tunings[tuning])
+    return built, built.export_state()
+
+
 def shared(engine, kind, tuning):
-    """An engine that tests only read from; compiling one costs seconds."""
-    config = {"tied": TIED, "untied": UNTIED}[kind]
-    return build(engine, config, {"lora": lora(config), "full": full(config)}[tuning])
+    """An engine as it is at its start; it is built once and set back, for compiling one costs seconds."""
+    built, start = _built(engine, kind, tuning)
+    built.import_state(start)
+    return built
 
 
 def oracle(config):
