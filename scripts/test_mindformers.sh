@@ -20,4 +20,4 @@ if ! cmp -s "$requirements" "$environment/installed.txt"; then
     cp "$requirements" "$environment/installed.txt"
 fi
 
-exec .venv/bin/python -m pytest -m mindformers tests/mindformers "$@"
+exec .venv/bin/python -m pytest -n 0 -m mindformers tests/mindformers "$@"

@@ -4,6 +4,8 @@ import json
 import os
 
 os.environ.setdefault("GLOG_v", "3")
+# The suite's own processes share the cores; more threads would only wait for each other.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 import pytest
@@ -113,9 +115,14 @@ def tiny_data(tmp_path_factory):
 
 @pytest.fixture
 def write_recipe(tmp_path, tiny_model, tiny_data):
+    """The recipe writer of a test's own folder."""
+    return recipe_writer(tmp_path, tiny_model, tiny_data)
+
+
+def recipe_writer(folder, tiny_model, tiny_data):
     """Return a function that writes a small LoRA recipe, changed by dotted keys, and gives its path.
 
-    Results go to tmp_path / 'output'; a key set to None is taken out.
+    Results go to folder / 'output'; a key set to None is taken out.
     """
 
     def write(backend="torch", name="recipe.yaml", **changes):
@@ -124,7 +131,7 @@ def write_recipe(tmp_path, tiny_model, tiny_data):
             "device": "cpu",
             "seed": 3,
             "run_mode": "finetune",
-            "output_dir": str(tmp_path / "output"),
+            "output_dir": str(folder / "output"),
             "model": {
                 "pretrained": str(tiny_model),
                 "pet_config": {"pet_type": "lora", "lora_rank": 4, "lora_alpha": 8, "lora_dropout": 0.0},
@@ -136,7 +143,7 @@ def write_recipe(tmp_path, tiny_model, tiny_data):
         }
         for key, value in changes.items():
             _put(recipe, key.split("__"), value)
-        path = tmp_path / name
+        path = folder / name
         path.write_text(yaml.safe_dump(recipe, sort_keys=False))
         return path
 

@@ -11,6 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from msft.backend.contract import Lora
+from msft.cli.generate import main
 from msft.convert.adapter import write_adapter
 from msft.convert.open import read_spec
 from msft.models import llama
@@ -60,13 +61,14 @@ def test_greedy_answers_are_those_of_transformers_and_peft(engine, tiny_model, a
     assert answers[0]["answer"].split() != expected(tiny_model, None, [1, 5, 6, 7], 10)
 
 
-def test_one_prompt_is_answered_in_plain_text_and_a_stop_text_ends_it(tiny_model):
-    words = ("--model", tiny_model, "--backend", "torch", "--raw", "--max_new_tokens", "10", "--prompt", "w5 w6 w7")
-    code, out, _ = generate(*words)
+def test_one_prompt_is_answered_in_plain_text_and_a_stop_text_ends_it(tiny_model, capsys):
+    words = ["--model", str(tiny_model), "--backend", "torch", "--raw", "--max_new_tokens", "10"]
+    words += ["--prompt", "w5 w6 w7"]
+    assert main(words) == 0
     answer = expected(tiny_model, None, [1, 5, 6, 7], 10)
-    assert code == 0 and out.split() == answer
-    code, out, _ = generate(*words, "--stop", answer[2])
-    assert code == 0 and out.split() == answer[: answer.index(answer[2])]
+    assert capsys.readouterr().out.split() == answer
+    assert main([*words, "--stop", answer[2]]) == 0
+    assert capsys.readouterr().out.split() == answer[: answer.index(answer[2])]
 
 
 def test_all_mistakes_are_told_at_once_before_a_framework_is_imported(tiny_model):

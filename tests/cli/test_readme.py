@@ -20,6 +20,7 @@ from packaging.utils import canonicalize_name
 
 from msft.models.llama import to_mindformers
 from tests.data.text_folders import CHATML, train_sentencepiece, write_config
+from tests.launch.jobs import alone
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -177,7 +178,8 @@ def workflow(checkout):
         for number in range(12)
     ]
     (checkout.path / "alpaca_data.json").write_text(json.dumps(rows))
-    checkout.run_block(3)
+    with alone():
+        checkout.run_block(3)
     return checkout
 
 

@@ -14,6 +14,7 @@ MODEL = ROOT / "models" / "SmolLM2-135M-Instruct"
 
 
 def check(output):
+    """Hold a report against the bars; returns the names of the tensors whose gradients were compared."""
     found = json.loads((output / "parity.json").read_text())
     trajectory = found["stages"]["trajectory"]
     assert found["steps"] == 100 and found["passed"]
@@ -23,13 +24,17 @@ def check(output):
     assert parameters["error"] <= 1e-4
     answers = [row for row in found["stages"]["generation"]["rows"] if row["name"] in ("answer 1", "answer 2")]
     assert len(answers) == 2 and all(len(row["both"]) == 64 for row in answers)
+    return [row["name"] for row in found["stages"]["backward"]["rows"] if "cosine" in row]
 
 
-def test_a_small_random_model(tiny_model, tmp_path):
+def test_a_small_random_model(tiny_model, tmp_path, capsys):
     words = ["--random_data", "--steps", "100", "--device", "cpu", "--output_dir", str(tmp_path)]
     assert main(["--model", str(tiny_model), *words]) == 0
-    for kind in ("lora", "full"):
-        check(tmp_path / kind)
+    assert capsys.readouterr().out.count("are the same run") == 2
+    # 7 linear modules a layer with A and B; 9 tensors a layer, embedding, norm and head.
+    tuned = check(tmp_path / "lora")
+    assert len(tuned) == 2 * 7 * 2 and all(".lora_" in name for name in tuned)
+    assert len(check(tmp_path / "full")) == 2 * 9 + 3
 
 
 @pytest.mark.slow

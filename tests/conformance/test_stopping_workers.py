@@ -9,9 +9,15 @@ import sys
 import pytest
 
 from msft.train import checkpoint, manifest
-from tests.launch.jobs import ROOT, environment, within
+from tests.launch.jobs import ROOT, alone, environment, within
 
 SCRIPT = "scripts/msrun/msrun_launcher.sh"
+
+
+@pytest.fixture(autouse=True)
+def only_job():
+    with alone():
+        yield
 
 
 def start(words, cwd):

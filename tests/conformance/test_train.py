@@ -63,11 +63,6 @@ def test_both_engines_train_alike_and_take_over_from_each_other(recipe, tmp_path
         crossed = recipe(second, f"to_{second}", "--resume_training", str(first / "checkpoints" / "step-4"))
         np.testing.assert_allclose(losses(crossed), losses(torch)[4:], rtol=1e-5)
 
-    # On the same engine it goes on bit for bit.
-    again = recipe("mindspore", "again", "--resume_training", str(mindspore / "checkpoints" / "step-4"))
-    assert losses(again) == losses(mindspore)[4:]
-    assert all(np.array_equal(array, ours[name]) for name, array in adapter(again).items())
-
     # Each evaluates the other's adapter to the same loss.
     values = []
     for first, second in ((torch, "mindspore"), (mindspore, "torch")):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.launch.jobs import ROOT, alive, environment, pids
+from tests.launch.jobs import ROOT, alive, alone, environment, pids
 
 SCRIPT = ROOT / "scripts" / "msrun" / "msrun_launcher.sh"
 PROGRAM = Path(__file__).with_name("two_workers_program.py")
@@ -21,7 +21,9 @@ MEASURED = ("loss", "grad_norm", "eval_loss")
 def two_workers(command, cwd, **variables):
     """Run a command on two workers through the launcher script."""
     variables = environment(PYTHON=sys.executable, **variables)
-    return subprocess.run(["bash", str(SCRIPT), command, "2"], cwd=cwd, env=variables, capture_output=True, text=True)
+    words = ["bash", str(SCRIPT), command, "2"]
+    with alone():
+        return subprocess.run(words, cwd=cwd, env=variables, capture_output=True, text=True)
 
 
 def records(folder):

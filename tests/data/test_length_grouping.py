@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from msft.data.batches import BatchStream
 from msft.data.order import WINDOW_STEPS, Plan, epoch_order, grouped_order
-from tests.data.test_batches import numbered
+from tests.data.numbered_rows import numbered
 
 PAD = 0
 

@@ -9,7 +9,7 @@ from msft.backend.contract import IGNORE
 from msft.data.batches import BatchStream, evaluation_batches
 from msft.data.dataset import InMemoryDataset
 from msft.errors import InputError
-from tests.data.test_batches import assert_same, numbered
+from tests.data.numbered_rows import assert_same, numbered
 
 PAD = 0
 NAMES = ("input_ids", "labels", "position_ids", "segment_ids", "row_ids")

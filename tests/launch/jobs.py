@@ -1,8 +1,10 @@
 """Small jobs of real processes: an agent that starts workers as torchrun and msrun do, and programs for them."""
 
+import fcntl
 import os
 import sys
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 from msft.launch.command import Command
@@ -60,6 +62,19 @@ def running_below(pid: int) -> list[int]:
     except FileNotFoundError:
         return []
     return [found for child in children for found in (int(child), *running_below(int(child)))]
+
+
+def ended(pids: list[int]) -> bool:
+    """Whether processes are gone, or go at once: a SIGKILL that was sent takes a moment."""
+    return within(2, lambda: not any(map(alive, pids)))
+
+
+@contextmanager
+def alone():
+    """Inside, no other test runs a job of several processes: two that start at once would take the same port."""
+    with open(__file__) as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def within(seconds: float, condition) -> bool:

@@ -10,7 +10,8 @@ import pytest
 
 from msft.errors import RunError, Stopped
 from msft.launch.supervise import supervise
-from tests.launch.jobs import ROOT, alive, job, pids, running_below, within
+from msft.launch.worker import RECORDS
+from tests.launch.jobs import ROOT, alive, ended, job, pids, running_below, within
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
 
@@ -133,7 +134,7 @@ def test_processes_that_refuse_to_end_are_killed(tmp_path, monkeypatch):
     body = "\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\nif rank == 1: time.sleep(0.5); sys.exit(4)" + SLEEP
     with pytest.raises(RunError, match=r"rank 1 failed \(exit code 4\)"):
         supervised(tmp_path, body)
-    assert not any(map(alive, pids(tmp_path)))
+    assert ended(pids(tmp_path))
 
 
 def test_the_agent_itself_may_fail(tmp_path, capsys):
@@ -195,17 +196,19 @@ except KeyboardInterrupt:
 def test_the_time_to_save_ends(tmp_path, monkeypatch):
     monkeypatch.setattr("msft.launch.supervise.SAVE_SECONDS", 1.0)
     monkeypatch.setenv("TEST", str(os.getpid()))
-    body = """
+    # The signal comes when both are deaf and known to the launcher.
+    body = f"""
+from glob import glob
 signal.signal(signal.SIGINT, signal.SIG_IGN)
-open(f"{os.path.dirname(sys.argv[0])}/deaf_{rank}", "w")
-while rank == 0 and not os.path.exists(f"{os.path.dirname(sys.argv[0])}/deaf_1"):
+open(f"{tmp_path}/deaf_{{rank}}", "w")
+while rank == 0 and len(glob("{tmp_path}/deaf_*") + glob(os.environ["{RECORDS}"] + "/*.started")) < 4:
     time.sleep(0.05)
 if rank == 0: os.kill(int(os.environ['TEST']), signal.SIGTERM)
 """
     with pytest.raises(Stopped) as stopped:
         supervised(tmp_path, body + SLEEP)
     assert stopped.value.exit_code == 143
-    assert not any(map(alive, pids(tmp_path)))
+    assert ended(pids(tmp_path))
 
 
 def test_processes_that_were_stopped_themselves_are_no_failure(tmp_path):
