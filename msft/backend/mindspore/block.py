@@ -1,48 +1,186 @@
-"""A decoder's block as pure functions of tensors: RMSNorm, rotary embedding, attention, SwiGLU, LoRA."""
+"""A decoder's block as compiled functions that pass one tensor from each to the next, and those of its gradients.
 
-from mindspore import mint
+MindSpore computes a compiled function of tensors at once, but waits by spinning, which costs a core, where functions
+give several tensors, stand in its own differentiation, or have plain operators between them.
+"""
+
+from typing import NamedTuple
+
+import mindspore
+from mindspore import Tensor, mint
 from mindspore import ops as operators
 
 from msft.backend.mindspore import ops
 
+
 ABSENT = -1
 
 
-def whole(decoder, layout, dropout: float, adapter: bool):
-    """Write one block as a function of (hidden, cosine, sine, allowed, tokens, *tensors in the layout's order)."""
-    parts = _Parts(decoder, layout, dropout, adapter)
-    project, merge, feed_forward, attention = parts.project(), parts.merge(), parts.feed_forward(), parts.attention
+class LineTensors(NamedTuple):
+    """What all blocks take of a line: rotary tables [length, 1, dim], dropout's keys int32 [length], attention's plan."""
 
-    def block(hidden, cosine, sine, allowed, tokens, *tensors):
-        query, key, value = project(hidden, cosine, sine, tokens, tensors)
-        hidden = hidden + merge(attention(query, key, value, allowed), tokens, tensors)
-        return hidden + feed_forward(hidden, tokens, tensors)
+    cosine: Tensor
+    sine: Tensor
+    tokens: Tensor
+    plan: tuple
 
-    return block
+
+class Kept(NamedTuple):
+    """What a block's backward pass needs: its input, and what it makes of it before its output (None: make it again)."""
+
+    hidden: Tensor
+    inner: tuple[Tensor, ...] | None
+
+
+class Block:
+    """One block of a layout, (name, tuned or not) for each of its tensors, which the methods take in this order."""
+
+    def __init__(self, decoder, layout, dropout: float, adapter: bool):
+        parts = _Parts(decoder, layout, dropout, adapter)
+        self.attention, self.recompute = decoder.kernels.attention, decoder.runtime.recompute
+        self.project = _Step(parts.project(), ("input_layernorm", *_modules("self_attn", "qkv")), layout)
+        self.merge = _Step(parts.merge(), ("self_attn.o_proj",), layout, parts.attended)
+        self.expand = _Step(parts.expand(), ("post_attention_layernorm", "mlp.gate_proj", "mlp.up_proj"), layout)
+        self.contract = _Step(parts.contract(), ("mlp.down_proj",), layout)
+
+    def forward(self, hidden: Tensor, line: LineTensors, tensors: list[Tensor]) -> tuple[Tensor, Kept]:
+        """Return the output for hidden states [length, hidden], and what `backward` needs."""
+        inner = self._inner(hidden, line, tensors)
+        _, _, middle, wide = inner
+        output = self.contract.forward(wide, line, tensors, onto=middle)
+        return output, Kept(hidden, None if self.recompute else inner)
+
+    def backward(self, gradient: Tensor, kept: Kept, line: LineTensors, tensors: list[Tensor]):
+        """Return the gradient of the input for that of the output, and the tuned tensors' by their place."""
+        hidden = kept.hidden
+        heads, mixed, middle, wide = kept.inner or self._inner(hidden, line, tensors)
+        by_wide = self.contract.backward(gradient, wide, line, tensors)
+        by_middle = self.expand.backward(by_wide, middle, line, tensors, onto=gradient)
+        by_mixed = self.merge.backward(by_middle, mixed, line, tensors)
+        by_heads = self.attention.backward(by_mixed, heads, mixed, *line.plan)
+        by_hidden = self.project.backward(by_heads, hidden, line, tensors, onto=by_middle)
+        found = self.contract.tuned_gradients(gradient, wide, line, tensors)
+        found |= self.expand.tuned_gradients(by_wide, middle, line, tensors)
+        found |= self.merge.tuned_gradients(by_middle, mixed, line, tensors)
+        found |= self.project.tuned_gradients(by_heads, hidden, line, tensors)
+        return by_hidden, found
+
+    def _inner(self, hidden, line, tensors):
+        heads = self.project.forward(hidden, line, tensors)
+        mixed = self.attention.forward(heads, *line.plan)
+        middle = self.merge.forward(mixed, line, tensors, onto=hidden)
+        return heads, mixed, middle, self.expand.forward(middle, line, tensors)
+
+
+def _modules(parent: str, letters: str) -> list[str]:
+    return [f"{parent}.{letter}_proj" for letter in letters]
+
+
+class _Step:
+    """A function (values, cosine, sine, tokens, *all tensors) of a block and its gradients, each compiled when used.
+
+    It reads `features` columns of its values, or all, and of the tensors those whose names start with `starts`.
+    """
+
+    def __init__(self, function, starts: tuple[str, ...], layout, features: int | None = None):
+        self.tuned = [place for place, (name, tuned) in enumerate(layout) if tuned and name.startswith(starts)]
+        self.apply, self.apply_onto = (mindspore.jit(made) for made in _forward(function, features))
+        self.differentiate, self.differentiate_onto = (mindspore.jit(made) for made in _backward(function, features))
+        self.differentiate_tuned = mindspore.jit(_backward_tuned(function, features, self.tuned))
+
+    def forward(self, values: Tensor, line: LineTensors, tensors, onto: Tensor | None = None) -> Tensor:
+        """Return the function's result, added to `onto`."""
+        if onto is None:
+            return self.apply(values, *line[:3], *tensors)
+        return self.apply_onto(onto, values, *line[:3], *tensors)
+
+    def backward(self, gradient: Tensor, values: Tensor, line: LineTensors, tensors, onto: Tensor | None = None):
+        """Return the gradient of what is read of `values` for that of the result, added to `onto`."""
+        if onto is None:
+            return self.differentiate(gradient, values, *line[:3], *tensors)
+        return self.differentiate_onto(onto, gradient, values, *line[:3], *tensors)
+
+    def tuned_gradients(self, gradient: Tensor, values: Tensor, line: LineTensors, tensors) -> dict[int, Tensor]:
+        """Return the gradients of the tuned tensors by their place."""
+        if not self.tuned:
+            return {}
+        found = self.differentiate_tuned(gradient, values, *line[:3], *tensors)
+        return dict(zip(self.tuned, found if len(self.tuned) > 1 else [found], strict=True))
+
+
+def _forward(function, features):
+    def forward(values, cosine, sine, tokens, *tensors):
+        return function(values[:, :features], cosine, sine, tokens, *tensors)
+
+    def forward_onto(onto, values, cosine, sine, tokens, *tensors):
+        return onto + function(values[:, :features], cosine, sine, tokens, *tensors)
+
+    return forward, forward_onto
+
+
+def _backward(function, features):
+    gradient_of = ops.gradient(function)
+
+    def backward(gradient, values, cosine, sine, tokens, *tensors):
+        return gradient_of(values[:, :features], cosine, sine, tokens, *tensors, gradient)[0]
+
+    def backward_onto(onto, gradient, values, cosine, sine, tokens, *tensors):
+        return onto + gradient_of(values[:, :features], cosine, sine, tokens, *tensors, gradient)[0]
+
+    return backward, backward_onto
+
+
+def _backward_tuned(function, features, tuned):
+    gradient_of, places = ops.gradient(function), tuple(4 + place for place in tuned)
+
+    def backward_tuned(gradient, values, cosine, sine, tokens, *tensors):
+        found = gradient_of(values[:, :features], cosine, sine, tokens, *tensors, gradient)
+        if len(places) == 1:
+            return found[places[0]]
+        results = ()
+        for place in places:
+            results = results + (found[place],)
+        return results
+
+    return backward_tuned
 
 
 def cached(decoder, layout):
-    """Write one block for generation: it also takes the new positions' slots and the keys and values so far."""
-    parts = _Parts(decoder, layout, 0.0, True)
-    project, merge, feed_forward, attention = parts.project(), parts.merge(), parts.feed_forward(), parts.attention
+    """Return one compiled block for generation.
+
+    It takes hidden states [rows, length, hidden], rotary tables [rows x length, 1, dim], which slots each new position
+    sees, bool [rows, length, capacity], the new positions' slots, the keys and values so far [rows, kv_heads, capacity,
+    dim], and the layout's tensors; it returns hidden states, keys and values.
+    """
+    parts, spec = _Parts(decoder, layout, 0.0, True), decoder.spec
+    project, merge, expand, contract = parts.project(), parts.merge(), parts.expand(), parts.contract()
+    attention, dim = decoder.kernels.cached_attention, spec.head_dim
+    first, second = spec.num_attention_heads, spec.num_attention_heads + spec.num_key_value_heads
 
     def block(hidden, cosine, sine, allowed, slots, keys, values, *tensors):
-        query, key, value = project(hidden, cosine, sine, slots, tensors)
-        keys = mint.scatter(keys, 2, _spread(slots, key), key)
-        values = mint.scatter(values, 2, _spread(slots, value), value)
-        hidden = hidden + merge(attention(query, keys, values, allowed), slots, tensors)
-        return hidden + feed_forward(hidden, slots, tensors), keys, values
+        rows, length, features = hidden.shape
+        flat = hidden.reshape(-1, features)
+        heads = project(flat, cosine, sine, slots, *tensors).reshape(rows, length, -1, dim).transpose(0, 2, 1, 3)
+        keys = _store(keys, heads[:, first:second], slots)
+        values = _store(values, heads[:, second:], slots)
+        mixed = attention(heads[:, :first], keys, values, allowed).transpose(0, 2, 1, 3).reshape(rows * length, -1)
+        middle = flat + merge(mixed, cosine, sine, slots, *tensors)
+        wide = expand(middle, cosine, sine, slots, *tensors)
+        return (middle + contract(wide, cosine, sine, slots, *tensors)).reshape(hidden.shape), keys, values
 
-    return block
+    return mindspore.jit(block)
 
 
-def _spread(slots, new):
-    """The slot of every element of new keys or values [rows, kv_heads, length, head_dim]."""
-    return operators.broadcast_to(slots.reshape(1, 1, -1, 1), new.shape)
+def _store(held, new, slots):
+    """Held keys or values with new ones [rows, kv_heads, length, dim] in their slots."""
+    return mint.scatter(held, 2, operators.broadcast_to(slots.reshape(1, 1, -1, 1), new.shape), new)
 
 
 class _Parts:
-    """Writes the parts of a block for one layout; what they close over are numbers known when they are compiled."""
+    """Writes the parts for one layout; what they close over are numbers known when they are compiled.
+
+    Each is (values [tokens, ...], cosine, sine, tokens, *tensors of the layout) -> [tokens, ...].
+    """
 
     def __init__(self, decoder, layout, dropout: float, adapter: bool):
         self.decoder = decoder
@@ -51,75 +189,110 @@ class _Parts:
         self.adapter = adapter
         self.position = {name: position for position, (name, _) in enumerate(layout)}
         self.compute = ops.dtype(decoder.runtime.precision.compute)
-        self.attention = decoder.kernels.attention
-
-    def linear(self, module: str):
-        """(hidden, tokens, tensors) -> W hidden + bias + scaling x B A dropout(hidden), in the compute dtype."""
-        weight, bias, lora_a, lora_b, features = (
-            self.position.get(f"{module}.{leaf}", ABSENT)
-            for leaf in ("weight", "bias", "lora_A.weight", "lora_B.weight", "features")
-        )
-        adapted = self.adapter and lora_a != ABSENT
-        compute, scaling, dropout = self.compute, self.decoder.scaling, self.dropout
-
-        def linear(hidden, tokens, tensors):
-            hidden = hidden.astype(compute)
-            result = ops.linear(hidden, tensors[weight])
-            if bias != ABSENT:
-                result = result + tensors[bias].astype(compute)
-            if adapted:
-                kept = hidden
-                if dropout > 0:
-                    kept = ops.dropout(hidden, tokens, tensors[features], dropout)
-                result = result + ops.linear(ops.linear(kept, tensors[lora_a]), tensors[lora_b]) * scaling
-            return result
-
-        return linear
-
-    def norm(self, name: str):
-        """(hidden, tensors) -> RMSNorm of hidden."""
-        weight, eps, rms_norm = self.position[f"{name}.weight"], self.spec.rms_norm_eps, self.decoder.kernels.rms_norm
-
-        def norm(hidden, tensors):
-            return rms_norm(hidden, tensors[weight], eps)
-
-        return norm
+        self.attended = self.spec.num_attention_heads * self.spec.head_dim
 
     def project(self):
-        """(hidden, cosine, sine, tokens, tensors) -> rotated queries and keys, values [rows, heads, length, dim]."""
+        """Hidden states -> queries and keys, rotated, and values [tokens, (heads + 2 kv_heads) x dim]."""
         norm, rotary, dim = self.norm("input_layernorm"), self.decoder.kernels.rotary, self.spec.head_dim
-        query_of, key_of, value_of = (self.linear(f"self_attn.{name}_proj") for name in "qkv")
+        linears = self.linears(*(f"self_attn.{name}_proj" for name in "qkv"))
 
-        def split(hidden):
-            rows, length, features = hidden.shape
-            return hidden.reshape(rows, length, features // dim, dim).transpose(0, 2, 1, 3)
-
-        def project(hidden, cosine, sine, tokens, tensors):
-            normed = norm(hidden, tensors)
-            query = rotary(split(query_of(normed, tokens, tensors)), cosine, sine)
-            key = rotary(split(key_of(normed, tokens, tensors)), cosine, sine)
-            return query, key, split(value_of(normed, tokens, tensors))
+        def project(hidden, cosine, sine, tokens, *tensors):
+            query, key, value = linears(norm(hidden, tensors), tokens, tensors)
+            query = rotary(query.reshape(-1, query.shape[-1] // dim, dim), cosine, sine).reshape(query.shape)
+            key = rotary(key.reshape(-1, key.shape[-1] // dim, dim), cosine, sine).reshape(key.shape)
+            return operators.concat((query, key, value), 1)
 
         return project
 
     def merge(self):
-        """(mixed [rows, heads, length, dim], tokens, tensors) -> attention's output projection."""
-        output_of = self.linear("self_attn.o_proj")
+        """Mixed values [tokens, heads x dim] -> attention's output projection."""
+        linears = self.linears("self_attn.o_proj")
 
-        def merge(mixed, tokens, tensors):
-            rows, heads, length, dim = mixed.shape
-            return output_of(mixed.transpose(0, 2, 1, 3).reshape(rows, length, heads * dim), tokens, tensors)
+        def merge(mixed, cosine, sine, tokens, *tensors):
+            return linears(mixed, tokens, tensors)[0]
 
         return merge
 
-    def feed_forward(self):
-        """(hidden, tokens, tensors) -> the SwiGLU feed-forward of the normed hidden states."""
-        norm, swiglu = self.norm("post_attention_layernorm"), self.decoder.kernels.swiglu
-        gate_of, up_of, down_of = (self.linear(f"mlp.{name}_proj") for name in ("gate", "up", "down"))
+    def expand(self):
+        """Hidden states -> the gate and the up projection of their norm, side by side."""
+        norm, linears = self.norm("post_attention_layernorm"), self.linears("mlp.gate_proj", "mlp.up_proj")
 
-        def feed_forward(hidden, tokens, tensors):
-            normed = norm(hidden, tensors)
-            mixed = swiglu(gate_of(normed, tokens, tensors), up_of(normed, tokens, tensors))
-            return down_of(mixed, tokens, tensors)
+        def expand(hidden, cosine, sine, tokens, *tensors):
+            return operators.concat(linears(norm(hidden, tensors), tokens, tensors), 1)
 
-        return feed_forward
+        return expand
+
+    def contract(self):
+        """What `expand` gives -> the down projection of its SwiGLU."""
+        swiglu, linears = self.decoder.kernels.swiglu, self.linears("mlp.down_proj")
+
+        def contract(wide, cosine, sine, tokens, *tensors):
+            half = wide.shape[1] // 2
+            return linears(swiglu(wide[:, :half], wide[:, half:]), tokens, tensors)[0]
+
+        return contract
+
+    def norm(self, name: str):
+        """(hidden, tensors) -> RMSNorm of hidden."""
+        weight, rms_norm = self.position[f"{name}.weight"], self.decoder.kernels.rms_norm
+
+        def norm(hidden, tensors):
+            return rms_norm(hidden, tensors[weight])
+
+        return norm
+
+    def linears(self, *modules: str):
+        """(hidden, tokens, tensors) -> of each module W hidden + bias + scaling x B A dropout(hidden), as a tuple."""
+        adapted = [module for module in modules if self.adapter and self._place(module, "lora_A.weight") != ABSENT]
+        reduce, compute = self._reduce(adapted), self.compute
+        linears = tuple(
+            self._linear(module, adapted.index(module) if module in adapted else ABSENT) for module in modules
+        )
+
+        def together(hidden, tokens, tensors):
+            hidden = hidden.astype(compute)
+            reduced = reduce(hidden, tokens, tensors)
+            results = ()
+            for linear in linears:
+                results = results + (linear(hidden, reduced, tensors),)
+            return results
+
+        return together
+
+    def _place(self, module: str, leaf: str) -> int:
+        return self.position.get(f"{module}.{leaf}", ABSENT)
+
+    def _linear(self, module: str, number: int):
+        """(hidden, reduced, tensors) -> one module's result, `number` being the place of its adapter in `reduced`."""
+        weight, bias, lora_b = (self._place(module, leaf) for leaf in ("weight", "bias", "lora_B.weight"))
+
+        def linear(hidden, reduced, tensors):
+            result = ops.linear(hidden, tensors[weight])
+            if bias != ABSENT:
+                result = result + tensors[bias].astype(hidden.dtype)
+            if number != ABSENT:
+                result = result + ops.linear(reduced[number], tensors[lora_b])
+            return result
+
+        return linear
+
+    def _reduce(self, modules: list[str]):
+        """(hidden, tokens, tensors) -> scaling x A dropout(hidden) of each module, as a tuple."""
+        places = tuple((self._place(module, "lora_A.weight"), self._place(module, "features")) for module in modules)
+        dropout, scaling = self.dropout, self.decoder.scaling
+
+        def apart(hidden, tokens, tensors):
+            results = ()
+            for lora_a, features in places:
+                kept = ops.dropout(hidden, tokens, tensors[features], dropout) if dropout > 0 else hidden
+                results = results + (ops.linear(kept, tensors[lora_a]) * scaling,)
+            return results
+
+        def joined(hidden, tokens, tensors):
+            factors = ()
+            for lora_a, _ in places:
+                factors = factors + (tensors[lora_a],)
+            reduced = ops.linear(hidden, operators.concat(factors)) * scaling
+            return operators.split(reduced, tensors[places[0][0]].shape[0], 1)
+
+        return joined if len(places) > 1 and not dropout else apart
