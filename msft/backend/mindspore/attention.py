@@ -95,8 +95,8 @@ class _Tiles:
         return operators.concat((mixed, sums.astype(heads.dtype)), 1)
 
     def differentiate(self, gradient, heads, mixed, queries, keys, bias):
-        """Return the gradient of `heads` for that of the mixed values [length, heads x dim]."""
-        tiles = heads.shape[0] // TILE
+        """Return the gradient of `heads` for that of what `mix` returns."""
+        tiles, gradient = heads.shape[0] // TILE, gradient[:, : self.ends[0]]
         query, key, value, scores = self.scores(heads, queries, keys, bias)
         sums = self.by_tile(mixed[:, self.ends[0] :].astype(self.kind), self.heads, 1)
         sums = operators.gather(sums, queries, 0).reshape(*scores.shape[:-1], 1)

@@ -38,9 +38,9 @@ class Block:
     def __init__(self, decoder, layout, dropout: float, adapter: bool):
         parts = _Parts(decoder, layout, dropout, adapter)
         self.attention, self.recompute = decoder.kernels.attention, decoder.runtime.recompute
-        self.project = _Step(parts.project(), ("input_layernorm", *_modules("self_attn", "qkv")), layout)
-        self.merge = _Step(parts.merge(), ("self_attn.o_proj",), layout, parts.attended)
-        self.expand = _Step(parts.expand(), ("post_attention_layernorm", "mlp.gate_proj", "mlp.up_proj"), layout)
+        self.project = _Step(parts.project(), ("input_layernorm", *_modules("self_attn", "q k v")), layout)
+        self.merge = _Step(parts.merge(), ("self_attn.o_proj",), layout)
+        self.expand = _Step(parts.expand(), ("post_attention_layernorm", *_modules("mlp", "gate up")), layout)
         self.contract = _Step(parts.contract(), ("mlp.down_proj",), layout)
 
     def forward(self, hidden: Tensor, line: LineTensors, tensors: list[Tensor]) -> tuple[Tensor, Kept]:
@@ -72,21 +72,21 @@ class Block:
         return heads, mixed, middle, self.expand.forward(middle, line, tensors)
 
 
-def _modules(parent: str, letters: str) -> list[str]:
-    return [f"{parent}.{letter}_proj" for letter in letters]
+def _modules(parent: str, words: str) -> list[str]:
+    return [f"{parent}.{word}_proj" for word in words.split()]
 
 
 class _Step:
     """A function (values, cosine, sine, tokens, *all tensors) of a block and its gradients, each compiled when used.
 
-    It reads `features` columns of its values, or all, and of the tensors those whose names start with `starts`.
+    Of the tensors it reads those whose names start with `starts`.
     """
 
-    def __init__(self, function, starts: tuple[str, ...], layout, features: int | None = None):
+    def __init__(self, function, starts: tuple[str, ...], layout):
         self.tuned = [place for place, (name, tuned) in enumerate(layout) if tuned and name.startswith(starts)]
-        self.apply, self.apply_onto = (mindspore.jit(made) for made in _forward(function, features))
-        self.differentiate, self.differentiate_onto = (mindspore.jit(made) for made in _backward(function, features))
-        self.differentiate_tuned = mindspore.jit(_backward_tuned(function, features, self.tuned))
+        self.apply, self.apply_onto = (mindspore.jit(made) for made in _forward(function))
+        self.differentiate, self.differentiate_onto = (mindspore.jit(made) for made in _backward(function))
+        self.differentiate_tuned = mindspore.jit(_backward_tuned(function, self.tuned))
 
     def forward(self, values: Tensor, line: LineTensors, tensors, onto: Tensor | None = None) -> Tensor:
         """Return the function's result, added to `onto`."""
@@ -95,7 +95,7 @@ class _Step:
         return self.apply_onto(onto, values, *line[:3], *tensors)
 
     def backward(self, gradient: Tensor, values: Tensor, line: LineTensors, tensors, onto: Tensor | None = None):
-        """Return the gradient of what is read of `values` for that of the result, added to `onto`."""
+        """Return the gradient of `values` for that of the result, added to `onto`."""
         if onto is None:
             return self.differentiate(gradient, values, *line[:3], *tensors)
         return self.differentiate_onto(onto, gradient, values, *line[:3], *tensors)
@@ -108,33 +108,33 @@ class _Step:
         return dict(zip(self.tuned, found if len(self.tuned) > 1 else [found], strict=True))
 
 
-def _forward(function, features):
+def _forward(function):
     def forward(values, cosine, sine, tokens, *tensors):
-        return function(values[:, :features], cosine, sine, tokens, *tensors)
+        return function(values, cosine, sine, tokens, *tensors)
 
     def forward_onto(onto, values, cosine, sine, tokens, *tensors):
-        return onto + function(values[:, :features], cosine, sine, tokens, *tensors)
+        return onto + function(values, cosine, sine, tokens, *tensors)
 
     return forward, forward_onto
 
 
-def _backward(function, features):
+def _backward(function):
     gradient_of = ops.gradient(function)
 
     def backward(gradient, values, cosine, sine, tokens, *tensors):
-        return gradient_of(values[:, :features], cosine, sine, tokens, *tensors, gradient)[0]
+        return gradient_of(values, cosine, sine, tokens, *tensors, gradient)[0]
 
     def backward_onto(onto, gradient, values, cosine, sine, tokens, *tensors):
-        return onto + gradient_of(values[:, :features], cosine, sine, tokens, *tensors, gradient)[0]
+        return onto + gradient_of(values, cosine, sine, tokens, *tensors, gradient)[0]
 
     return backward, backward_onto
 
 
-def _backward_tuned(function, features, tuned):
+def _backward_tuned(function, tuned):
     gradient_of, places = ops.gradient(function), tuple(4 + place for place in tuned)
 
     def backward_tuned(gradient, values, cosine, sine, tokens, *tensors):
-        found = gradient_of(values[:, :features], cosine, sine, tokens, *tensors, gradient)
+        found = gradient_of(values, cosine, sine, tokens, *tensors, gradient)
         if len(places) == 1:
             return found[places[0]]
         results = ()
@@ -189,7 +189,6 @@ class _Parts:
         self.adapter = adapter
         self.position = {name: position for position, (name, _) in enumerate(layout)}
         self.compute = ops.dtype(decoder.runtime.precision.compute)
-        self.attended = self.spec.num_attention_heads * self.spec.head_dim
 
     def project(self):
         """Hidden states -> queries and keys, rotated, and values [tokens, (heads + 2 kv_heads) x dim]."""
@@ -205,11 +204,13 @@ class _Parts:
         return project
 
     def merge(self):
-        """Mixed values [tokens, heads x dim] -> attention's output projection."""
-        linears = self.linears("self_attn.o_proj")
+        """What attention gives, mixed values [tokens, heads x dim] first -> its output projection."""
+        linears, features = self.linears("self_attn.o_proj"), self.spec.num_attention_heads * self.spec.head_dim
 
         def merge(mixed, cosine, sine, tokens, *tensors):
-            return linears(mixed, tokens, tensors)[0]
+            # A slice that takes everything costs ten times the copy that it is on CPU.
+            values = mixed if mixed.shape[1] == features else mixed[:, :features]
+            return linears(values, tokens, tensors)[0]
 
         return merge
 
@@ -227,8 +228,8 @@ class _Parts:
         swiglu, linears = self.decoder.kernels.swiglu, self.linears("mlp.down_proj")
 
         def contract(wide, cosine, sine, tokens, *tensors):
-            half = wide.shape[1] // 2
-            return linears(swiglu(wide[:, :half], wide[:, half:]), tokens, tensors)[0]
+            gate, up = operators.split(wide, wide.shape[1] // 2, 1)
+            return linears(swiglu(gate, up), tokens, tensors)[0]
 
         return contract
 
