@@ -83,7 +83,7 @@ class _Step:
     """
 
     def __init__(self, function, starts: tuple[str, ...], layout):
-        self.tuned = [place for place, (name, tuned) in enumerate(layout) if tuned and name.startswith(starts)]
+        self.tuned = tuple(place for place, (name, tuned) in enumerate(layout) if tuned and name.startswith(starts))
         self.apply, self.apply_onto = (mindspore.jit(made) for made in _forward(function))
         self.differentiate, self.differentiate_onto = (mindspore.jit(made) for made in _backward(function))
         self.differentiate_tuned = mindspore.jit(_backward_tuned(function, self.tuned))
@@ -101,11 +101,10 @@ class _Step:
         return self.differentiate_onto(onto, gradient, values, *line[:3], *tensors)
 
     def tuned_gradients(self, gradient: Tensor, values: Tensor, line: LineTensors, tensors) -> dict[int, Tensor]:
-        """Return the gradients of the tuned tensors by their place."""
+        """Return the gradients of the tuned tensors one after another in a flat tensor, by their places; or nothing."""
         if not self.tuned:
             return {}
-        found = self.differentiate_tuned(gradient, values, *line[:3], *tensors)
-        return dict(zip(self.tuned, found if len(self.tuned) > 1 else [found], strict=True))
+        return {self.tuned: self.differentiate_tuned(gradient, values, *line[:3], *tensors)}
 
 
 def _forward(function):
@@ -135,12 +134,10 @@ def _backward_tuned(function, tuned):
 
     def backward_tuned(gradient, values, cosine, sine, tokens, *tensors):
         found = gradient_of(values, cosine, sine, tokens, *tensors, gradient)
-        if len(places) == 1:
-            return found[places[0]]
         results = ()
         for place in places:
-            results = results + (found[place],)
-        return results
+            results = results + (found[place].reshape(-1),)
+        return operators.concat(results)
 
     return backward_tuned
 

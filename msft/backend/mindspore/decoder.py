@@ -88,7 +88,7 @@ class Decoder:
 
         It empties `trace.kept`, whose tensors are large, on its way.
         """
-        found, weight = {}, self.parameter("model.norm.weight")
+        found, flats, weight = {}, [], self.parameter("model.norm.weight")
         if "model.norm.weight" in self.tuned_names:
             name = self.tuned_names["model.norm.weight"]
             found[name] = self.norm_backward_tuned(gradient, trace.last, weight)
@@ -96,11 +96,14 @@ class Decoder:
         for apply, names_of_layer in reversed([*self._blocks()]):
             tensors = [*map(self.parameter, names_of_layer)]
             gradient, by_place = apply.backward(gradient, trace.kept.pop(), trace.tensors, tensors)
-            found |= {self.tuned_names[names_of_layer[place]]: part for place, part in by_place.items()}
+            flats += [(flat, [self.tuned_names[names_of_layer[at]] for at in places]) for places, flat in by_place.items()]
         if "model.embed_tokens.weight" in self.tuned_names:
             table = self.parameter("model.embed_tokens.weight")
             ids = self.tensor(trace.line.input_ids)
             found[self.tuned_names["model.embed_tokens.weight"]] = self.embed_backward(gradient, ids, table)
+        # At the end, because these operators do not wait for what is computed before them.
+        for flat, tuned in flats:
+            found |= self._parts_of(flat, tuned)
         return found
 
     def states(self, batch: Batch) -> Iterator[tuple[str, np.ndarray]]:
@@ -162,6 +165,11 @@ class Decoder:
         keys = np.zeros(1, np.int32) if self.dropout_keys is None else found.fill(self.dropout_keys)
         plan = self.kernels.attention.plan(found.segments)
         return found, block.LineTensors(*self._rotary(found.position_ids), self.tensor(keys), plan)
+
+    def _parts_of(self, flat: Tensor, tuned: list[str]) -> dict[str, Tensor]:
+        """A flat tensor of gradients as tensors of the tuned tensors' shapes."""
+        ends = np.cumsum([self.tuned[name].size for name in tuned])
+        return {name: flat[end - self.tuned[name].size : end].reshape(self.tuned[name].shape) for name, end in zip(tuned, ends.tolist(), strict=True)}
 
     def _embedded(self, found: line.Line) -> Tensor:
         return self.embed(self.parameter("model.embed_tokens.weight"), self.tensor(found.input_ids))
