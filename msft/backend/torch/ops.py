@@ -19,25 +19,33 @@ SUM_BLOCK = 256
 
 @dataclass(frozen=True)
 class Kernels:
-    """The operators that were chosen for a device.
+    """The operators that were chosen for a device; `softmax` says what attention's runs in.
 
     `attention`(query [1, heads, tokens, dim], key, value [1, kv_heads, tokens, dim], segments, scale) is causal within
     each of the `attention.Segments`; `fused_adamw` tells whether AdamW runs as one fused kernel.
     """
 
     name: str
+    softmax: str
     attention: Callable
     fused_adamw: bool
 
 
 def kernels(spec: ModelSpec, runtime: Runtime) -> Kernels:
     """Choose kernels for a model on a device: flash attention of variable length, torch's own, or products on CPU."""
-    fused_adamw = runtime.device in ("cpu", "cuda")
-    if runtime.device == "cuda" and runtime.precision.compute != "float32" and attention.has_variable_length():
-        return Kernels("flash attention of variable length", attention.across_segments, fused_adamw)
+    fused_adamw, compute = runtime.device in ("cpu", "cuda"), runtime.precision.compute
+    if runtime.device == "cuda" and compute != "float32" and attention.has_variable_length():
+        name, softmax = "flash attention of variable length", "float32 inside flash attention"
+        return Kernels(name, softmax, attention.across_segments, fused_adamw)
+    name = "scaled_dot_product_attention, segment by segment"
     if runtime.device == "cpu":
-        return Kernels("batched products, segment by segment", attention.on_cpu, fused_adamw)
-    return Kernels("scaled_dot_product_attention, segment by segment", attention.by_segment, fused_adamw)
+        if compute == "float32":
+            name = f"batched products, or over {attention.KEPT} tokens {name}"
+        else:
+            name = "batched products, segment by segment"
+        return Kernels(name, f"float32, of scores in {compute}", attention.on_cpu, fused_adamw)
+    softmax = "float32 accumulation inside scaled_dot_product_attention"
+    return Kernels(name, softmax, attention.by_segment, fused_adamw)
 
 
 def dtype(name: str) -> torch.dtype:
