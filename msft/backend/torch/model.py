@@ -116,7 +116,7 @@ class Model:
             "parameters": f"frozen {frozen}, tuned float32",
             "compute": precision.compute,
             "products": block.products(self.runtime.device, precision.compute),
-            "softmax": "float32 inside attention",
+            "softmax": self.kernels.softmax,
             "norm": norm,
             "rotary": "float32 angles",
             "loss": f"float32, supervised positions only, up to {ops.LOSS_CHUNK} at a time",

@@ -37,14 +37,12 @@ def kernels(spec: ModelSpec, runtime: Runtime) -> Kernels:
     if runtime.device == "cuda" and compute != "float32" and attention.has_variable_length():
         name, softmax = "flash attention of variable length", "float32 inside flash attention"
         return Kernels(name, softmax, attention.across_segments, fused_adamw)
-    name = "scaled_dot_product_attention, segment by segment"
     if runtime.device == "cpu":
-        if compute == "float32":
-            name = f"batched products, or over {attention.KEPT} tokens {name}"
-        else:
-            name = "batched products, segment by segment"
+        longer = f" (torch's kernel where one is over {attention.KEPT} tokens)" if compute == "float32" else ""
+        name = f"batched products, segment by segment{longer}"
         return Kernels(name, f"float32, of scores in {compute}", attention.on_cpu, fused_adamw)
     softmax = "float32 accumulation inside scaled_dot_product_attention"
+    name = "scaled_dot_product_attention, segment by segment"
     return Kernels(name, softmax, attention.by_segment, fused_adamw)
 
 
