@@ -1,18 +1,34 @@
-"""Attention of queries with the keys that a mask names: by plain operators, or Ascend's flash attention."""
+"""Causal attention within segments, and over a key-value cache: by plain operators, or Ascend's flash attention."""
 
 from collections.abc import Callable
+from functools import cache
+from types import SimpleNamespace
+from typing import NamedTuple
 
 import mindspore
+import numpy as np
 from mindspore import Tensor
 from mindspore import ops as operators
 
+from msft.backend import line
 from msft.backend.contract import Precision
+from msft.models.spec import ModelSpec
 
 MASKED = -1e30
+# Tiles up to this number of keys keep their weights for the way back: a fifth less time for a tenth more memory.
+KEPT = 512
+
+# Primitives, which can be compiled without looking at cases.
+_PRODUCT = operators.BatchMatMul()
+_PRODUCT_A = operators.BatchMatMul(transpose_a=True)
+_PRODUCT_B = operators.BatchMatMul(transpose_b=True)
+_SOFTMAX = operators.Softmax(-1)
+_UPDATE = operators.TensorScatterUpdate()
+_ADD = operators.TensorScatterAdd()
 
 
 def dense(precision: Precision) -> Callable:
-    """Return attention by plain operators; see `ops.Kernels.attention`."""
+    """Return attention of all queries with all keys that `allowed` names; see `ops.Kernels.attention`."""
     kind = getattr(mindspore, precision.softmax)
 
     def attention(query, key, value, allowed):
@@ -20,19 +36,19 @@ def dense(precision: Precision) -> Callable:
         groups, keys = key.shape[1], key.shape[2]
         # Grouped heads share one product: the queries of a group stand below one another.
         query = query.reshape(rows, groups, heads // groups * length, dim)
-        scores = operators.BatchMatMul(transpose_b=True)(query, key).astype(kind) * (dim**-0.5)
+        scores = _PRODUCT_B(query, key).astype(kind) * (dim**-0.5)
         scores = scores.reshape(rows, groups, heads // groups, length, keys)
         bias = operators.where(allowed, Tensor(0.0, kind), Tensor(MASKED, kind))
         scores = scores + bias.expand_dims(1).expand_dims(1)
         weights = operators.softmax(scores, -1).astype(value.dtype)
-        mixed = operators.BatchMatMul()(weights.reshape(rows, groups, heads // groups * length, keys), value)
+        mixed = _PRODUCT(weights.reshape(rows, groups, heads // groups * length, keys), value)
         return mixed.reshape(rows, heads, length, dim)
 
     return attention
 
 
-def fused(query, key, value, allowed):
-    """Attention by Ascend's flash attention; see `ops.Kernels.attention`."""
+def fused_dense(query: Tensor, key: Tensor, value: Tensor, allowed: Tensor) -> Tensor:
+    """`dense` by Ascend's flash attention."""
     return operators.flash_attention_score(
         query,
         key,
@@ -42,3 +58,170 @@ def fused(query, key, value, allowed):
         scalar_value=query.shape[-1] ** -0.5,
         input_layout="BNSD",
     )
+
+
+class TilePlan(NamedTuple):
+    """What is computed for `line.Tiles`: int32 places of heads, and `bias` [tiles, 1, heads of a group x TILE, keys].
+
+    `queries`, `keys`, `values` are places in [length x (heads + 2 kv_heads), dim], `mixed` in [length x heads, dim];
+    `upper` too, but lies behind the last for a query that only repeats another.
+    """
+
+    queries: Tensor
+    keys: Tensor
+    values: Tensor
+    mixed: Tensor
+    upper: Tensor
+    bias: Tensor
+
+
+class TiledAttention:
+    """Attention of a line's queries, keys and values within its segments, by plain operators on tiles of queries.
+
+    `heads` is [length, (heads + 2 kv_heads) x dim]: queries, keys and values side by side; a plan tells who sees whom.
+    The weights of tiles with more than KEPT keys are computed again backwards.
+    """
+
+    def __init__(self, spec: ModelSpec, precision: Precision):
+        self.heads, self.kv_heads = spec.num_attention_heads, spec.num_key_value_heads
+        self.kind = getattr(mindspore, precision.softmax)
+        self.functions = _compiled(self.heads, self.kv_heads, spec.head_dim, precision.softmax)
+
+    def plan(self, segments: np.ndarray) -> list[TilePlan]:
+        """Return what both ways need to know of a line's segments, int32 [length]."""
+        return [self._plan(tiles, len(segments)) for tiles in line.tiles(segments)]
+
+    def forward(self, heads: Tensor, plan: list[TilePlan]) -> tuple[Tensor, list[Tensor | None]]:
+        """Return the mixed values [length, heads x dim], and the weights that are kept for the way back."""
+        mixed, kept = self.functions.nothing(heads), []
+        for tiles in plan:
+            weights = self.functions.weights(heads, tiles.queries, tiles.keys, tiles.bias)
+            mixed = self.functions.mix(mixed, weights, heads, tiles.values, tiles.mixed)
+            kept.append(weights if tiles.bias.shape[-1] <= KEPT else None)
+        return mixed, kept
+
+    def backward(self, gradient: Tensor, heads: Tensor, mixed: Tensor, kept: list, plan: list[TilePlan]) -> Tensor:
+        """Return the gradient of `heads` for that of the mixed values."""
+        found = self.functions.no_gradient(heads)
+        upper, inner = self.functions.with_zeros(gradient), self.functions.inner(gradient, mixed)
+        for tiles, weights in zip(plan, kept, strict=True):
+            if weights is None:
+                weights = self.functions.weights(heads, tiles.queries, tiles.keys, tiles.bias)
+            found = self.functions.differentiate(found, weights, heads, upper, inner, *tiles[:3], tiles.upper)
+        return found
+
+    def _plan(self, tiles: line.Tiles, length: int) -> TilePlan:
+        """The queries of the heads that share keys stand below one another."""
+        heads, groups, group = self.heads, self.kv_heads, self.heads // self.kv_heads
+        by_head = np.arange(heads).reshape(1, groups, group, 1)
+        stacked = (len(tiles.queries), groups, group * line.TILE)
+        each = heads + 2 * groups
+        keys = tiles.keys[:, None] * each + (heads + np.arange(groups))[:, None]
+        allowed = np.tile(tiles.allowed, (1, group, 1))[:, None]
+        queries = (tiles.queries[:, None, None] * each + by_head).reshape(stacked)
+        mixed = (tiles.queries[:, None, None] * heads + by_head).reshape(stacked)
+        upper = np.where(np.tile(tiles.real, (1, group))[:, None], mixed, length * heads)
+        places = (queries, keys, keys + groups, mixed, upper)
+        bias = Tensor(np.where(allowed, 0, MASKED).astype(np.float32)).astype(self.kind)
+        return TilePlan(*(Tensor(place.astype(np.int32)) for place in places), bias)
+
+
+@cache
+def _compiled(heads: int, kv_heads: int, dim: int, softmax: str):
+    """The functions of attention, compiled once in a process for every model of these sizes."""
+    functions = _Tiles(heads, kv_heads, dim, getattr(mindspore, softmax))
+    names = ("nothing", "weights", "mix", "no_gradient", "with_zeros", "inner", "differentiate")
+    return SimpleNamespace(**{name: mindspore.jit(getattr(functions, name)) for name in names})
+
+
+class _Tiles:
+    """Attention on tiles, each a row of scores as long as its keys, and its gradients."""
+
+    def __init__(self, heads: int, kv_heads: int, dim: int, kind):
+        self.heads, self.kv_heads, self.dim, self.kind = heads, kv_heads, dim, kind
+        self.scale = dim**-0.5
+
+    def nothing(self, heads):
+        """Mixed values to begin with."""
+        return operators.zeros((heads.shape[0], self.heads * self.dim), heads.dtype)
+
+    def weights(self, heads, queries, keys, bias):
+        """The softmax of the scores of some tiles [tiles, kv_heads, heads of a group x TILE, keys]."""
+        query, key = self.chosen(heads, queries) * self.scale, self.chosen(heads, keys)
+        return _SOFTMAX(_PRODUCT_B(query, key).astype(self.kind) + bias)
+
+    def mix(self, mixed, weights, heads, values, places):
+        """`mixed` with those of some tiles in their places."""
+        found = _PRODUCT(weights.astype(heads.dtype), self.chosen(heads, values))
+        flat = mixed.reshape(-1, self.dim)
+        return _UPDATE(flat, places.reshape(-1, 1), found.reshape(-1, self.dim)).reshape(mixed.shape)
+
+    def no_gradient(self, heads):
+        """Gradients to begin with."""
+        return operators.zeros_like(heads)
+
+    def with_zeros(self, gradient):
+        """The mixed values' gradient [length x heads + 1, dim]."""
+        gradient = gradient.reshape(-1, self.dim)
+        return operators.concat((gradient, operators.zeros((1, self.dim), gradient.dtype)))
+
+    def inner(self, gradient, mixed):
+        """The inner products of the mixed values and their gradient [length x heads + 1, 1]."""
+        products = (gradient.astype(self.kind) * mixed.astype(self.kind)).reshape(-1, self.dim)
+        # A product with ones takes a third of the time that MindSpore's sum over a short axis does.
+        sums = operators.matmul(products, operators.ones((self.dim, 1), self.kind))
+        return operators.concat((sums, operators.zeros((1, 1), self.kind)))
+
+    def differentiate(self, total, weights, heads, upper, inner, queries, keys, values, places):
+        """`total` [length, (heads + 2 kv_heads) x dim] with the gradients that some tiles bring."""
+        query, key, value = (self.chosen(heads, at) for at in (queries, keys, values))
+        upper, inner = operators.gather(upper, places, 0), operators.gather(inner, places, 0)
+        slope = weights * (_PRODUCT_B(upper, value).astype(self.kind) - inner)
+        slope, weights = (slope * self.scale).astype(heads.dtype), weights.astype(heads.dtype)
+        found = (_PRODUCT(slope, key), _PRODUCT_A(slope, query), _PRODUCT_A(weights, upper))
+        rows = operators.concat([part.reshape(-1, self.dim) for part in found])
+        at = operators.concat([part.reshape(-1, 1) for part in (queries, keys, values)])
+        return _ADD(total.reshape(-1, self.dim), at, rows).reshape(total.shape)
+
+    def chosen(self, heads, places):
+        """Some of the heads [..., dim]."""
+        return operators.gather(heads.reshape(-1, self.dim), places, 0)
+
+
+class FusedAttention:
+    """`TiledAttention` by Ascend's flash attention."""
+
+    def __init__(self, spec: ModelSpec):
+        self.heads, self.kv_heads, self.dim = spec.num_attention_heads, spec.num_key_value_heads, spec.head_dim
+        self.triangle = np.triu(np.ones((2048, 2048), dtype=np.uint8), 1)
+        self.gradient = operators.GradOperation(get_all=True, sens_param=True)(self._mix)
+
+    def plan(self, segments: np.ndarray) -> tuple:
+        """Return the segments' ends, and the triangle that the kernel wants for causal attention."""
+        ends = np.flatnonzero(np.diff(segments, append=0)) + 1
+        return tuple(map(int, ends)), Tensor(self.triangle)
+
+    def forward(self, heads: Tensor, plan: tuple) -> tuple[Tensor, list]:
+        """See `TiledAttention`."""
+        return self._mix(heads, *plan), []
+
+    def backward(self, gradient: Tensor, heads: Tensor, mixed: Tensor, kept: list, plan: tuple) -> Tensor:
+        """See `TiledAttention`."""
+        return self.gradient(heads, *plan, gradient)[0]
+
+    def _mix(self, heads, ends, triangle):
+        parts = heads.reshape(-1, self.heads + 2 * self.kv_heads, self.dim)
+        query, key, value = operators.split(parts, (self.heads, self.kv_heads, self.kv_heads), 1)
+        mixed = operators.flash_attention_score(
+            query,
+            key,
+            value,
+            self.heads,
+            attn_mask=triangle,
+            actual_seq_qlen=ends,
+            actual_seq_kvlen=ends,
+            scalar_value=self.dim**-0.5,
+            input_layout="TND",
+            sparse_mode=3,
+        )
+        return mixed.reshape(-1, self.heads * self.dim)

@@ -1,6 +1,15 @@
-"""A decoder's block as pure functions of tensors: RMSNorm, rotary embedding, attention, SwiGLU, LoRA."""
+"""A decoder's block as compiled functions that pass one tensor from each to the next, and those of its gradients.
 
-from mindspore import mint
+MindSpore computes a compiled function of tensors at once, but waits by spinning, which costs a core, where functions
+give several tensors, stand in its own differentiation, or have plain operators between them.
+"""
+
+from functools import cache
+from types import SimpleNamespace
+from typing import NamedTuple
+
+import mindspore
+from mindspore import Tensor, mint
 from mindspore import ops as operators
 
 from msft.backend.mindspore import ops
@@ -8,118 +17,327 @@ from msft.backend.mindspore import ops
 ABSENT = -1
 
 
-def whole(decoder, layout, dropout: float, adapter: bool):
-    """Write one block as a function of (hidden, cosine, sine, allowed, tokens, *tensors in the layout's order)."""
-    parts = _Parts(decoder, layout, dropout, adapter)
-    project, merge, feed_forward, attention = parts.project(), parts.merge(), parts.feed_forward(), parts.attention
+class LineTensors(NamedTuple):
+    """What all blocks take of a line: rotary tables [length, features], dropout's keys [length], attention's plan."""
 
-    def block(hidden, cosine, sine, allowed, tokens, *tensors):
-        query, key, value = project(hidden, cosine, sine, tokens, tensors)
-        hidden = hidden + merge(attention(query, key, value, allowed), tokens, tensors)
-        return hidden + feed_forward(hidden, tokens, tensors)
-
-    return block
+    cosine: Tensor
+    sine: Tensor
+    tokens: Tensor
+    plan: list
 
 
-def cached(decoder, layout):
-    """Write one block for generation: it also takes the new positions' slots and the keys and values so far."""
-    parts = _Parts(decoder, layout, 0.0, True)
-    project, merge, feed_forward, attention = parts.project(), parts.merge(), parts.feed_forward(), parts.attention
+class Inner(NamedTuple):
+    """What a block makes of its input before its output; `weights` are attention's."""
+
+    heads: Tensor
+    mixed: Tensor
+    weights: list
+    middle: Tensor
+    wide: Tensor
+
+
+class Kept(NamedTuple):
+    """What a block's backward pass needs: its input, and what it makes of it (None: make it again)."""
+
+    hidden: Tensor
+    inner: Inner | None
+
+
+class Block:
+    """One block of a layout, (name, tuned or not) for each of its tensors, which the methods take in this order."""
+
+    def __init__(self, functions, attention, recompute: bool):
+        self.functions, self.attention, self.recompute = functions, attention, recompute
+
+    def forward(self, hidden: Tensor, line: LineTensors, tensors: list[Tensor]) -> tuple[Tensor, Kept]:
+        """Return the output for hidden states [length, hidden], and what `backward` needs."""
+        inner = self._inner(hidden, line, tensors)
+        output = self.functions.contract.forward(inner.wide, line, tensors, onto=inner.middle)
+        return output, Kept(hidden, None if self.recompute else inner)
+
+    def backward(self, gradient: Tensor, kept: Kept, line: LineTensors, tensors: list[Tensor]):
+        """Return the gradient of the input for that of the output, and the tuned tensors' by their places.
+
+        Those of several tensors stand one after another in a flat tensor.
+        """
+        functions, hidden = self.functions, kept.hidden
+        inner = kept.inner or self._inner(hidden, line, tensors)
+        by_wide = functions.contract.backward(gradient, inner.wide, line, tensors)
+        by_middle = functions.expand.backward(by_wide, inner.middle, line, tensors, onto=gradient)
+        by_mixed = functions.merge.backward(by_middle, inner.mixed, line, tensors)
+        by_heads = self.attention.backward(by_mixed, inner.heads, inner.mixed, inner.weights, line.plan)
+        by_turned = functions.turn_back(by_heads, line.cosine, line.sine)
+        by_hidden = functions.project.backward(by_turned, hidden, line, tensors, onto=by_middle)
+        found = functions.contract.tuned_gradients(gradient, inner.wide, line, tensors)
+        found |= functions.expand.tuned_gradients(by_wide, inner.middle, line, tensors)
+        found |= functions.merge.tuned_gradients(by_middle, inner.mixed, line, tensors)
+        found |= functions.project.tuned_gradients(by_turned, hidden, line, tensors)
+        return by_hidden, found
+
+    def _inner(self, hidden, line, tensors):
+        functions = self.functions
+        heads = functions.turn(functions.project.forward(hidden, line, tensors), line.cosine, line.sine)
+        mixed, weights = self.attention.forward(heads, line.plan)
+        middle = functions.merge.forward(mixed, line, tensors, onto=hidden)
+        return Inner(heads, mixed, weights, middle, functions.expand.forward(middle, line, tensors))
+
+
+class Numbers(NamedTuple):
+    """What the functions of a block are compiled for, beside its layout; blocks of equal numbers share them."""
+
+    kernels: ops.Kernels
+    heads: int
+    kv_heads: int
+    dim: int
+    compute: str
+    scaling: float
+    dropout: float
+    adapter: bool
+
+
+@cache
+def functions(numbers: Numbers, layout):
+    """Return the compiled functions of all blocks of a layout."""
+    return SimpleNamespace(
+        project=_Step("project", ("input_layernorm", *_modules("self_attn", "q k v")), numbers, layout),
+        merge=_Step("merge", ("self_attn.o_proj",), numbers, layout),
+        expand=_Step("expand", ("post_attention_layernorm", *_modules("mlp", "gate up")), numbers, layout),
+        contract=_Step("contract", ("mlp.down_proj",), numbers, layout),
+        turn=mindspore.jit(numbers.kernels.rotary),
+        turn_back=mindspore.jit(_turned_back(numbers.kernels.rotary)),
+    )
+
+
+def _turned_back(rotary):
+    def turn_back(gradient, cosine, sine):
+        return rotary(gradient, cosine, -sine)
+
+    return turn_back
+
+
+def _modules(parent: str, words: str) -> list[str]:
+    return [f"{parent}.{word}_proj" for word in words.split()]
+
+
+class _Step:
+    """One of the parts, a function (values, dropout's keys, *tensors), and its gradients, each compiled when used.
+
+    Of the layout's tensors it takes those whose names start with `starts`.
+    """
+
+    def __init__(self, part: str, starts: tuple[str, ...], numbers: Numbers, layout):
+        self.places = tuple(place for place, (name, _) in enumerate(layout) if name.startswith(starts))
+        own = tuple(layout[place] for place in self.places)
+        tuned = tuple(place for place, (_, is_tuned) in enumerate(own) if is_tuned)
+        self.tuned = tuple(self.places[place] for place in tuned)
+        function = getattr(_Parts(numbers, own), part)()
+        self.apply, self.apply_onto = (mindspore.jit(made) for made in _forward(function))
+        self.differentiate, self.differentiate_onto = (mindspore.jit(made) for made in _backward(function))
+        self.differentiate_tuned = mindspore.jit(_backward_tuned(function, tuned))
+
+    def forward(self, values: Tensor, line: LineTensors, tensors, onto: Tensor | None = None) -> Tensor:
+        """Return the function's result, added to `onto`."""
+        arguments = values, line.tokens, *self._own(tensors)
+        return self.apply(*arguments) if onto is None else self.apply_onto(onto, *arguments)
+
+    def backward(self, gradient: Tensor, values: Tensor, line: LineTensors, tensors, onto: Tensor | None = None):
+        """Return the gradient of `values` for that of the result, added to `onto`."""
+        arguments = gradient, values, line.tokens, *self._own(tensors)
+        return self.differentiate(*arguments) if onto is None else self.differentiate_onto(onto, *arguments)
+
+    def tuned_gradients(self, gradient: Tensor, values: Tensor, line: LineTensors, tensors) -> dict[tuple, Tensor]:
+        """Return the gradients of the tuned tensors one after another in a flat tensor, by their places; or nothing."""
+        if not self.tuned:
+            return {}
+        return {self.tuned: self.differentiate_tuned(gradient, values, line.tokens, *self._own(tensors))}
+
+    def _own(self, tensors):
+        return [tensors[place] for place in self.places]
+
+
+def _forward(function):
+    def forward(values, tokens, *tensors):
+        return function(values, tokens, *tensors)
+
+    def forward_onto(onto, values, tokens, *tensors):
+        return onto + function(values, tokens, *tensors)
+
+    return forward, forward_onto
+
+
+def _backward(function):
+    gradient_of = ops.gradient(function)
+
+    def backward(gradient, values, tokens, *tensors):
+        return gradient_of(values, tokens, *tensors, gradient)[0]
+
+    def backward_onto(onto, gradient, values, tokens, *tensors):
+        return onto + gradient_of(values, tokens, *tensors, gradient)[0]
+
+    return backward, backward_onto
+
+
+def _backward_tuned(function, tuned):
+    gradient_of, places = ops.gradient(function), tuple(2 + place for place in tuned)
+
+    def backward_tuned(gradient, values, tokens, *tensors):
+        found = gradient_of(values, tokens, *tensors, gradient)
+        results = ()
+        for place in places:
+            results = results + (found[place].reshape(-1),)
+        return operators.concat(results)
+
+    return backward_tuned
+
+
+@cache
+def cached(numbers: Numbers, layout):
+    """Return one compiled block for generation.
+
+    It takes hidden states [rows, length, hidden], rotary tables [rows x length, features], which slots each new
+    position sees, bool [rows, length, capacity], the new positions' slots, the keys and values so far [rows, kv_heads,
+    capacity, dim], and the layout's tensors; it returns hidden states, keys and values.
+    """
+    parts, rotary, attention = _Parts(numbers, layout), numbers.kernels.rotary, numbers.kernels.cached_attention
+    project, merge, expand, contract = parts.project(), parts.merge(), parts.expand(), parts.contract()
+    first, second, dim = numbers.heads, numbers.heads + numbers.kv_heads, numbers.dim
 
     def block(hidden, cosine, sine, allowed, slots, keys, values, *tensors):
-        query, key, value = project(hidden, cosine, sine, slots, tensors)
-        keys = mint.scatter(keys, 2, _spread(slots, key), key)
-        values = mint.scatter(values, 2, _spread(slots, value), value)
-        hidden = hidden + merge(attention(query, keys, values, allowed), slots, tensors)
-        return hidden + feed_forward(hidden, slots, tensors), keys, values
+        rows, length, features = hidden.shape
+        flat = hidden.reshape(-1, features)
+        heads = rotary(project(flat, slots, *tensors), cosine, sine)
+        heads = heads.reshape(rows, length, -1, dim).transpose(0, 2, 1, 3)
+        keys = _store(keys, heads[:, first:second], slots)
+        values = _store(values, heads[:, second:], slots)
+        mixed = attention(heads[:, :first], keys, values, allowed).transpose(0, 2, 1, 3).reshape(rows * length, -1)
+        middle = flat + merge(mixed, slots, *tensors)
+        wide = expand(middle, slots, *tensors)
+        return (middle + contract(wide, slots, *tensors)).reshape(hidden.shape), keys, values
 
-    return block
+    return mindspore.jit(block)
 
 
-def _spread(slots, new):
-    """The slot of every element of new keys or values [rows, kv_heads, length, head_dim]."""
-    return operators.broadcast_to(slots.reshape(1, 1, -1, 1), new.shape)
+def _store(held, new, slots):
+    """Held keys or values with new ones [rows, kv_heads, length, dim] in their slots."""
+    return mint.scatter(held, 2, operators.broadcast_to(slots.reshape(1, 1, -1, 1), new.shape), new)
 
 
 class _Parts:
-    """Writes the parts of a block for one layout; what they close over are numbers known when they are compiled."""
+    """Writes the parts for one layout; what they close over are numbers known when they are compiled.
 
-    def __init__(self, decoder, layout, dropout: float, adapter: bool):
-        self.decoder = decoder
-        self.spec = decoder.spec
-        self.dropout = dropout
-        self.adapter = adapter
+    Each is (values [tokens, ...], dropout's keys, *tensors of the layout) -> [tokens, ...].
+    """
+
+    def __init__(self, numbers: Numbers, layout):
+        self.numbers = numbers
         self.position = {name: position for position, (name, _) in enumerate(layout)}
-        self.compute = ops.dtype(decoder.runtime.precision.compute)
-        self.attention = decoder.kernels.attention
+        self.compute = ops.dtype(numbers.compute)
 
-    def linear(self, module: str):
-        """(hidden, tokens, tensors) -> W hidden + bias + scaling x B A dropout(hidden), in the compute dtype."""
-        weight, bias, lora_a, lora_b, features = (
-            self.position.get(f"{module}.{leaf}", ABSENT)
-            for leaf in ("weight", "bias", "lora_A.weight", "lora_B.weight", "features")
-        )
-        adapted = self.adapter and lora_a != ABSENT
-        compute, scaling, dropout = self.compute, self.decoder.scaling, self.dropout
+    def project(self):
+        """Hidden states -> queries, keys and values, not turned yet [tokens, (heads + 2 kv_heads) x dim]."""
+        return self.normed_linear("input_layernorm", _modules("self_attn", "q k v"))
 
-        def linear(hidden, tokens, tensors):
+    def merge(self):
+        """Attention's mixed values [tokens, heads x dim] -> its output projection."""
+        return self.linear(["self_attn.o_proj"])
+
+    def expand(self):
+        """Hidden states -> the gate and the up projection of their norm, side by side."""
+        return self.normed_linear("post_attention_layernorm", _modules("mlp", "gate up"))
+
+    def contract(self):
+        """What `expand` gives -> the down projection of its SwiGLU."""
+        swiglu, linear = self.numbers.kernels.swiglu, self.linear(["mlp.down_proj"])
+
+        def contract(wide, tokens, *tensors):
+            gate, up = operators.split(wide, wide.shape[1] // 2, 1)
+            return linear(swiglu(gate, up), tokens, *tensors)
+
+        return contract
+
+    def normed_linear(self, norm: str, modules: list[str]):
+        """`linear` of the RMSNorm of its input."""
+        weight, rms_norm, linear = self.position[f"{norm}.weight"], self.numbers.kernels.rms_norm, self.linear(modules)
+
+        def normed_linear(hidden, tokens, *tensors):
+            return linear(rms_norm(hidden, tensors[weight]), tokens, *tensors)
+
+        return normed_linear
+
+    def linear(self, modules: list[str]):
+        """W hidden + bias + scaling x B A dropout(hidden) of modules with one input, side by side."""
+        compute = self.compute
+        weights, biases, adapter = self._all(modules, "weight"), self._all(modules, "bias"), self._adapter(modules)
+
+        def linear(hidden, tokens, *tensors):
             hidden = hidden.astype(compute)
-            result = ops.linear(hidden, tensors[weight])
-            if bias != ABSENT:
-                result = result + tensors[bias].astype(compute)
-            if adapted:
-                kept = hidden
-                if dropout > 0:
-                    kept = ops.dropout(hidden, tokens, tensors[features], dropout)
-                result = result + ops.linear(ops.linear(kept, tensors[lora_a]), tensors[lora_b]) * scaling
-            return result
+            result = ops.linear(hidden, _joined(tensors, weights))
+            if ABSENT not in biases:
+                result = result + _joined(tensors, biases).astype(compute)
+            return adapter(result, hidden, tokens, tensors)
 
         return linear
 
-    def norm(self, name: str):
-        """(hidden, tensors) -> RMSNorm of hidden."""
-        weight, eps, rms_norm = self.position[f"{name}.weight"], self.spec.rms_norm_eps, self.decoder.kernels.rms_norm
+    def _all(self, modules: list[str], leaf: str) -> tuple[int, ...]:
+        """The places of a tensor of each module."""
+        return tuple(self.position.get(f"{module}.{leaf}", ABSENT) for module in modules)
 
-        def norm(hidden, tensors):
-            return rms_norm(hidden, tensors[weight], eps)
+    def _adapter(self, modules: list[str]):
+        """(result, hidden, tokens, tensors) -> the result with what the adapters of modules side by side add."""
+        leaves = ("weight", "lora_A.weight", "lora_B.weight", "features")
+        weights, reducers, expanders, features = (self._all(modules, leaf) for leaf in leaves)
+        numbers = self.numbers
+        adapted = tuple(place for place in reducers if place != ABSENT)
+        expanding = tuple(place for place in expanders if place != ABSENT)
+        dropping = tuple(zip(reducers, features, strict=True)) if numbers.dropout else ()
+        sides = tuple(zip(weights, expanders, strict=True))
 
-        return norm
+        def reduce(hidden, tokens, tensors):
+            if not dropping:
+                return ops.linear(hidden, _joined(tensors, adapted))
+            results = ()
+            for lora_a, keys in dropping:
+                if lora_a != ABSENT:
+                    kept = ops.dropout(hidden, tokens, tensors[keys], numbers.dropout)
+                    results = results + (ops.linear(kept, tensors[lora_a]),)
+            return operators.concat(results, 1) if len(results) > 1 else results[0]
 
-    def project(self):
-        """(hidden, cosine, sine, tokens, tensors) -> rotated queries and keys, values [rows, heads, length, dim]."""
-        norm, rotary, dim = self.norm("input_layernorm"), self.decoder.kernels.rotary, self.spec.head_dim
-        query_of, key_of, value_of = (self.linear(f"self_attn.{name}_proj") for name in "qkv")
+        def adapter(result, hidden, tokens, tensors):
+            if not (numbers.adapter and adapted):
+                return result
+            reduced = reduce(hidden, tokens, tensors) * numbers.scaling
+            return result + ops.linear(reduced, _side_by_side(tensors, sides, expanding))
 
-        def split(hidden):
-            rows, length, features = hidden.shape
-            return hidden.reshape(rows, length, features // dim, dim).transpose(0, 2, 1, 3)
+        return adapter
 
-        def project(hidden, cosine, sine, tokens, tensors):
-            normed = norm(hidden, tensors)
-            query = rotary(split(query_of(normed, tokens, tensors)), cosine, sine)
-            key = rotary(split(key_of(normed, tokens, tensors)), cosine, sine)
-            return query, key, split(value_of(normed, tokens, tensors))
 
-        return project
+def _joined(tensors, places):
+    """Tensors below one another."""
+    if len(places) == 1:
+        return tensors[places[0]]
+    found = ()
+    for place in places:
+        found = found + (tensors[place],)
+    return operators.concat(found)
 
-    def merge(self):
-        """(mixed [rows, heads, length, dim], tokens, tensors) -> attention's output projection."""
-        output_of = self.linear("self_attn.o_proj")
 
-        def merge(mixed, tokens, tensors):
-            rows, heads, length, dim = mixed.shape
-            return output_of(mixed.transpose(0, 2, 1, 3).reshape(rows, length, heads * dim), tokens, tensors)
+def _side_by_side(tensors, sides, expanding):
+    """The B matrices of adapters [out, rank] as one [all outs, all ranks], each in rows and columns of its own.
 
-        return merge
-
-    def feed_forward(self):
-        """(hidden, tokens, tensors) -> the SwiGLU feed-forward of the normed hidden states."""
-        norm, swiglu = self.norm("post_attention_layernorm"), self.decoder.kernels.swiglu
-        gate_of, up_of, down_of = (self.linear(f"mlp.{name}_proj") for name in ("gate", "up", "down"))
-
-        def feed_forward(hidden, tokens, tensors):
-            normed = norm(hidden, tensors)
-            mixed = swiglu(gate_of(normed, tokens, tensors), up_of(normed, tokens, tensors))
-            return down_of(mixed, tokens, tensors)
-
-        return feed_forward
+    `sides` are the places of each module's weight and B (ABSENT: no adapter), `expanding` those of the B matrices.
+    """
+    rank, dtype = tensors[expanding[0]].shape[1], tensors[expanding[0]].dtype
+    rows, before, behind = (), 0, len(expanding) * rank
+    for weight, expander in sides:
+        height = tensors[weight].shape[0]
+        if expander == ABSENT:
+            row = operators.zeros((height, len(expanding) * rank), dtype)
+        else:
+            row, behind = tensors[expander], behind - rank
+            if before > 0:
+                row = operators.concat((operators.zeros((height, before), dtype), row), 1)
+            if behind > 0:
+                row = operators.concat((row, operators.zeros((height, behind), dtype)), 1)
+            before = before + rank
+        rows = rows + (row,)
+    return operators.concat(rows) if len(rows) > 1 else rows[0]

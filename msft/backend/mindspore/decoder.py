@@ -1,26 +1,37 @@
 """msft's own decoder: RMSNorm, rotary embedding, grouped-query attention, SwiGLU, LoRA, one compiled block a layer.
 
-A block is a pure function of tensors, compiled once and called with each layer's weights, so that compiling takes
-seconds whatever the depth (a graph of all 30 layers of a 135M model: 50 s to compile, 1.6 x the time a step, 2 x the
-memory). MindSpore differentiates through the compiled blocks.
+A block's functions are compiled once and called with each layer's weights, so that compiling takes seconds whatever
+the depth (a graph of all 30 layers of a 135M model takes 50 s). Real tokens alone are computed, as a line.
 """
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
+from types import SimpleNamespace
+from typing import NamedTuple
 
 import mindspore
 import numpy as np
 from mindspore import Tensor
 from mindspore import ops as operators
 
-from msft.backend import names, random
-from msft.backend.contract import Lora, Runtime, Tuning
+from msft.backend import line, names, random
+from msft.backend.contract import Batch, Lora, Runtime, Tuning
 from msft.backend.mindspore import block, ops
 from msft.models import rope
 from msft.models.adapters import peft_names
 from msft.models.families import family
 from msft.models.spec import ModelSpec
+
+
+class Trace(NamedTuple):
+    """A line's way through the decoder: what each block kept, the last block's output, and the hidden states' norm."""
+
+    line: line.Line
+    tensors: block.LineTensors
+    kept: list[block.Kept]
+    last: Tensor
+    hidden: Tensor
 
 
 class Decoder:
@@ -44,49 +55,65 @@ class Decoder:
             names.check_modules(tuning.lora.modules, spec)
             self._add_lora(tuning.lora)
         self.layers = [self._layer(number) for number in range(spec.num_hidden_layers)]
-        self.block = cache(self._block)
-        self.cached_block = cache(self._cached_block)
-        self.embed = mindspore.jit(_embed)
-        self.norm = mindspore.jit(_norm(kernels, spec.rms_norm_eps))
-        self.project = mindspore.jit(_project)
-        self.dropout_tokens: Tensor | None = None
+        self.attention = ops.line_attention(spec, runtime)
+        self.functions = _functions(kernels)
+        self.dropout_keys: np.ndarray | None = None
         self.adapter = True
 
     @contextmanager
     def mode(self, dropout_keys: np.ndarray | None, adapter: bool):
         """Set what holds inside: dropout by token keys (int32 [rows, length]; None = none), adapters on or off."""
-        wanted = dropout_keys is not None and self.dropout > 0
-        self.dropout_tokens = self.tensor(dropout_keys) if wanted else None
+        self.dropout_keys = dropout_keys if self.dropout > 0 else None
         self.adapter = adapter
         try:
             yield
         finally:
-            self.dropout_tokens, self.adapter = None, True
+            self.dropout_keys, self.adapter = None, True
 
-    def hidden(self, input_ids: np.ndarray, position_ids: np.ndarray, segment_ids: np.ndarray) -> Tensor:
-        """Return the final hidden states [rows, length, hidden] of int32 [rows, length] arrays, 0 on padding.
+    def forward(self, batch: Batch) -> Trace:
+        """Take a batch's tokens through all blocks, keeping what `backward` needs. Attention stays in a segment."""
+        found, tensors = self._line(batch)
+        hidden, all_kept = self._embedded(found), []
+        for apply, names_of_layer in self._blocks():
+            hidden, kept = apply.forward(hidden, tensors, [*map(self.parameter, names_of_layer)])
+            all_kept.append(kept)
+        return Trace(found, tensors, all_kept, hidden, self.functions.norm(hidden, self.parameter("model.norm.weight")))
 
-        Attention is causal and stays within a segment.
+    def backward(self, gradient: Tensor, trace: Trace) -> dict[str, Tensor]:
+        """Return the gradients of the tuned tensors but the head, by canonical name, for that of `trace.hidden`.
+
+        It empties `trace.kept`, whose tensors are large, on its way.
         """
-        *_, (_, hidden) = self.states(input_ids, position_ids, segment_ids)
-        return operators.where(self.tensor(segment_ids != 0).expand_dims(-1), hidden, operators.zeros_like(hidden))
+        found, flats, weight = {}, [], self.parameter("model.norm.weight")
+        if "model.norm.weight" in self.tuned_names:
+            name = self.tuned_names["model.norm.weight"]
+            found[name] = self.functions.norm_backward_tuned(gradient, trace.last, weight)
+        gradient = self.functions.norm_backward(gradient, trace.last, weight)
+        for apply, names_of_layer in reversed([*self._blocks()]):
+            tensors = [*map(self.parameter, names_of_layer)]
+            gradient, by_place = apply.backward(gradient, trace.kept.pop(), trace.tensors, tensors)
+            flats += [
+                (flat, [self.tuned_names[names_of_layer[at]] for at in places]) for places, flat in by_place.items()
+            ]
+        if "model.embed_tokens.weight" in self.tuned_names:
+            table = self.parameter("model.embed_tokens.weight")
+            ids = self.tensor(trace.line.input_ids)
+            found[self.tuned_names["model.embed_tokens.weight"]] = self.functions.embed_backward(gradient, ids, table)
+        # At the end, because these operators do not wait for what is computed before them.
+        while flats:
+            found |= self._parts_of(*flats.pop())
+        return found
 
-    def states(
-        self, input_ids: np.ndarray, position_ids: np.ndarray, segment_ids: np.ndarray
-    ) -> Iterator[tuple[str, Tensor]]:
-        """Yield the name and the output of the embedding, of each block and of the last norm."""
-        length = input_ids.shape[1]
-        causal = np.tril(np.ones((length, length), dtype=bool))
-        allowed = self.tensor(causal & (segment_ids[:, :, None] == segment_ids[:, None, :]))
-        cosine, sine = self._rotary(position_ids)
-        tokens = self.tensor(np.zeros((1, 1), np.int32)) if self.dropout_tokens is None else self.dropout_tokens
-        hidden = self.embed(self.parameter("model.embed_tokens.weight"), self.tensor(input_ids))
-        yield "model.embed_tokens", hidden
-        for number, (layout, names_of_layer) in enumerate(self.layers):
-            apply = self.block(layout, self.dropout_tokens is not None, self.adapter)
-            hidden = apply(hidden, cosine, sine, allowed, tokens, *map(self.parameter, names_of_layer))
-            yield f"model.layers.{number}", hidden
-        yield "model.norm", self.norm(hidden, self.parameter("model.norm.weight"))
+    def states(self, batch: Batch) -> Iterator[tuple[str, np.ndarray]]:
+        """Yield the name and the output of the embedding, of each block and of the last norm, as `by_position`."""
+        found, tensors = self._line(batch)
+        hidden = self._embedded(found)
+        yield "model.embed_tokens", by_position(hidden, found, batch)
+        for number, (apply, names_of_layer) in enumerate(self._blocks()):
+            hidden, _ = apply.forward(hidden, tensors, [*map(self.parameter, names_of_layer)])
+            yield f"model.layers.{number}", by_position(hidden, found, batch)
+        hidden = self.functions.norm(hidden, self.parameter("model.norm.weight"))
+        yield "model.norm", by_position(hidden, found, batch)
 
     def cached_hidden(self, input_ids: np.ndarray, position_ids: np.ndarray, real: Tensor, cache) -> Tensor:
         """Return the last position's hidden states [rows, hidden], the keys and values before it being in `cache`.
@@ -94,15 +121,15 @@ class Decoder:
         `real` bool [rows, length, capacity] tells which slots each new position sees. `cache.layers` holds
         [keys, values] [rows, kv_heads, capacity, head_dim] by layer, `cache.slot` the first free slot; both move on.
         """
-        cosine, sine = self._rotary(position_ids)
-        hidden = self.embed(self.parameter("model.embed_tokens.weight"), self.tensor(input_ids))
+        cosine, sine = self._rotary(position_ids.reshape(-1))
+        hidden = self.functions.embed(self.parameter("model.embed_tokens.weight"), self.tensor(input_ids))
         length = input_ids.shape[1]
         slots = self.tensor(np.arange(cache.slot, cache.slot + length, dtype=np.int32))
         for number, (layout, names_of_layer) in enumerate(self.layers):
-            apply, tensors = self.cached_block(layout), map(self.parameter, names_of_layer)
+            apply, tensors = block.cached(self._numbers(0.0, True), layout), map(self.parameter, names_of_layer)
             hidden, *cache.layers[number] = apply(hidden, cosine, sine, real, slots, *cache.layers[number], *tensors)
         cache.slot += length
-        return self.norm(hidden[:, -1], self.parameter("model.norm.weight"))
+        return self.functions.norm(hidden[:, -1], self.parameter("model.norm.weight"))
 
     def head_weight(self) -> Tensor:
         """Return the matrix that `head` takes, [vocabulary, hidden] in the compute dtype: one copy for many calls."""
@@ -110,7 +137,7 @@ class Decoder:
 
     def head(self, hidden: Tensor, weight: Tensor) -> Tensor:
         """Return the logits, float32 [..., vocabulary]."""
-        return self.project(hidden, weight)
+        return self.functions.project(hidden, weight)
 
     def parameter(self, name: str) -> Tensor:
         """Return a tensor by its name in the model, tuned or frozen; a tied head is the embedding."""
@@ -124,15 +151,45 @@ class Decoder:
 
     def rotate(self, hidden: np.ndarray, position_ids: np.ndarray) -> np.ndarray:
         """Apply the rotary embedding to float32 [rows, heads, length, head_dim] at int32 [rows, length]."""
-        return ops.to_numpy(self.kernels.rotary(self.tensor(hidden), *self._rotary(position_ids)))
+        rows, heads, length, dim = hidden.shape
+        tables = (np.tile(table, (1, heads, 1)).reshape(-1, dim) for table in rope.tables(self.spec, position_ids))
+        cosine, sine = ops.rotary_tables(self.spec, *tables)
+        features = cosine.shape[1]
+        turned = np.tile(hidden.reshape(-1, dim), (1, features // dim))
+        turned = ops.to_numpy(self.kernels.rotary(self.tensor(turned), cosine, sine))
+        return turned[:, :dim].reshape(hidden.shape)
 
     def tensor(self, array: np.ndarray) -> Tensor:
         """Return an array on the device, dtype kept."""
         return Tensor(np.ascontiguousarray(array))
 
+    def _line(self, batch: Batch) -> tuple[line.Line, block.LineTensors]:
+        found = line.line(batch)
+        keys = np.zeros(1, np.int32) if self.dropout_keys is None else found.fill(self.dropout_keys)
+        plan = self.attention.plan(found.segments)
+        return found, block.LineTensors(*self._rotary(found.position_ids), self.tensor(keys), plan)
+
+    def _parts_of(self, flat: Tensor, tuned: list[str]) -> dict[str, Tensor]:
+        """A flat tensor of gradients as tensors of the tuned tensors' shapes."""
+        if len(tuned) == 1:
+            return {tuned[0]: flat.reshape(self.tuned[tuned[0]].shape)}
+        ends = np.cumsum([self.tuned[name].size for name in tuned]).tolist()
+        shapes = {name: self.tuned[name].shape for name in tuned}
+        parts = [flat[end - self.tuned[name].size : end] for name, end in zip(tuned, ends, strict=True)]
+        return {name: part.reshape(shape) for (name, shape), part in zip(shapes.items(), parts, strict=True)}
+
+    def _embedded(self, found: line.Line) -> Tensor:
+        return self.functions.embed(self.parameter("model.embed_tokens.weight"), self.tensor(found.input_ids))
+
+    def _blocks(self):
+        """Each layer's compiled block and the names of its tensors."""
+        for layout, names_of_layer in self.layers:
+            yield self._block(layout), names_of_layer
+
     def _rotary(self, position_ids: np.ndarray) -> tuple[Tensor, Tensor]:
-        cosine, sine = rope.tables(self.spec, position_ids)
-        return self.tensor(cosine[:, None]), self.tensor(sine[:, None])
+        """The rotary tables for positions [tokens]."""
+        cosine, sine = rope.tables(self.spec, position_ids[None])
+        return ops.rotary_tables(self.spec, cosine[0], sine[0])
 
     def _place(self, name: str, array: np.ndarray, tuned_as: str | None) -> None:
         if tuned_as:
@@ -155,28 +212,55 @@ class Decoder:
         own = [name for name in (*self.frozen, *self.tuned_names) if name.startswith(prefix)]
         return tuple((name.removeprefix(prefix), name in self.tuned_names) for name in own), own
 
-    def _block(self, layout, dropout: bool, adapter: bool):
-        """The compiled block of layers of one layout, recomputed in the backward pass where the runtime asks."""
-        function = block.whole(self, layout, self.dropout if dropout else 0.0, adapter)
-        if not self.runtime.recompute:
-            return mindspore.jit(function)
-        # Arguments before a layer's own tensors: hidden, cosine, sine, allowed, tokens.
-        tuned = tuple(5 + position for position, (_, is_tuned) in enumerate(layout) if is_tuned)
-        return ops.recomputed(function, (0, *tuned))
+    def _block(self, layout) -> block.Block:
+        numbers = self._numbers(self.dropout if self.dropout_keys is not None else 0.0, self.adapter)
+        return block.Block(block.functions(numbers, layout), self.attention, self.runtime.recompute)
 
-    def _cached_block(self, layout):
-        return mindspore.jit(block.cached(self, layout))
+    def _numbers(self, dropout: float, adapter: bool) -> block.Numbers:
+        spec, compute = self.spec, self.runtime.precision.compute
+        heads = spec.num_attention_heads, spec.num_key_value_heads, spec.head_dim
+        return block.Numbers(self.kernels, *heads, compute, self.scaling, dropout, adapter)
+
+
+def by_position(values: Tensor, found: line.Line, batch: Batch) -> np.ndarray:
+    """Return a line's values [length, n] where its tokens are in the batch, float32 [rows, length, n], else 0."""
+    placed = np.zeros((batch.segment_ids.size, values.shape[1]), np.float32)
+    placed[found.places] = ops.to_numpy(values)[: len(found.places)]
+    return placed.reshape(*batch.segment_ids.shape, -1)
+
+
+@cache
+def _functions(kernels: ops.Kernels):
+    """What stands before and behind the blocks, compiled once in a process."""
+    norm_backward, norm_backward_tuned = _norm_backward(kernels.rms_norm)
+    return SimpleNamespace(
+        embed=mindspore.jit(_embed),
+        embed_backward=mindspore.jit(_embed_backward),
+        norm=mindspore.jit(kernels.rms_norm),
+        norm_backward=mindspore.jit(norm_backward),
+        norm_backward_tuned=mindspore.jit(norm_backward_tuned),
+        project=mindspore.jit(_project),
+    )
 
 
 def _embed(table, input_ids):
     return operators.gather(table, input_ids, 0)
 
 
-def _norm(kernels: ops.Kernels, eps: float):
-    def norm(hidden, weight):
-        return kernels.rms_norm(hidden, weight, eps)
+def _embed_backward(gradient, input_ids, table):
+    return operators.unsorted_segment_sum(gradient.astype(table.dtype), input_ids, table.shape[0])
 
-    return norm
+
+def _norm_backward(rms_norm):
+    gradient_of = ops.gradient(rms_norm)
+
+    def by_hidden(gradient, hidden, weight):
+        return gradient_of(hidden, weight, gradient)[0]
+
+    def by_weight(gradient, hidden, weight):
+        return gradient_of(hidden, weight, gradient)[1]
+
+    return by_hidden, by_weight
 
 
 def _project(hidden, weight):

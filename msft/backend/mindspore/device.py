@@ -1,14 +1,17 @@
 """Which device MindSpore runs on."""
 
+import os
 import platform
+from pathlib import Path
 
 import mindspore
-from mindspore import device_context
+from mindspore import Tensor, device_context
 
 from msft.backend import devices
 
 KINDS = ("npu", "cuda", "cpu")
 TARGETS = {"npu": "Ascend", "cuda": "GPU", "cpu": "CPU"}
+COMPUTING = ("ActorThread", "KernelThread")
 
 
 def _present(kind: str) -> bool:
@@ -28,3 +31,34 @@ def pick(device: str) -> tuple[str, str]:
 def versions() -> dict[str, str]:
     """Return the versions that decide this engine's results."""
     return {"python": platform.python_version(), "mindspore": mindspore.__version__}
+
+
+def bind_threads() -> str:
+    """Bind each thread in which MindSpore computes on CPU to a core, and say so; where there are too few, say that.
+
+    The thread that waits for them calls `sched_yield` in a loop and would drive one of the two from its core: a step
+    takes a quarter less with them bound.
+    """
+    # They begin with the first compiled function.
+    mindspore.jit(_twice)(Tensor([1.0])).asnumpy()
+    tasks = Path("/proc/self/task")
+    threads = (
+        [int(task.name) for task in tasks.glob("*") if _name(task).startswith(COMPUTING)] if tasks.is_dir() else []
+    )
+    cores = sorted(os.sched_getaffinity(0)) if threads else []
+    if not threads or len(threads) > len(cores):
+        return f"not bound to cores ({len(threads)} found, {len(cores)} cores)"
+    for thread, core in zip(threads, cores, strict=False):
+        os.sched_setaffinity(thread, {core})
+    return f"{len(threads)}, bound to a core each"
+
+
+def _name(task: Path) -> str:
+    try:
+        return (task / "comm").read_text()
+    except FileNotFoundError:  # it has just ended
+        return ""
+
+
+def _twice(number):
+    return number + number

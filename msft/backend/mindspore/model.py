@@ -5,23 +5,24 @@ import numpy as np
 from mindspore import Tensor
 from mindspore import ops as operators
 
-from msft.backend import random
+from msft.backend import names, random
 from msft.backend.contract import IGNORE, Batch, Runtime, Tuning
 from msft.backend.mindspore import ops
-from msft.backend.mindspore.decoder import Decoder
+from msft.backend.mindspore.decoder import Decoder, Trace, by_position
 from msft.models.spec import ModelSpec
+
+EMBEDDING = "model.embed_tokens.weight"
 
 
 class Model:
     """A decoder and its losses; `tuned` holds the tuned tensors under canonical names."""
 
-    def __init__(self, spec: ModelSpec, source, tuning: Tuning, runtime: Runtime):
+    def __init__(self, spec: ModelSpec, source, tuning: Tuning, runtime: Runtime, threads: str):
         self.runtime = runtime
+        self.threads = threads
         self.kernels = ops.kernels(spec, runtime)
         self.decoder = Decoder(spec, source, tuning, runtime, self.kernels)
         self.has_adapter = tuning.lora is not None
-        self.select = mindspore.jit(_select)
-        self.token_losses = mindspore.jit(ops.token_losses)
 
     @property
     def tuned(self) -> dict[str, Tensor]:
@@ -37,45 +38,39 @@ class Model:
         if dropout_step is not None:
             keys = random.token_keys(self.runtime.seed, dropout_step, batch.row_ids, batch.position_ids)
 
-        tuned = self.tuned
-
-        def scaled_loss(*tensors):
-            self.decoder.tuned = dict(zip(tuned, tensors, strict=True))
-            loss = self._losses(batch).sum()
-            return loss * scale, loss
-
-        differentiate = mindspore.value_and_grad(scaled_loss, tuple(range(len(tuned))), has_aux=True)
-        try:
-            with self.decoder.mode(keys, adapter=True):
-                (_, loss), gradients = differentiate(*tuned.values())
-        finally:
-            self.decoder.tuned = tuned
-        # For a single argument MindSpore returns its gradient bare.
-        gradients = (gradients,) if len(tuned) == 1 else gradients
-        return float(loss.asnumpy()), dict(zip(tuned, gradients, strict=True))
+        with self.decoder.mode(keys, adapter=True):
+            trace = self.decoder.forward(batch)
+            summed, by_hidden, by_head = self._head_gradients(trace, batch, scale)
+            gradients = self.decoder.backward(by_hidden, trace)
+        # The head's own gradient is known already; a tied head is reached through the embedding as well.
+        if by_head is not None:
+            name = names.HEAD if names.HEAD in self.tuned else EMBEDDING
+            gradients[name] = gradients[name] + by_head if name in gradients else by_head
+        loss = float(ops.to_numpy(summed).astype(np.float64).sum())
+        return loss, {name: gradients[name] for name in self.tuned}
 
     def loss_sum(self, batch: Batch) -> float:
         """Return the summed loss of the supervised tokens, without dropout."""
         with self.decoder.mode(None, adapter=True):
-            return float(self._losses(batch).sum().asnumpy())
+            return float(self._losses(batch).astype(np.float64).sum())
 
     def token_logprobs(self, batch: Batch, adapter: bool) -> np.ndarray:
         """Return each label's log-probability, float32 [rows, length], 0 where nothing is supervised."""
         logprobs = np.zeros(batch.labels.shape, dtype=np.float32)
         with self.decoder.mode(None, adapter):
-            logprobs[batch.labels != IGNORE] = -ops.to_numpy(self._losses(batch))[: batch.supervised]
+            logprobs[batch.labels != IGNORE] = -self._losses(batch)
         return logprobs
 
     def logits(self, batch: Batch) -> np.ndarray:
         """Return all logits, float32 [rows, length, vocabulary]."""
         with self.decoder.mode(None, adapter=True):
-            return ops.to_numpy(self.decoder.head(self._hidden(batch), self.decoder.head_weight()))
+            trace = self.decoder.forward(batch)
+            return by_position(self.decoder.head(trace.hidden, self.decoder.head_weight()), trace.line, batch)
 
     def activations(self, batch: Batch, adapter: bool) -> dict[str, np.ndarray]:
         """Return the hidden states by module in the order of the forward pass, float32 [rows, length, hidden]."""
         with self.decoder.mode(None, adapter):
-            states = self.decoder.states(batch.input_ids, batch.position_ids, batch.segment_ids)
-            return {name: ops.to_numpy(state) for name, state in states}
+            return dict(self.decoder.states(batch))
 
     def parameter(self, name: str, dtype: str) -> np.ndarray:
         """Return a tensor by its canonical name as it is computed with in a dtype, float32 values."""
@@ -122,29 +117,80 @@ class Model:
             "loss": f"float32, supervised positions only, {ops.LOSS_CHUNK} at a time",
             "attention": self.kernels.name,
             "recompute": str(self.runtime.recompute),
+            "threads": self.threads,
         }
 
-    def _hidden(self, batch: Batch) -> Tensor:
-        return self.decoder.hidden(batch.input_ids, batch.position_ids, batch.segment_ids)
+    def _losses(self, batch: Batch) -> np.ndarray:
+        """The cross-entropy of each supervised position in reading order, float32 [n]; logits for a chunk at a time."""
+        trace, weight = self.decoder.forward(batch), self.decoder.head_weight()
+        chunks = self._chunks(trace, batch)
+        losses = [ops.to_numpy(_chunk_losses(trace.hidden, weight, *chunk[:2])) for chunk in chunks]
+        return np.concatenate(losses)[: batch.supervised] if losses else np.zeros(0, np.float32)
 
-    def _losses(self, batch: Batch) -> Tensor:
-        """The cross-entropy of each supervised position in reading order, then zeros, float32 [chunks x LOSS_CHUNK].
+    def _head_gradients(self, trace: Trace, batch: Batch, scale: float):
+        """The losses by place in the line, the gradients of `scale` x their sum for the hidden states and the head.
 
-        Positions are padded to whole chunks, so that one compiled function serves every batch.
+        Logits and their gradient exist for a chunk at a time; the head's gradient is None where it is not tuned.
         """
-        chosen = np.flatnonzero(batch.labels != IGNORE).astype(np.int32)
-        fill = (0, -len(chosen) % ops.LOSS_CHUNK or (0 if len(chosen) else ops.LOSS_CHUNK))
-        positions, labels = np.pad(chosen, fill), np.pad(batch.labels.reshape(-1)[chosen], fill)
-        real = np.pad(np.ones(len(chosen), np.float32), fill)
-        hidden = self._hidden(batch)
-        losses, weight = [], self.decoder.head_weight()
-        for start in range(0, len(labels), ops.LOSS_CHUNK):
-            part = slice(start, start + ops.LOSS_CHUNK)
-            logits = self.decoder.head(self.select(hidden, self.decoder.tensor(positions[part])), weight)
-            entropies = self.token_losses(logits, self.decoder.tensor(labels[part]))
-            losses.append(entropies * self.decoder.tensor(real[part]))
-        return operators.concat(losses)
+        weight, by_head = self.decoder.head_weight(), None
+        total = Tensor(np.zeros((trace.hidden.shape[0], trace.hidden.shape[1] + 1), np.float32))
+        for positions, labels, real in self._chunks(trace, batch):
+            chunk = positions, labels, self.decoder.tensor(real * np.float32(scale))
+            total = _chunk_gradients(total, trace.hidden, weight, *chunk)
+            if self._is_head_tuned():
+                found = _chunk_head_gradient(trace.hidden, weight, *chunk)
+                by_head = found if by_head is None else by_head + found
+        return _loss_part(total), _hidden_part(total, trace.hidden), by_head
+
+    def _is_head_tuned(self) -> bool:
+        return names.HEAD in self.tuned or (self.decoder.is_head_tied() and EMBEDDING in self.tuned)
+
+    def _chunks(self, trace: Trace, batch: Batch):
+        """Places in the line of supervised positions, their labels, and which are real, `LOSS_CHUNK` at a time.
+
+        The last chunk is filled up, so that one compiled function serves every batch.
+        """
+        labels = batch.labels.reshape(-1)[trace.line.places]
+        chosen = np.flatnonzero(labels != IGNORE).astype(np.int32)
+        fill = (0, -len(chosen) % ops.LOSS_CHUNK)
+        arrays = np.pad(chosen, fill), np.pad(labels[chosen], fill), np.pad(np.ones(len(chosen), np.float32), fill)
+        for start in range(0, len(arrays[0]), ops.LOSS_CHUNK):
+            positions, answers, real = (array[start : start + ops.LOSS_CHUNK] for array in arrays)
+            yield self.decoder.tensor(positions), self.decoder.tensor(answers), real
 
 
-def _select(hidden: Tensor, positions: Tensor) -> Tensor:
-    return operators.gather(hidden.reshape(-1, hidden.shape[-1]), positions, 0)
+@mindspore.jit
+def _chunk_losses(hidden, weight, positions, labels):
+    return ops.token_losses(_logits(hidden, weight, positions), labels)
+
+
+@mindspore.jit
+def _chunk_gradients(total, hidden, weight, positions, labels, scales):
+    """`total` [length, hidden + 1] with a chunk's gradients for the hidden states, and its losses behind them."""
+    losses, by_logits = ops.token_losses_and_gradient(_logits(hidden, weight, positions), labels)
+    by_hidden = ops.product(by_logits.astype(weight.dtype), weight).astype(mindspore.float32)
+    real = (scales != 0).astype(mindspore.float32)
+    rows = operators.concat((by_hidden * scales.expand_dims(-1), (losses * real).expand_dims(-1)), 1)
+    return total + operators.unsorted_segment_sum(rows, positions, total.shape[0])
+
+
+@mindspore.jit
+def _chunk_head_gradient(hidden, weight, positions, labels, scales):
+    _, by_logits = ops.token_losses_and_gradient(_logits(hidden, weight, positions), labels)
+    rows = operators.gather(hidden, positions, 0) * scales.expand_dims(-1)
+    return ops.product_a(by_logits.astype(weight.dtype), rows.astype(weight.dtype)).astype(mindspore.float32)
+
+
+def _logits(hidden, weight, positions):
+    rows = operators.gather(hidden, positions, 0).astype(weight.dtype)
+    return ops.linear(rows, weight).astype(mindspore.float32)
+
+
+@mindspore.jit
+def _hidden_part(total, hidden):
+    return total[:, :-1].astype(hidden.dtype)
+
+
+@mindspore.jit
+def _loss_part(total):
+    return total[:, -1]
