@@ -8,7 +8,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-from msft.backend.contract import Batch
 from msft.backend.segments import spans
 
 TILE = 64
@@ -30,15 +29,15 @@ class Line(NamedTuple):
         return np.pad(values.reshape(-1)[self.places], (0, len(self.segments) - len(self.places)))
 
 
-def line(batch: Batch) -> Line:
-    """Return a batch as a line, whose length is one of a few."""
-    places = np.flatnonzero(batch.segment_ids != 0)
+def line(input_ids: np.ndarray, position_ids: np.ndarray, segment_ids: np.ndarray) -> Line:
+    """Return a batch's arrays, int32 [rows, length], as a line, whose length is one of a few."""
+    places = np.flatnonzero(segment_ids != 0)
     tokens = len(places)
-    found = spans(batch.segment_ids)
+    found = spans(segment_ids)
     segments = np.repeat(np.arange(1, len(found) + 1), found[:, 2] - found[:, 1])
     filling = -np.arange(1, rounded_up(tokens, TILE) - tokens + 1)
     empty = Line(places, places, places, np.concatenate([segments, filling]).astype(np.int32))
-    return empty._replace(input_ids=empty.fill(batch.input_ids), position_ids=empty.fill(batch.position_ids))
+    return empty._replace(input_ids=empty.fill(input_ids), position_ids=empty.fill(position_ids))
 
 
 def rounded_up(count: int, unit: int, steps: int = 16) -> int:

@@ -35,14 +35,19 @@ def rotary_halves_swapped(engine, monkeypatch):
 
         monkeypatch.setattr(modeling_llama, "rotate_half", swapped)
         return
-    from mindspore import ops as operators
+    ops = import_module("msft.backend.mindspore.ops")
+    right = ops._Rotary
 
-    def rotary(hidden, cosine, sine):
-        half = hidden.shape[-1] // 2
-        turned = operators.concat((hidden[..., half:], -hidden[..., :half]), -1)
-        return hidden * cosine + turned * sine
+    def swapped_rotary(precision, dim):
+        rotary = right(precision, dim)
 
-    monkeypatch.setattr(import_module("msft.backend.mindspore.ops"), "_rotary", lambda precision: rotary)
+        def swapped(heads, cosine, sine):
+            return rotary(heads, cosine, -sine)
+
+        return swapped
+
+    monkeypatch.setattr(ops, "_Rotary", swapped_rotary)
+    monkeypatch.setattr(ops, "_kernels", ops._kernels.__wrapped__)
 
 
 def norm_epsilon_wrong(engine, monkeypatch):
@@ -60,7 +65,7 @@ def labels_shifted(engine, monkeypatch):
 
 
 def _shifted(batch):
-    return replace(batch, labels=np.roll(batch.labels, 1, axis=1))
+    return replace(batch, labels=np.roll(batch.labels, -1, axis=1))
 
 
 def mean_of_means(engine, monkeypatch):

@@ -16,7 +16,7 @@ from mindspore import Tensor
 from mindspore import ops as operators
 
 from msft.backend import line, names, random
-from msft.backend.contract import Batch, Lora, Runtime, Tuning
+from msft.backend.contract import Lora, Runtime, Tuning
 from msft.backend.mindspore import block, ops
 from msft.models import rope
 from msft.models.adapters import peft_names
@@ -70,9 +70,12 @@ class Decoder:
         finally:
             self.dropout_keys, self.adapter = None, True
 
-    def forward(self, batch: Batch) -> Trace:
-        """Take a batch's tokens through all blocks, keeping what `backward` needs. Attention stays in a segment."""
-        found, tensors = self._line(batch)
+    def forward(self, input_ids: np.ndarray, position_ids: np.ndarray, segment_ids: np.ndarray) -> Trace:
+        """Take the tokens of int32 [rows, length] arrays through all blocks, keeping what `backward` needs.
+
+        Attention is causal and stays within a segment.
+        """
+        found, tensors = self._line(input_ids, position_ids, segment_ids)
         hidden, all_kept = self._embedded(found), []
         for apply, names_of_layer in self._blocks():
             hidden, kept = apply.forward(hidden, tensors, [*map(self.parameter, names_of_layer)])
@@ -104,16 +107,18 @@ class Decoder:
             found |= self._parts_of(*flats.pop())
         return found
 
-    def states(self, batch: Batch) -> Iterator[tuple[str, np.ndarray]]:
+    def states(
+        self, input_ids: np.ndarray, position_ids: np.ndarray, segment_ids: np.ndarray
+    ) -> Iterator[tuple[str, np.ndarray]]:
         """Yield the name and the output of the embedding, of each block and of the last norm, as `by_position`."""
-        found, tensors = self._line(batch)
+        found, tensors = self._line(input_ids, position_ids, segment_ids)
         hidden = self._embedded(found)
-        yield "model.embed_tokens", by_position(hidden, found, batch)
+        yield "model.embed_tokens", by_position(hidden, found, segment_ids)
         for number, (apply, names_of_layer) in enumerate(self._blocks()):
             hidden, _ = apply.forward(hidden, tensors, [*map(self.parameter, names_of_layer)])
-            yield f"model.layers.{number}", by_position(hidden, found, batch)
+            yield f"model.layers.{number}", by_position(hidden, found, segment_ids)
         hidden = self.functions.norm(hidden, self.parameter("model.norm.weight"))
-        yield "model.norm", by_position(hidden, found, batch)
+        yield "model.norm", by_position(hidden, found, segment_ids)
 
     def cached_hidden(self, input_ids: np.ndarray, position_ids: np.ndarray, real: Tensor, cache) -> Tensor:
         """Return the last position's hidden states [rows, hidden], the keys and values before it being in `cache`.
@@ -163,8 +168,8 @@ class Decoder:
         """Return an array on the device, dtype kept."""
         return Tensor(np.ascontiguousarray(array))
 
-    def _line(self, batch: Batch) -> tuple[line.Line, block.LineTensors]:
-        found = line.line(batch)
+    def _line(self, *arrays: np.ndarray) -> tuple[line.Line, block.LineTensors]:
+        found = line.line(*arrays)
         keys = np.zeros(1, np.int32) if self.dropout_keys is None else found.fill(self.dropout_keys)
         plan = self.attention.plan(found.segments)
         return found, block.LineTensors(*self._rotary(found.position_ids), self.tensor(keys), plan)
@@ -222,11 +227,11 @@ class Decoder:
         return block.Numbers(self.kernels, *heads, compute, self.scaling, dropout, adapter)
 
 
-def by_position(values: Tensor, found: line.Line, batch: Batch) -> np.ndarray:
+def by_position(values: Tensor, found: line.Line, segment_ids: np.ndarray) -> np.ndarray:
     """Return a line's values [length, n] where its tokens are in the batch, float32 [rows, length, n], else 0."""
-    placed = np.zeros((batch.segment_ids.size, values.shape[1]), np.float32)
+    placed = np.zeros((segment_ids.size, values.shape[1]), np.float32)
     placed[found.places] = ops.to_numpy(values)[: len(found.places)]
-    return placed.reshape(*batch.segment_ids.shape, -1)
+    return placed.reshape(*segment_ids.shape, -1)
 
 
 @cache

@@ -5,7 +5,7 @@ import mindspore
 from msft.backend.contract import Engine, Runtime, Tuning
 from msft.backend.engine import FrameworkEngine
 from msft.backend.mindspore import distributed
-from msft.backend.mindspore.device import TARGETS, bind_threads
+from msft.backend.mindspore.device import TARGETS
 from msft.backend.mindspore.generation import Session
 from msft.backend.mindspore.model import Model
 from msft.backend.mindspore.optimizer import AdamW
@@ -18,7 +18,5 @@ def build(spec: ModelSpec, source, tuning: Tuning, runtime: Runtime) -> Engine:
         mindspore.set_device(TARGETS[runtime.device])
     # Blocks are compiled one by one; what joins them runs as it is written.
     mindspore.set_context(mode=mindspore.PYNATIVE_MODE)
-    # Ranks that share a machine would all take the same cores.
-    threads = bind_threads() if runtime.device == "cpu" and not runtime.parallel else "MindSpore's own choice"
-    model = Model(spec, source, tuning, runtime, threads)
+    model = Model(spec, source, tuning, runtime)
     return FrameworkEngine(model, AdamW(model, runtime.optimizer), distributed, Session, runtime)

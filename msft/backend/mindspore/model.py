@@ -9,6 +9,7 @@ from msft.backend import names, random
 from msft.backend.contract import IGNORE, Batch, Runtime, Tuning
 from msft.backend.mindspore import ops
 from msft.backend.mindspore.decoder import Decoder, Trace, by_position
+from msft.backend.mindspore.device import bind_threads
 from msft.models.spec import ModelSpec
 
 EMBEDDING = "model.embed_tokens.weight"
@@ -17,9 +18,9 @@ EMBEDDING = "model.embed_tokens.weight"
 class Model:
     """A decoder and its losses; `tuned` holds the tuned tensors under canonical names."""
 
-    def __init__(self, spec: ModelSpec, source, tuning: Tuning, runtime: Runtime, threads: str):
+    def __init__(self, spec: ModelSpec, source, tuning: Tuning, runtime: Runtime):
         self.runtime = runtime
-        self.threads = threads
+        self.threads = bind_threads(runtime)
         self.kernels = ops.kernels(spec, runtime)
         self.decoder = Decoder(spec, source, tuning, runtime, self.kernels)
         self.has_adapter = tuning.lora is not None
@@ -39,7 +40,7 @@ class Model:
             keys = random.token_keys(self.runtime.seed, dropout_step, batch.row_ids, batch.position_ids)
 
         with self.decoder.mode(keys, adapter=True):
-            trace = self.decoder.forward(batch)
+            trace = self._forward(batch)
             summed, by_hidden, by_head = self._head_gradients(trace, batch, scale)
             gradients = self.decoder.backward(by_hidden, trace)
         # The head's own gradient is known already; a tied head is reached through the embedding as well.
@@ -64,13 +65,15 @@ class Model:
     def logits(self, batch: Batch) -> np.ndarray:
         """Return all logits, float32 [rows, length, vocabulary]."""
         with self.decoder.mode(None, adapter=True):
-            trace = self.decoder.forward(batch)
-            return by_position(self.decoder.head(trace.hidden, self.decoder.head_weight()), trace.line, batch)
+            trace = self._forward(batch)
+            return by_position(
+                self.decoder.head(trace.hidden, self.decoder.head_weight()), trace.line, batch.segment_ids
+            )
 
     def activations(self, batch: Batch, adapter: bool) -> dict[str, np.ndarray]:
         """Return the hidden states by module in the order of the forward pass, float32 [rows, length, hidden]."""
         with self.decoder.mode(None, adapter):
-            return dict(self.decoder.states(batch))
+            return dict(self.decoder.states(batch.input_ids, batch.position_ids, batch.segment_ids))
 
     def parameter(self, name: str, dtype: str) -> np.ndarray:
         """Return a tensor by its canonical name as it is computed with in a dtype, float32 values."""
@@ -120,9 +123,12 @@ class Model:
             "threads": self.threads,
         }
 
+    def _forward(self, batch: Batch) -> Trace:
+        return self.decoder.forward(batch.input_ids, batch.position_ids, batch.segment_ids)
+
     def _losses(self, batch: Batch) -> np.ndarray:
         """The cross-entropy of each supervised position in reading order, float32 [n]; logits for a chunk at a time."""
-        trace, weight = self.decoder.forward(batch), self.decoder.head_weight()
+        trace, weight = self._forward(batch), self.decoder.head_weight()
         chunks = self._chunks(trace, batch)
         losses = [ops.to_numpy(_chunk_losses(trace.hidden, weight, *chunk[:2])) for chunk in chunks]
         return np.concatenate(losses)[: batch.supervised] if losses else np.zeros(0, np.float32)

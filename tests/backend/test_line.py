@@ -1,0 +1,66 @@
+"""Protects a batch's real tokens as a line and its tiles: every token once, each key that a query may see, no other."""
+
+import numpy as np
+import pytest
+
+from msft.backend import line
+from msft.backend.line import Tiles, rounded_up, tiles
+
+SEGMENTS = np.array([[1, 1, 2, 0], [0, 1, 2, 2]], np.int32)
+
+
+def test_a_line_is_the_real_tokens_in_reading_order_filled_up_with_lonely_ones(monkeypatch):
+    monkeypatch.setattr(line, "TILE", 4)
+    ids, positions = np.arange(10, 18).reshape(2, 4), np.array([[0, 1, 0, 0], [0, 0, 0, 1]])
+    found = line.line(ids, positions, SEGMENTS)
+    assert found.places.tolist() == [0, 1, 2, 5, 6, 7]
+    assert found.input_ids.tolist() == [10, 11, 12, 15, 16, 17, 0, 0]
+    assert found.position_ids.tolist() == [0, 1, 0, 0, 0, 1, 0, 0]
+    assert found.segments.tolist() == [1, 1, 2, 3, 4, 4, -1, -2]
+    assert found.fill(ids * 2).tolist() == [20, 22, 24, 30, 32, 34, 0, 0]
+
+
+def test_a_batch_of_padding_is_a_line_without_tiles():
+    nothing = np.zeros((2, 4), np.int32)
+    found = line.line(nothing, nothing, nothing)
+    assert len(found.places) == 0 and len(found.segments) == line.TILE
+    assert tiles(found.segments) == []
+
+
+def test_tiles_worked_by_hand(monkeypatch):
+    """Segments of three and one token, tiles of two: one tile of the first has two tiles of keys."""
+    monkeypatch.setattr(line, "TILE", 2)
+    narrow, wide = tiles(np.array([1, 1, 1, 2, -1, -2], np.int32))
+    expected = Tiles(
+        np.array([[0, 1], [3, 3]]),
+        np.array([[0, 1], [3, 0]]),
+        np.array([[[1, 0], [1, 1]], [[1, 0], [1, 0]]], bool),
+        np.array([[1, 1], [1, 0]], bool),
+    )
+    for found, wanted in zip(narrow, expected, strict=True):
+        np.testing.assert_array_equal(found, wanted)
+    assert wide.queries.tolist() == [[2, 2]] and wide.keys.tolist() == [[0, 1, 2, 0]]
+    assert wide.allowed.astype(int).tolist() == [[[1, 1, 1, 0]] * 2] and wide.real.tolist() == [[True, False]]
+
+
+@pytest.mark.parametrize("lengths", [[1], [64, 65], [5, 700, 1100, 64, 130, 1, 1, 1, 90, 12, 60, 33]])
+def test_tiles_hold_every_query_once_and_exactly_the_keys_before_it(lengths):
+    segments = np.repeat(np.arange(1, len(lengths) + 1), lengths)
+    segments = np.concatenate([segments, -np.arange(1, 8)]).astype(np.int32)
+    seen = np.zeros((len(segments), len(segments)), int)
+    for group in tiles(segments):
+        queries, keys = np.broadcast_arrays(group.queries[:, :, None], group.keys[:, None])
+        chosen = group.allowed & group.real[:, :, None]
+        np.add.at(seen, (queries[chosen], keys[chosen]), 1)
+    order = np.arange(len(segments))
+    expected = (segments[:, None] == segments) & (order[:, None] >= order) & (segments > 0)
+    np.testing.assert_array_equal(seen, expected)
+
+
+def test_there_are_few_shapes():
+    """Numbers of tiles of keys are powers of two or multiples of 8; lengths grow by an eighth at most."""
+    widths = {group.keys.shape[1] // line.TILE for group in tiles(np.ones(64 * 40, np.int32))}
+    assert widths == {1, 2, 4, 8, 16, 24, 32, 40}
+    sizes = [rounded_up(count, 64) for count in range(1, 5000)]
+    assert all(count <= size <= max(count * 1.125, count + 63) for count, size in enumerate(sizes, 1))
+    assert len(set(sizes)) < 40
