@@ -1,8 +1,5 @@
 """A decoder's block as pure functions of tensors: RMSNorm, rotary embedding, attention, SwiGLU, LoRA."""
 
-from mindspore import mint
-from mindspore import ops as operators
-
 from msft.backend.mindspore import ops
 
 ABSENT = -1
@@ -10,7 +7,7 @@ ABSENT = -1
 
 def whole(decoder, layout, dropout: float, adapter: bool):
     """Write one block as a function of (hidden, cosine, sine, allowed, tokens, *tensors in the layout's order)."""
-    parts = _Parts(decoder, layout, dropout, adapter)
+    parts = Parts(decoder, layout, dropout, adapter)
     project, merge, feed_forward, attention = parts.project(), parts.merge(), parts.feed_forward(), parts.attention
 
     def block(hidden, cosine, sine, allowed, tokens, *tensors):
@@ -21,27 +18,7 @@ def whole(decoder, layout, dropout: float, adapter: bool):
     return block
 
 
-def cached(decoder, layout):
-    """Write one block for generation: it also takes the new positions' slots and the keys and values so far."""
-    parts = _Parts(decoder, layout, 0.0, True)
-    project, merge, feed_forward, attention = parts.project(), parts.merge(), parts.feed_forward(), parts.attention
-
-    def block(hidden, cosine, sine, allowed, slots, keys, values, *tensors):
-        query, key, value = project(hidden, cosine, sine, slots, tensors)
-        keys = mint.scatter(keys, 2, _spread(slots, key), key)
-        values = mint.scatter(values, 2, _spread(slots, value), value)
-        hidden = hidden + merge(attention(query, keys, values, allowed), slots, tensors)
-        return hidden + feed_forward(hidden, slots, tensors), keys, values
-
-    return block
-
-
-def _spread(slots, new):
-    """The slot of every element of new keys or values [rows, kv_heads, length, head_dim]."""
-    return operators.broadcast_to(slots.reshape(1, 1, -1, 1), new.shape)
-
-
-class _Parts:
+class Parts:
     """Writes the parts of a block for one layout; what they close over are numbers known when they are compiled."""
 
     def __init__(self, decoder, layout, dropout: float, adapter: bool):

@@ -16,7 +16,7 @@ from mindspore import ops as operators
 
 from msft.backend import names, random
 from msft.backend.contract import Lora, Runtime, Tuning
-from msft.backend.mindspore import block, ops
+from msft.backend.mindspore import block, cached_block, ops
 from msft.models import rope
 from msft.models.adapters import peft_names
 from msft.models.families import family
@@ -45,7 +45,7 @@ class Decoder:
             self._add_lora(tuning.lora)
         self.layers = [self._layer(number) for number in range(spec.num_hidden_layers)]
         self.block = cache(self._block)
-        self.cached_block = cache(self._cached_block)
+        self.cached_block = cache(lambda layout: mindspore.jit(cached_block.write(self, layout)))
         self.embed = mindspore.jit(_embed)
         self.norm = mindspore.jit(_norm(kernels, spec.rms_norm_eps))
         self.project = mindspore.jit(_project)
@@ -87,22 +87,6 @@ class Decoder:
             hidden = apply(hidden, cosine, sine, allowed, tokens, *map(self.parameter, names_of_layer))
             yield f"model.layers.{number}", hidden
         yield "model.norm", self.norm(hidden, self.parameter("model.norm.weight"))
-
-    def cached_hidden(self, input_ids: np.ndarray, position_ids: np.ndarray, real: Tensor, cache) -> Tensor:
-        """Return the last position's hidden states [rows, hidden], the keys and values before it being in `cache`.
-
-        `real` bool [rows, length, capacity] tells which slots each new position sees. `cache.layers` holds
-        [keys, values] [rows, kv_heads, capacity, head_dim] by layer, `cache.slot` the first free slot; both move on.
-        """
-        cosine, sine = self._rotary(position_ids)
-        hidden = self.embed(self.parameter("model.embed_tokens.weight"), self.tensor(input_ids))
-        length = input_ids.shape[1]
-        slots = self.tensor(np.arange(cache.slot, cache.slot + length, dtype=np.int32))
-        for number, (layout, names_of_layer) in enumerate(self.layers):
-            apply, tensors = self.cached_block(layout), map(self.parameter, names_of_layer)
-            hidden, *cache.layers[number] = apply(hidden, cosine, sine, real, slots, *cache.layers[number], *tensors)
-        cache.slot += length
-        return self.norm(hidden[:, -1], self.parameter("model.norm.weight"))
 
     def head_weight(self) -> Tensor:
         """Return the matrix that `head` takes, [vocabulary, hidden] in the compute dtype: one copy for many calls."""
@@ -163,9 +147,6 @@ class Decoder:
         # Arguments before a layer's own tensors: hidden, cosine, sine, allowed, tokens.
         tuned = tuple(5 + position for position, (_, is_tuned) in enumerate(layout) if is_tuned)
         return ops.recomputed(function, (0, *tuned))
-
-    def _cached_block(self, layout):
-        return mindspore.jit(block.cached(self, layout))
 
 
 def _embed(table, input_ids):

@@ -4,6 +4,7 @@ import numpy as np
 from mindspore import Tensor
 
 from msft.backend.mindspore import ops
+from msft.models import rope
 
 # Prompts and caches are padded to multiples of this, so that few shapes are compiled.
 BUCKET = 64
@@ -38,8 +39,20 @@ class Session:
         # A padding query sees itself, so that its softmax has something to sum.
         seen |= slots == queries[:, None]
         with self.decoder.mode(None, adapter=True):
-            hidden = self.decoder.cached_hidden(input_ids, positions, self.decoder.tensor(seen), self)
+            hidden = self._hidden(input_ids, positions, self.decoder.tensor(seen))
             return ops.to_numpy(self.decoder.head(hidden, self.decoder.head_weight()))
+
+    def _hidden(self, input_ids: np.ndarray, positions: np.ndarray, seen: Tensor) -> Tensor:
+        """The last position's hidden states [rows, hidden]; its keys and values go into the cache."""
+        decoder, length = self.decoder, input_ids.shape[1]
+        cosine, sine = map(decoder.tensor, (table[:, None] for table in rope.tables(decoder.spec, positions)))
+        hidden = decoder.embed(decoder.parameter("model.embed_tokens.weight"), decoder.tensor(input_ids))
+        slots = decoder.tensor(np.arange(self.slot, self.slot + length, dtype=np.int32))
+        for number, (layout, names) in enumerate(decoder.layers):
+            apply, tensors = decoder.cached_block(layout), map(decoder.parameter, names)
+            hidden, *self.layers[number] = apply(hidden, cosine, sine, seen, slots, *self.layers[number], *tensors)
+        self.slot += length
+        return decoder.norm(hidden[:, -1], decoder.parameter("model.norm.weight"))
 
     def _empty(self, rows: int, capacity: int) -> list[list[Tensor]]:
         spec, runtime = self.decoder.spec, self.decoder.runtime
