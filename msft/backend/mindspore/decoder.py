@@ -16,7 +16,8 @@ from mindspore import ops as operators
 
 from msft.backend import names, random
 from msft.backend.contract import Lora, Runtime, Tuning
-from msft.backend.mindspore import block, cached_block, ops
+from msft.backend.mindspore import block, ops
+from msft.backend.mindspore.cached_block import CachedBlocks
 from msft.models import rope
 from msft.models.adapters import peft_names
 from msft.models.families import family
@@ -45,7 +46,7 @@ class Decoder:
             self._add_lora(tuning.lora)
         self.layers = [self._layer(number) for number in range(spec.num_hidden_layers)]
         self.block = cache(self._block)
-        self.cached_block = cache(lambda layout: mindspore.jit(cached_block.write(self, layout)))
+        self.cached_blocks = CachedBlocks(self)
         self.embed = mindspore.jit(_embed)
         self.norm = mindspore.jit(_norm(kernels, spec.rms_norm_eps))
         self.project = mindspore.jit(_project)

@@ -1,9 +1,10 @@
-"""Generation with a key-value cache of a fixed size, so that one compiled block serves every new token."""
+"""Generation with a key-value cache of a fixed size, so that the compiled functions serve every new token."""
 
 import numpy as np
 from mindspore import Tensor
 
 from msft.backend.mindspore import ops
+from msft.backend.mindspore.attention import MASKED
 from msft.models import rope
 
 # Prompts and caches are padded to multiples of this, so that few shapes are compiled.
@@ -24,37 +25,54 @@ class Session:
         """Take left-padded prompts int32 [rows, length] with `padding` int32 [rows]; return the last logits."""
         rows, length = input_ids.shape
         self.padding, self.capacity = padding, length + self.room
-        heads = rows * self.decoder.spec.num_key_value_heads
-        self.first_places = np.arange(heads, dtype=np.int32)[:, None] * self.capacity
-        self.caches = self._empty(heads * self.capacity)
+        self.next_positions = length - padding
+        self.heads = self.decoder.spec.num_key_value_heads
+        self.caches = self._empty(rows * self.heads * self.capacity)
         self.weight = self.decoder.head_weight()
-        positions = np.arange(length)[None, :] - padding[:, None]
-        return self._logits(input_ids, np.maximum(positions, 0), np.arange(length))
+        slots = np.arange(length)
+        seen = (slots <= slots[:, None]) & (slots >= padding[:, None, None])
+        # A padding query sees itself, so that its softmax has something to sum.
+        seen |= slots == slots[:, None]
+        positions = np.maximum(slots[None, :] - padding[:, None], 0)
+        shared = [*self._tables(positions[:, None]), self.decoder.tensor(seen), self._places(length)]
+        hidden = self._embedded(input_ids)
+        for number, (layout, _) in enumerate(self.decoder.layers):
+            hidden = self.decoder.cached_blocks.prompt(layout)(hidden, *shared, *self._layer(number))
+        return self._logits(hidden[:, -1])
 
     def decode(self, tokens: np.ndarray) -> np.ndarray:
         """Take one more token for each row, int32 [rows]; return the next logits, float32 [rows, vocabulary]."""
-        return self._logits(tokens[:, None], (self.slot - self.padding)[:, None], np.arange(self.capacity))
+        slots, blocks = np.arange(self.capacity), self.decoder.cached_blocks
+        seen = (slots <= self.slot) & (slots >= self.padding[:, None])
+        bias = np.where(seen, 0.0, MASKED).astype(np.float32)[:, None].repeat(self.heads, axis=0)
+        shared = [*self._tables(self.next_positions[:, None]), blocks.turn, self.decoder.tensor(bias), self._places(1)]
+        self.next_positions = self.next_positions + 1
+        hidden = self._embedded(tokens)
+        for group in blocks.groups:
+            layouts = tuple(self.decoder.layers[number][0] for number in group)
+            tensors = [tensor for number in group for tensor in self._layer(number)]
+            hidden = blocks.tokens(layouts)(hidden, *shared, *tensors)
+        return self._logits(hidden)
 
-    def _logits(self, input_ids: np.ndarray, positions: np.ndarray, slots: np.ndarray) -> np.ndarray:
-        """The logits of the last position; the queries see those of `slots` that are theirs."""
-        queries = np.arange(self.slot, self.slot + input_ids.shape[1], dtype=np.int32)
-        seen = (slots <= queries[:, None]) & (slots >= self.padding[:, None, None])
-        # A padding query sees itself, so that its softmax has something to sum.
-        seen |= slots == queries[:, None]
-        hidden = self._hidden(input_ids, positions, seen, (self.first_places + queries).reshape(-1, 1))
-        self.slot += len(queries)
-        return ops.to_numpy(self.decoder.head(hidden, self.weight))
+    def _embedded(self, input_ids: np.ndarray) -> Tensor:
+        return self.decoder.embed(self.decoder.parameter("model.embed_tokens.weight"), self.decoder.tensor(input_ids))
 
-    def _hidden(self, input_ids: np.ndarray, positions: np.ndarray, seen: np.ndarray, places: np.ndarray) -> Tensor:
-        """The last position's hidden states [rows, hidden]; the keys and values go into the cache at `places`."""
-        decoder = self.decoder
-        tables = [table[:, None] for table in rope.tables(decoder.spec, positions)]
-        shared = [decoder.tensor(array) for array in (*tables, seen, places)]
-        hidden = decoder.embed(decoder.parameter("model.embed_tokens.weight"), decoder.tensor(input_ids))
-        for (layout, names), cache in zip(decoder.layers, self.caches, strict=True):
-            apply, tensors = decoder.cached_block(layout), map(decoder.parameter, names)
-            hidden = apply(hidden, *shared, *cache, *tensors)
-        return decoder.norm(hidden[:, -1], decoder.parameter("model.norm.weight"))
+    def _tables(self, positions: np.ndarray) -> list[Tensor]:
+        return [self.decoder.tensor(table) for table in rope.tables(self.decoder.spec, positions)]
+
+    def _places(self, length: int) -> Tensor:
+        """Where the next `length` keys of each row and head stand in a layer's cache; the slots are taken with it."""
+        first = np.arange(len(self.padding) * self.heads, dtype=np.int32)[:, None] * self.capacity
+        places = first + np.arange(self.slot, self.slot + length, dtype=np.int32)
+        self.slot += length
+        return self.decoder.tensor(places.reshape(-1, 1))
+
+    def _layer(self, number: int) -> list[Tensor]:
+        return [*self.caches[number], *map(self.decoder.parameter, self.decoder.layers[number][1])]
+
+    def _logits(self, hidden: Tensor) -> np.ndarray:
+        norm = self.decoder.parameter("model.norm.weight")
+        return self.decoder.cached_blocks.finish(hidden, norm, self.weight).asnumpy()
 
     def _empty(self, places: int) -> list[list[Tensor]]:
         spec, runtime = self.decoder.spec, self.decoder.runtime
