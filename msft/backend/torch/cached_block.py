@@ -34,13 +34,13 @@ class CachedBlock:
     def __init__(self, decoder, number: int, cache: torch.Tensor):
         layer, self.spec = decoder.network.model.layers[number], decoder.spec
         self.compute = ops.dtype(decoder.runtime.precision.compute)
-        attention, feed_forward = layer.self_attn, layer.mlp
+        mixer, feed_forward = layer.self_attn, layer.mlp
         self.cache = cache
         self.norms = [getattr(layer, name).weight for name in NORMS]
         self.query, self.key, self.value, self.output, self.gate, self.up, self.down = (
             Linear(module, self.compute)
             for module in (
-                *(attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj),
+                *(mixer.q_proj, mixer.k_proj, mixer.v_proj, mixer.o_proj),
                 *(feed_forward.gate_proj, feed_forward.up_proj, feed_forward.down_proj),
             )
         )
