@@ -60,10 +60,9 @@ def tables(spec: ModelSpec, position_ids: np.ndarray) -> tuple[np.ndarray, np.nd
     Both halves of the last axis hold the same angles, as transformers' rotate_half layout wants.
     """
     inverse, factor = frequencies(spec, int(position_ids.max()) + 1)
-    angles = np.arange(int(position_ids.max()) + 1, dtype=np.float32)[:, None] * inverse[None, :]
+    angles = position_ids.astype(np.float32)[..., None] * inverse
     angles = np.concatenate([angles, angles], axis=-1)
-    cosine, sine = np.cos(angles) * np.float32(factor), np.sin(angles) * np.float32(factor)
-    return cosine[position_ids], sine[position_ids]
+    return np.cos(angles) * np.float32(factor), np.sin(angles) * np.float32(factor)
 
 
 def _inverse(base: float, dim: int) -> np.ndarray:

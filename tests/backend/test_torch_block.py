@@ -19,6 +19,15 @@ def test_linear(rows, tuned):
     )
 
 
+@pytest.mark.parametrize("rows", [1, 2, block.VECTORS, block.VECTORS + 1, block.NARROW, block.NARROW + 1])
+@pytest.mark.parametrize("features", [7, 8])
+@pytest.mark.parametrize("biased", [False, True])
+def test_few_rows(rows, features, biased):
+    hidden, weight = drawn(rows, 12, grad=False), drawn(features, 12, seed=1, grad=False)
+    bias = drawn(features, seed=2, grad=False) if biased else None
+    torch.testing.assert_close(block.few_rows(hidden, weight, bias), functional.linear(hidden, weight, bias))
+
+
 @pytest.mark.parametrize("probability", [0.0, 0.25])
 def test_adapted_linear_is_a_linear_layer_and_its_low_rank_part(probability):
     hidden, weight, bias = drawn(1, 70, 12), drawn(7, 12, seed=1, grad=False), drawn(7, seed=2, grad=False)

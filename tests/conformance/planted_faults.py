@@ -247,21 +247,14 @@ def frozen_weight_moves(engine, monkeypatch):
 
 def cache_position_off_by_one(engine, monkeypatch):
     session = import_module(f"msft.backend.{engine}.generation").Session
-    if engine == "torch":
-        prefill = session.prefill
+    prefill = session.prefill
 
-        def late(self, input_ids, padding):
-            logits = prefill(self, input_ids, padding)
-            self.next_positions = self.next_positions + 1
-            return logits
+    def late(self, input_ids, padding):
+        logits = prefill(self, input_ids, padding)
+        self.next_positions = self.next_positions + 1
+        return logits
 
-        monkeypatch.setattr(session, "prefill", late)
-        return
-
-    def shifted(self, tokens):
-        return self._logits(tokens[:, None], (self.slot + 1 - self.padding)[:, None])
-
-    monkeypatch.setattr(session, "decode", shifted)
+    monkeypatch.setattr(session, "prefill", late)
 
 
 def _build_from(engine, monkeypatch, spoil):

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 from typing import NamedTuple
 
 import mindspore
-from mindspore import Tensor, mint
+from mindspore import Tensor
 from mindspore import ops as operators
 
 from msft.backend.mindspore import ops
@@ -130,7 +130,7 @@ class _Step:
         own = tuple(layout[place] for place in self.places)
         tuned = tuple(place for place, (_, is_tuned) in enumerate(own) if is_tuned)
         self.tuned = tuple(self.places[place] for place in tuned)
-        function = getattr(_Parts(numbers, own), part)()
+        function = getattr(Parts(numbers, own), part)()
         self.apply, self.apply_onto = (mindspore.jit(made) for made in _forward(function))
         self.differentiate, self.differentiate_onto = (mindspore.jit(made) for made in _backward(function))
         self.differentiate_tuned = mindspore.jit(_backward_tuned(function, tuned))
@@ -190,39 +190,7 @@ def _backward_tuned(function, tuned):
     return backward_tuned
 
 
-@cache
-def cached(numbers: Numbers, layout):
-    """Return one compiled block for generation.
-
-    It takes hidden states [rows, length, hidden], rotary tables [rows x length, features], which slots each new
-    position sees, bool [rows, length, capacity], the new positions' slots, the keys and values so far [rows, kv_heads,
-    capacity, dim], and the layout's tensors; it returns hidden states, keys and values.
-    """
-    parts, rotary, attention = _Parts(numbers, layout), numbers.kernels.rotary, numbers.kernels.cached_attention
-    project, merge, expand, contract = parts.project(), parts.merge(), parts.expand(), parts.contract()
-    first, second, dim = numbers.heads, numbers.heads + numbers.kv_heads, numbers.dim
-
-    def block(hidden, cosine, sine, allowed, slots, keys, values, *tensors):
-        rows, length, features = hidden.shape
-        flat = hidden.reshape(-1, features)
-        heads = rotary(project(flat, slots, *tensors), cosine, sine)
-        heads = heads.reshape(rows, length, -1, dim).transpose(0, 2, 1, 3)
-        keys = _store(keys, heads[:, first:second], slots)
-        values = _store(values, heads[:, second:], slots)
-        mixed = attention(heads[:, :first], keys, values, allowed).transpose(0, 2, 1, 3).reshape(rows * length, -1)
-        middle = flat + merge(mixed, slots, *tensors)
-        wide = expand(middle, slots, *tensors)
-        return (middle + contract(wide, slots, *tensors)).reshape(hidden.shape), keys, values
-
-    return mindspore.jit(block)
-
-
-def _store(held, new, slots):
-    """Held keys or values with new ones [rows, kv_heads, length, dim] in their slots."""
-    return mint.scatter(held, 2, operators.broadcast_to(slots.reshape(1, 1, -1, 1), new.shape), new)
-
-
-class _Parts:
+class Parts:
     """Writes the parts for one layout; what they close over are numbers known when they are compiled.
 
     Each is (values [tokens, ...], dropout's keys, *tensors of the layout) -> [tokens, ...].
@@ -257,12 +225,21 @@ class _Parts:
 
     def normed_linear(self, norm: str, modules: list[str]):
         """`linear` of the RMSNorm of its input."""
-        weight, rms_norm, linear = self.position[f"{norm}.weight"], self.numbers.kernels.rms_norm, self.linear(modules)
+        normed, linear = self.norm(norm), self.linear(modules)
 
         def normed_linear(hidden, tokens, *tensors):
-            return linear(rms_norm(hidden, tensors[weight]), tokens, *tensors)
+            return linear(normed(hidden, *tensors), tokens, *tensors)
 
         return normed_linear
+
+    def norm(self, name: str):
+        """(hidden, *tensors) -> its RMSNorm."""
+        weight, rms_norm = self.position[f"{name}.weight"], self.numbers.kernels.rms_norm
+
+        def norm(hidden, *tensors):
+            return rms_norm(hidden, tensors[weight])
+
+        return norm
 
     def linear(self, modules: list[str]):
         """W hidden + bias + scaling x B A dropout(hidden) of modules with one input, side by side."""

@@ -18,6 +18,7 @@ from mindspore import ops as operators
 from msft.backend import line, names, random
 from msft.backend.contract import Lora, Runtime, Tuning
 from msft.backend.mindspore import block, ops
+from msft.backend.mindspore.cached_block import CachedBlocks
 from msft.models import rope
 from msft.models.adapters import peft_names
 from msft.models.families import family
@@ -57,6 +58,7 @@ class Decoder:
         self.layers = [self._layer(number) for number in range(spec.num_hidden_layers)]
         self.attention = ops.line_attention(spec, runtime)
         self.functions = _functions(kernels)
+        self.cached_blocks = CachedBlocks(self, self._numbers(0.0, True))
         self.dropout_keys: np.ndarray | None = None
         self.adapter = True
 
@@ -119,22 +121,6 @@ class Decoder:
             yield f"model.layers.{number}", by_position(hidden, found, segment_ids)
         hidden = self.functions.norm(hidden, self.parameter("model.norm.weight"))
         yield "model.norm", by_position(hidden, found, segment_ids)
-
-    def cached_hidden(self, input_ids: np.ndarray, position_ids: np.ndarray, real: Tensor, cache) -> Tensor:
-        """Return the last position's hidden states [rows, hidden], the keys and values before it being in `cache`.
-
-        `real` bool [rows, length, capacity] tells which slots each new position sees. `cache.layers` holds
-        [keys, values] [rows, kv_heads, capacity, head_dim] by layer, `cache.slot` the first free slot; both move on.
-        """
-        cosine, sine = self._rotary(position_ids.reshape(-1))
-        hidden = self.functions.embed(self.parameter("model.embed_tokens.weight"), self.tensor(input_ids))
-        length = input_ids.shape[1]
-        slots = self.tensor(np.arange(cache.slot, cache.slot + length, dtype=np.int32))
-        for number, (layout, names_of_layer) in enumerate(self.layers):
-            apply, tensors = block.cached(self._numbers(0.0, True), layout), map(self.parameter, names_of_layer)
-            hidden, *cache.layers[number] = apply(hidden, cosine, sine, real, slots, *cache.layers[number], *tensors)
-        cache.slot += length
-        return self.functions.norm(hidden[:, -1], self.parameter("model.norm.weight"))
 
     def head_weight(self) -> Tensor:
         """Return the matrix that `head` takes, [vocabulary, hidden] in the compute dtype: one copy for many calls."""

@@ -159,21 +159,26 @@ def across_segments(query, key, value, segments: Segments, scale: float) -> torc
     return mixed.transpose(0, 1).unsqueeze(0)
 
 
-def cached(query, key, value, allowed, causal: bool, scale: float) -> torch.Tensor:
-    """Attention over a key-value cache, [rows, heads, length, dim]; `allowed` bool [rows, 1, length, keys] or None."""
-    grouped = query.shape[1] != key.shape[1]
+def over_cache(query, key, value, allowed, bias, scale: float) -> torch.Tensor:
+    """Attention over a key-value cache, [rows, heads, length, dim]; keys and values [rows, kv_heads, keys, dim].
+
+    `allowed` bool [rows, 1, length, keys] serves whole prompts, None = causal from the first key; `bias` float32
+    [rows, 1, 1, keys] one new token a row, 0 or -inf, None = it sees every key.
+    """
     if query.shape[2] == 1 and query.device.type == "cpu":
-        return _attend_one(query, key, value, allowed, scale)
+        return _attend_one(query, key, value, bias, scale)
+    grouped, causal = query.shape[1] != key.shape[1], allowed is None and query.shape[2] > 1
     return functional.scaled_dot_product_attention(
         query, key, value, attn_mask=allowed, is_causal=causal, scale=scale, enable_gqa=grouped
     )
 
 
-def _attend_one(query, key, value, allowed, scale: float) -> torch.Tensor:
+def _attend_one(query, key, value, bias, scale: float) -> torch.Tensor:
     """Attention of one new token a row, written out: the kernel for whole texts takes several times as long on CPU."""
     rows, heads, _, dim = query.shape
-    grouped = query.reshape(rows, key.shape[1], -1, dim)
-    scores = (grouped @ key.transpose(-1, -2)).float() * scale
-    if allowed is not None:
-        scores = scores.masked_fill(~allowed, float("-inf"))
-    return (torch.softmax(scores, -1).to(value.dtype) @ value).view(rows, heads, 1, dim)
+    grouped = query.reshape(rows * key.shape[1], -1, dim)
+    scores = torch.bmm(grouped, key.flatten(0, 1).mT).float().mul_(scale)
+    if bias is not None:
+        scores.view(rows, key.shape[1], -1, scores.shape[-1]).add_(bias)
+    weights = torch.softmax(scores, -1).to(value.dtype)
+    return torch.bmm(weights, value.flatten(0, 1)).view(rows, heads, 1, dim)

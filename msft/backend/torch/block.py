@@ -4,6 +4,12 @@ import torch
 from torch.nn import functional
 
 ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+MKL = torch.backends.mkl.is_available()
+# Rows up to which MKL's vector products are the fastest, and up to which oneDNN's product the other way round is.
+VECTORS = 5
+NARROW = 64
+# A batch of products is shared out among threads, a single product with a vector is not.
+PARTS = 2
 
 
 def products(device: str, compute: str) -> str:
@@ -19,6 +25,23 @@ def product(rows: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None 
     if ONEDNN and rows.dtype == torch.float32 and rows.device.type == "cpu":
         return torch.ops.mkldnn._linear_pointwise(rows, weight, bias, "none", [], "")
     return functional.linear(rows, weight, bias)
+
+
+def few_rows(rows: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    """Return what `product` does, for the few rows of newly generated tokens, where reading the weight is the cost.
+
+    On CPU in float32 the weight is the left factor: up to `VECTORS` rows as a batch of its parts by MKL, which reads
+    as fast as memory gives, and up to `NARROW` by oneDNN, which rearranges its right factor for each call.
+    """
+    count = len(rows)
+    if not ONEDNN or count > NARROW or rows.dtype != torch.float32 or rows.device.type != "cpu":
+        return product(rows, weight, bias)
+    if MKL and count <= VECTORS and weight.shape[0] % PARTS == 0:
+        parts = weight.unflatten(0, (PARTS, -1))
+        result = torch.bmm(parts, rows.t().expand(PARTS, -1, -1)).flatten(0, 1).t()
+    else:
+        result = torch.ops.mkldnn._linear_pointwise(weight, rows, None, "none", [], "").t()
+    return result if bias is None else result + bias
 
 
 def linear(hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, compute: torch.dtype) -> torch.Tensor:

@@ -133,29 +133,6 @@ class Decoder:
         for name, output in seen.items():
             yield name, self._padded(output[0] if isinstance(output, tuple) else output, real, segment_ids.shape)
 
-    def cached_hidden(self, input_ids: np.ndarray, position_ids: np.ndarray, real: torch.Tensor, cache) -> torch.Tensor:
-        """Return the last position's hidden states [rows, hidden], the keys and values before it being in `cache`.
-
-        `real` bool [rows, keys] is False on left padding, None without any. `cache.layers` holds [keys, values]
-        [rows, kv_heads, capacity, head_dim] by layer, `cache.slot` the first free slot, which moves on.
-        """
-        self._set_frequencies(position_ids)
-        slot, end = cache.slot, cache.slot + input_ids.shape[1]
-        allowed = None
-        if real is not None:
-            earlier = torch.ones(end - slot, end, dtype=torch.bool, device=real.device).tril(slot)
-            allowed = (earlier & real[:, None, :])[:, None]
-
-        def attend(layer, query, key, value, scale):
-            keys, values = cache.layers[layer]
-            keys[:, :, slot:end], values[:, :, slot:end] = key, value
-            causal = allowed is None and slot == 0
-            return attention.cached(query, keys[:, :, :end], values[:, :, :end], allowed, causal, scale)
-
-        hidden = self._run(input_ids, position_ids, attend)[:, -1]
-        cache.slot = end
-        return hidden
-
     def head_weight(self) -> torch.Tensor:
         """Return the matrix that `head` takes, [vocabulary, hidden] in the compute dtype: one copy for many calls."""
         return self.network.lm_head.weight.to(ops.dtype(self.runtime.precision.compute))

@@ -2,8 +2,11 @@
 
 import numpy as np
 import torch
+from torch.nn import functional
 
-from msft.backend.torch import ops
+from msft.backend.torch import block, ops
+from msft.backend.torch.cached_block import CachedBlock, Step
+from msft.models import rope
 
 
 class Session:
@@ -16,6 +19,7 @@ class Session:
         self.room = max_new_tokens
         self.slot = 0
 
+    @torch.inference_mode()
     def prefill(self, input_ids: np.ndarray, padding: np.ndarray) -> np.ndarray:
         """Take left-padded prompts int32 [rows, length] with `padding` int32 [rows]; return the last logits."""
         rows, length = input_ids.shape
@@ -23,28 +27,35 @@ class Session:
         real = np.arange(length + self.room)[None, :] >= padding[:, None]
         self.real = self.decoder.tensor(real) if padding.any() else None
         self.next_positions = length - padding
-        self.layers = self._empty(rows, length + self.room)
+        self.blocks = self._blocks(rows, length + self.room)
         self.weight = self.decoder.head_weight()
         return self._logits(input_ids, np.maximum(positions, 0))
 
+    @torch.inference_mode()
     def decode(self, tokens: np.ndarray) -> np.ndarray:
         """Take one more token for each row, int32 [rows]; return the next logits, float32 [rows, vocabulary]."""
         positions = self.next_positions[:, None]
         self.next_positions = self.next_positions + 1
         return self._logits(tokens[:, None], positions)
 
-    @torch.inference_mode()
     def _logits(self, input_ids: np.ndarray, positions: np.ndarray) -> np.ndarray:
-        with self.decoder.mode(None, adapter=True):
-            seen = None if self.real is None else self.real[:, : self.slot + input_ids.shape[1]]
-            hidden = self.decoder.cached_hidden(input_ids, positions, seen, self)
-            return ops.to_numpy(self.decoder.head(hidden, self.weight))
+        decoder, (rows, length) = self.decoder, input_ids.shape
+        model = decoder.network.model
+        hidden = functional.embedding(decoder.tensor(input_ids), model.embed_tokens.weight)
+        tables = (decoder.tensor(table).to(hidden.dtype) for table in rope.tables(decoder.spec, positions))
+        step = Step(self.slot, length, *tables, self.real)
+        hidden = hidden.flatten(0, 1)
+        for apply in self.blocks:
+            hidden = apply(hidden, step)
+        self.slot += length
+        last = model.norm(hidden.view(rows, length, -1)[:, -1])
+        return ops.to_numpy(block.few_rows(last.to(self.weight.dtype), self.weight))
 
-    def _empty(self, rows: int, capacity: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    def _blocks(self, rows: int, capacity: int) -> list[CachedBlock]:
         spec, runtime = self.decoder.spec, self.decoder.runtime
-        shape = (rows, spec.num_key_value_heads, capacity, spec.head_dim)
+        shape = (2, rows, spec.num_key_value_heads, capacity, spec.head_dim)
         kind = ops.dtype(runtime.precision.compute)
         return [
-            tuple(torch.zeros(shape, dtype=kind, device=runtime.device) for _ in range(2))
-            for _ in range(spec.num_hidden_layers)
+            CachedBlock(self.decoder, number, torch.zeros(shape, dtype=kind, device=runtime.device))
+            for number in range(spec.num_hidden_layers)
         ]
