@@ -40,7 +40,7 @@ def line(input_ids: np.ndarray, position_ids: np.ndarray, segment_ids: np.ndarra
     return empty._replace(input_ids=empty.fill(input_ids), position_ids=empty.fill(position_ids))
 
 
-def rounded_up(count: int, unit: int, steps: int = 16) -> int:
+def rounded_up(count: int, unit: int, steps: int = 8) -> int:
     """Return a multiple of `unit` of at least `count` and above 0, of which there are `steps` / 2 to each doubling.
 
     What is compiled for one shape then serves many batches.
@@ -85,7 +85,7 @@ def _width(number: int) -> int:
 
 def _tiles(width: int, starts: np.ndarray, ends: np.ndarray, numbers: np.ndarray) -> Tiles:
     """The tiles of `numbers` in segments between `starts` and `ends`."""
-    fill = rounded_up(len(starts), 1, 8) - len(starts)
+    fill = rounded_up(len(starts), 1, 4) - len(starts)
     real = np.arange(len(starts) + fill)[:, None] < len(starts)
     starts, ends, numbers = (np.pad(of, (0, fill), mode="edge")[:, None] for of in (starts, ends, numbers))
     keys = starts + np.arange(width * TILE)

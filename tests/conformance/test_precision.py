@@ -1,13 +1,15 @@
 """Long float32 sums stay as near to float64 as both engines need to agree: losses, gradient norms, moments."""
 
 import importlib
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from msft.backend.contract import Optimizer
+from msft.backend.contract import Optimizer, Precision
 from msft.convert.random_weights import generator
+from tests.conformance import tiny_engines
 
 ENGINES = ("torch", "mindspore")
 
@@ -58,3 +60,20 @@ def test_the_first_moments_are_the_gradients_by_the_betas(engine):
     first, second = (moments["w"].astype(np.float64) for moments in ours.moments())
     np.testing.assert_allclose(first, 0.1 * gradient.astype(np.float64), rtol=1e-6)
     np.testing.assert_allclose(second, 0.001 * gradient.astype(np.float64) ** 2, rtol=1e-6)
+
+
+@pytest.mark.parametrize("parameters", ["float32", "float16"])
+@pytest.mark.parametrize("tuned", ["lora", "full"])
+def test_float16_gradients_agree_between_the_engines(tuned, parameters):
+    """Hidden states are float32 where the embedding is, tuned or held so, and float16 elsewhere; the loss is scaled."""
+    config = tiny_engines.UNTIED
+    tuning = tiny_engines.lora(config) if tuned == "lora" else tiny_engines.full(config)
+    runtime = replace(tiny_engines.RUNTIME, precision=Precision(parameters, "float16"))
+    ours, theirs = (
+        tiny_engines.build(engine, config, tuning, runtime).step_gradients(tiny_engines.micro_batches(0))
+        for engine in ENGINES
+    )
+    assert ours.loss == pytest.approx(theirs.loss, rel=2e-3)
+    for name, expected in ours.gradients.items():
+        error = np.abs(theirs.gradients[name] - expected).max()
+        assert error <= 0.02 * np.abs(expected).max(), name

@@ -89,26 +89,36 @@ class TiledAttention:
 
     def plan(self, segments: np.ndarray) -> list[TilePlan]:
         """Return what both ways need to know of a line's segments, int32 [length]."""
-        return [self._plan(tiles, len(segments)) for tiles in line.tiles(segments)]
+        length = _whole(len(segments))
+        return [self._plan(tiles, length) for tiles in line.tiles(segments)]
 
     def forward(self, heads: Tensor, plan: list[TilePlan]) -> tuple[Tensor, list[Tensor | None]]:
         """Return the mixed values [length, heads x dim], and the weights that are kept for the way back."""
+        like, heads = heads, self._lengthened(heads)
         mixed, kept = self.functions.nothing(heads), []
         for tiles in plan:
             weights = self.functions.weights(heads, tiles.queries, tiles.keys, tiles.bias)
             mixed = self.functions.mix(mixed, weights, heads, tiles.values, tiles.mixed)
             kept.append(weights if tiles.bias.shape[-1] <= KEPT else None)
-        return mixed, kept
+        return self._shortened(mixed, like), kept
 
     def backward(self, gradient: Tensor, heads: Tensor, mixed: Tensor, kept: list, plan: list[TilePlan]) -> Tensor:
-        """Return the gradient of `heads` for that of the mixed values."""
+        """Return the gradient of `heads`, float32, for that of the mixed values."""
+        like, (gradient, heads, mixed) = heads, map(self._lengthened, (gradient, heads, mixed))
         found = self.functions.no_gradient(heads)
         upper, inner = self.functions.with_zeros(gradient), self.functions.inner(gradient, mixed)
         for tiles, weights in zip(plan, kept, strict=True):
             if weights is None:
                 weights = self.functions.weights(heads, tiles.queries, tiles.keys, tiles.bias)
             found = self.functions.differentiate(found, weights, heads, upper, inner, *tiles[:3], tiles.upper)
-        return found
+        return self._shortened(found, like)
+
+    def _lengthened(self, values: Tensor) -> Tensor:
+        """Values of a line whose length is made a power of two, so that few lengths meet many numbers of tiles."""
+        return values if len(values) == _whole(len(values)) else self.functions.lengthened(values)
+
+    def _shortened(self, values: Tensor, like: Tensor) -> Tensor:
+        return values if len(values) == len(like) else self.functions.shortened(values, like)
 
     def _plan(self, tiles: line.Tiles, length: int) -> TilePlan:
         """The queries of the heads that share keys stand below one another."""
@@ -126,11 +136,29 @@ class TiledAttention:
         return TilePlan(*(Tensor(place.astype(np.int32)) for place in places), bias)
 
 
+def _whole(length: int) -> int:
+    """The next power of two; it can be compiled, as it needs no more than products and comparisons."""
+    whole = 1
+    while whole < length:
+        whole = whole * 2
+    return whole
+
+
 @cache
 def _compiled(heads: int, kv_heads: int, dim: int, softmax: str):
     """The functions of attention, compiled once in a process for every model of these sizes."""
     functions = _Tiles(heads, kv_heads, dim, getattr(mindspore, softmax))
-    names = ("nothing", "weights", "mix", "no_gradient", "with_zeros", "inner", "differentiate")
+    names = (
+        "lengthened",
+        "shortened",
+        "nothing",
+        "weights",
+        "mix",
+        "no_gradient",
+        "with_zeros",
+        "inner",
+        "differentiate",
+    )
     return SimpleNamespace(**{name: mindspore.jit(getattr(functions, name)) for name in names})
 
 
@@ -140,6 +168,15 @@ class _Tiles:
     def __init__(self, heads: int, kv_heads: int, dim: int, kind):
         self.heads, self.kv_heads, self.dim, self.kind = heads, kv_heads, dim, kind
         self.scale = dim**-0.5
+
+    def lengthened(self, values):
+        """With zeros up to a power of two."""
+        rows = _whole(values.shape[0]) - values.shape[0]
+        return operators.concat((values, operators.zeros((rows, values.shape[1]), values.dtype)))
+
+    def shortened(self, values, like):
+        """The other way round."""
+        return values[: like.shape[0]]
 
     def nothing(self, heads):
         """Mixed values to begin with."""
@@ -157,8 +194,8 @@ class _Tiles:
         return _UPDATE(flat, places.reshape(-1, 1), found.reshape(-1, self.dim)).reshape(mixed.shape)
 
     def no_gradient(self, heads):
-        """Gradients to begin with."""
-        return operators.zeros_like(heads)
+        """Gradients to begin with, float32, because those of keys and values are sums over tiles."""
+        return operators.zeros(heads.shape, mindspore.float32)
 
     def with_zeros(self, gradient):
         """The mixed values' gradient [length x heads + 1, dim]."""
@@ -179,7 +216,7 @@ class _Tiles:
         slope = weights * (_PRODUCT_B(upper, value).astype(self.kind) - inner)
         slope, weights = (slope * self.scale).astype(heads.dtype), weights.astype(heads.dtype)
         found = (_PRODUCT(slope, key), _PRODUCT_A(slope, query), _PRODUCT_A(weights, upper))
-        rows = operators.concat([part.reshape(-1, self.dim) for part in found])
+        rows = operators.concat([part.astype(mindspore.float32).reshape(-1, self.dim) for part in found])
         at = operators.concat([part.reshape(-1, 1) for part in (queries, keys, values)])
         return _ADD(total.reshape(-1, self.dim), at, rows).reshape(total.shape)
 

@@ -132,8 +132,9 @@ class _Step:
         self.tuned = tuple(self.places[place] for place in tuned)
         function = getattr(Parts(numbers, own), part)()
         self.apply, self.apply_onto = (mindspore.jit(made) for made in _forward(function))
-        self.differentiate, self.differentiate_onto = (mindspore.jit(made) for made in _backward(function))
-        self.differentiate_tuned = mindspore.jit(_backward_tuned(function, tuned))
+        compute = ops.dtype(numbers.compute)
+        self.differentiate, self.differentiate_onto = (mindspore.jit(made) for made in _backward(function, compute))
+        self.differentiate_tuned = mindspore.jit(_backward_tuned(function, tuned, compute))
 
     def forward(self, values: Tensor, line: LineTensors, tensors, onto: Tensor | None = None) -> Tensor:
         """Return the function's result, added to `onto`."""
@@ -165,23 +166,24 @@ def _forward(function):
     return forward, forward_onto
 
 
-def _backward(function):
+def _backward(function, compute):
+    """Gradients of a part, whose result is in the compute dtype whatever the hidden states are in."""
     gradient_of = ops.gradient(function)
 
     def backward(gradient, values, tokens, *tensors):
-        return gradient_of(values, tokens, *tensors, gradient)[0]
+        return gradient_of(values, tokens, *tensors, gradient.astype(compute))[0]
 
     def backward_onto(onto, gradient, values, tokens, *tensors):
-        return onto + gradient_of(values, tokens, *tensors, gradient)[0]
+        return onto + gradient_of(values, tokens, *tensors, gradient.astype(compute))[0]
 
     return backward, backward_onto
 
 
-def _backward_tuned(function, tuned):
+def _backward_tuned(function, tuned, compute):
     gradient_of, places = ops.gradient(function), tuple(2 + place for place in tuned)
 
     def backward_tuned(gradient, values, tokens, *tensors):
-        found = gradient_of(values, tokens, *tensors, gradient)
+        found = gradient_of(values, tokens, *tensors, gradient.astype(compute))
         results = ()
         for place in places:
             results = results + (found[place].reshape(-1),)
@@ -245,6 +247,8 @@ class Parts:
         """W hidden + bias + scaling x B A dropout(hidden) of modules with one input, side by side."""
         compute = self.compute
         weights, biases, adapter = self._all(modules, "weight"), self._all(modules, "bias"), self._adapter(modules)
+        if ABSENT in biases and any(place != ABSENT for place in biases):
+            raise ValueError(f"{', '.join(modules)}: either all of them have a bias or none")
 
         def linear(hidden, tokens, *tensors):
             hidden = hidden.astype(compute)

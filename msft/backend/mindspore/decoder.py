@@ -72,8 +72,10 @@ class Decoder:
         finally:
             self.dropout_keys, self.adapter = None, True
 
-    def forward(self, input_ids: np.ndarray, position_ids: np.ndarray, segment_ids: np.ndarray) -> Trace:
-        """Take the tokens of int32 [rows, length] arrays through all blocks, keeping what `backward` needs.
+    def forward(
+        self, input_ids: np.ndarray, position_ids: np.ndarray, segment_ids: np.ndarray, keep: bool = False
+    ) -> Trace:
+        """Take the tokens of int32 [rows, length] arrays through all blocks; `keep` what `backward` needs.
 
         Attention is causal and stays within a segment.
         """
@@ -81,7 +83,8 @@ class Decoder:
         hidden, all_kept = self._embedded(found), []
         for apply, names_of_layer in self._blocks():
             hidden, kept = apply.forward(hidden, tensors, [*map(self.parameter, names_of_layer)])
-            all_kept.append(kept)
+            if keep:
+                all_kept.append(kept)
         return Trace(found, tensors, all_kept, hidden, self.functions.norm(hidden, self.parameter("model.norm.weight")))
 
     def backward(self, gradient: Tensor, trace: Trace) -> dict[str, Tensor]:

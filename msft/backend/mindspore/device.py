@@ -1,7 +1,10 @@
 """Which device MindSpore runs on."""
 
+import fcntl
 import os
 import platform
+import tempfile
+from functools import cache
 from pathlib import Path
 
 import mindspore
@@ -38,28 +41,42 @@ def bind_threads(runtime: Runtime) -> str:
     """Bind each thread in which MindSpore computes on CPU to a core, where there are enough; say what was done.
 
     The thread that waits for them calls `sched_yield` in a loop and would drive one of the two from its core: a step
-    takes a quarter less with them bound. Ranks on one machine would all take the same cores: theirs stay as they are.
+    takes a quarter less with them bound. One process of a user does so at a time, since two would take the same cores.
     """
     if runtime.device != "cpu" or runtime.parallel:
         return "not bound to cores"
     # They begin with the first compiled function.
     mindspore.jit(_twice)(Tensor([1.0])).asnumpy()
-    tasks = Path("/proc/self/task")
-    threads = (
-        [int(task.name) for task in tasks.glob("*") if _name(task).startswith(COMPUTING)] if tasks.is_dir() else []
-    )
+    threads = [int(task.name) for task in Path("/proc/self/task").glob("*") if _name(task).startswith(COMPUTING)]
     cores = sorted(os.sched_getaffinity(0)) if threads else []
     if not threads or len(threads) > len(cores):
         return f"not bound to cores ({len(threads)} found, {len(cores)} cores)"
-    for thread, core in zip(threads, cores, strict=False):
-        os.sched_setaffinity(thread, {core})
+    if not _first_of_its_user():
+        return "not bound to cores (another run has bound its own)"
+    try:
+        for thread, core in zip(threads, cores, strict=False):
+            os.sched_setaffinity(thread, {core})
+    except OSError as error:
+        return f"not bound to cores ({error.strerror})"
     return f"{len(threads)}, bound to a core each"
+
+
+@cache
+def _first_of_its_user() -> bool:
+    """Take a lock that the system releases when this process ends; whether no other one has it."""
+    path = Path(tempfile.gettempdir()) / f"msft-{os.getuid()}.cores"
+    try:
+        file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
 
 
 def _name(task: Path) -> str:
     try:
         return (task / "comm").read_text()
-    except FileNotFoundError:  # it has just ended
+    except (FileNotFoundError, ProcessLookupError):  # it has just ended
         return ""
 
 

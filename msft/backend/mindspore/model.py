@@ -40,7 +40,7 @@ class Model:
             keys = random.token_keys(self.runtime.seed, dropout_step, batch.row_ids, batch.position_ids)
 
         with self.decoder.mode(keys, adapter=True):
-            trace = self._forward(batch)
+            trace = self._forward(batch, keep=True)
             summed, by_hidden, by_head = self._head_gradients(trace, batch, scale)
             gradients = self.decoder.backward(by_hidden, trace)
         # The head's own gradient is known already; a tied head is reached through the embedding as well.
@@ -123,15 +123,15 @@ class Model:
             "threads": self.threads,
         }
 
-    def _forward(self, batch: Batch) -> Trace:
-        return self.decoder.forward(batch.input_ids, batch.position_ids, batch.segment_ids)
+    def _forward(self, batch: Batch, keep: bool = False) -> Trace:
+        return self.decoder.forward(batch.input_ids, batch.position_ids, batch.segment_ids, keep)
 
     def _losses(self, batch: Batch) -> np.ndarray:
         """The cross-entropy of each supervised position in reading order, float32 [n]; logits for a chunk at a time."""
         trace, weight = self._forward(batch), self.decoder.head_weight()
         chunks = self._chunks(trace, batch)
         losses = [ops.to_numpy(_chunk_losses(trace.hidden, weight, *chunk[:2])) for chunk in chunks]
-        return np.concatenate(losses)[: batch.supervised] if losses else np.zeros(0, np.float32)
+        return np.concatenate(losses)[: batch.supervised]
 
     def _head_gradients(self, trace: Trace, batch: Batch, scale: float):
         """The losses by place in the line, the gradients of `scale` x their sum for the hidden states and the head.
@@ -154,11 +154,13 @@ class Model:
     def _chunks(self, trace: Trace, batch: Batch):
         """Places in the line of supervised positions, their labels, and which are real, `LOSS_CHUNK` at a time.
 
-        The last chunk is filled up, so that one compiled function serves every batch.
+        The last chunk is filled up, so that one compiled function serves every batch; there is one at least.
         """
         labels = batch.labels.reshape(-1)[trace.line.places]
         chosen = np.flatnonzero(labels != IGNORE).astype(np.int32)
-        fill = (0, -len(chosen) % ops.LOSS_CHUNK)
+        if len(chosen) != batch.supervised:
+            raise ValueError("labels stand on padding")
+        fill = (0, -len(chosen) % ops.LOSS_CHUNK if len(chosen) else ops.LOSS_CHUNK)
         arrays = np.pad(chosen, fill), np.pad(labels[chosen], fill), np.pad(np.ones(len(chosen), np.float32), fill)
         for start in range(0, len(arrays[0]), ops.LOSS_CHUNK):
             positions, answers, real = (array[start : start + ops.LOSS_CHUNK] for array in arrays)
@@ -173,17 +175,17 @@ def _chunk_losses(hidden, weight, positions, labels):
 @mindspore.jit
 def _chunk_gradients(total, hidden, weight, positions, labels, scales):
     """`total` [length, hidden + 1] with a chunk's gradients for the hidden states, and its losses behind them."""
-    losses, by_logits = ops.token_losses_and_gradient(_logits(hidden, weight, positions), labels)
+    losses, by_logits = ops.token_losses_and_gradient(_logits(hidden, weight, positions), labels, scales)
     by_hidden = ops.product(by_logits.astype(weight.dtype), weight).astype(mindspore.float32)
     real = (scales != 0).astype(mindspore.float32)
-    rows = operators.concat((by_hidden * scales.expand_dims(-1), (losses * real).expand_dims(-1)), 1)
+    rows = operators.concat((by_hidden, (losses * real).expand_dims(-1)), 1)
     return total + operators.unsorted_segment_sum(rows, positions, total.shape[0])
 
 
 @mindspore.jit
 def _chunk_head_gradient(hidden, weight, positions, labels, scales):
-    _, by_logits = ops.token_losses_and_gradient(_logits(hidden, weight, positions), labels)
-    rows = operators.gather(hidden, positions, 0) * scales.expand_dims(-1)
+    _, by_logits = ops.token_losses_and_gradient(_logits(hidden, weight, positions), labels, scales)
+    rows = operators.gather(hidden, positions, 0)
     return ops.product_a(by_logits.astype(weight.dtype), rows.astype(weight.dtype)).astype(mindspore.float32)
 
 

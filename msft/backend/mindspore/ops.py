@@ -147,11 +147,12 @@ def token_losses(logits: Tensor, labels: Tensor) -> Tensor:
     return _losses_and_shares(logits, labels)[0]
 
 
-def token_losses_and_gradient(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Return `token_losses` and the gradient of their sum, float32 [n, vocabulary]."""
+def token_losses_and_gradient(logits: Tensor, labels: Tensor, scales: Tensor) -> tuple[Tensor, Tensor]:
+    """Return `token_losses` and the gradient of their sum, each times its scale [n], float32 [n, vocabulary]."""
     losses, shares, total = _losses_and_shares(logits, labels)
     # Here, not behind the products with it, where most of a large share would be rounded away.
-    return losses, operators.tensor_scatter_elements(shares, labels.expand_dims(-1), -total, 1, "add") / total
+    gradient = operators.tensor_scatter_elements(shares, labels.expand_dims(-1), -total, 1, "add")
+    return losses, gradient * (scales.expand_dims(-1) / total)
 
 
 def _losses_and_shares(logits, labels):
@@ -212,7 +213,7 @@ class _RmsNorm(nn.Cell):
         scale = self.scale(wide)
         upper = (gradient * weight.astype(gradient.dtype)).astype(self.kind)
         inner = _MEAN(upper * wide, -1) * scale * scale * scale
-        by_weight = _SUM((gradient * (wide * scale).astype(gradient.dtype)).reshape(-1, weight.shape[0]), 0)
+        by_weight = _SUM((gradient.astype(self.kind) * (wide * scale)).reshape(-1, weight.shape[0]), 0)
         return (upper * scale - wide * inner).astype(hidden.dtype), by_weight.astype(weight.dtype)
 
     def scale(self, wide):
