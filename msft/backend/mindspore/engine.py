@@ -14,8 +14,10 @@ from msft.models.spec import ModelSpec
 
 def build(spec: ModelSpec, source, tuning: Tuning, runtime: Runtime) -> Engine:
     """Return an engine with the source's weights on the runtime's device."""
-    if not runtime.parallel:  # else distributed.initialize has set it, once and for all
-        mindspore.set_device(TARGETS[runtime.device])
+    target = TARGETS[runtime.device]
+    # It can be set once only, before anything is computed: distributed.initialize has done so, or the caller.
+    if mindspore.get_context("device_target") != target:
+        mindspore.set_device(target)
     # Blocks are compiled one by one; what joins them runs as it is written.
     mindspore.set_context(mode=mindspore.PYNATIVE_MODE)
     model = Model(spec, source, tuning, runtime)
