@@ -8,6 +8,8 @@ from pathlib import Path
 from benchmarks.common.answer import Answer, Figure, Verdict
 
 MEGA = 1 << 20
+# What the picture shows of a bar that is met by far.
+BEST = 100
 
 
 def figures_table(figures: Sequence[Figure]) -> str:
@@ -102,5 +104,7 @@ def draw(path: Path, answers: dict[str, Answer]) -> None:
 
 
 def share(verdict: Verdict) -> float:
-    """Return how far a bar is met: 1 is just met, 2 is twice as good as asked."""
-    return verdict.ratio / verdict.limit if verdict.at_least else verdict.limit / verdict.ratio
+    """Return how far a bar is met: 1 is just met, 2 is twice as good as asked, `BEST` at most (a cost may be 0)."""
+    if verdict.at_least:
+        return min(verdict.ratio / verdict.limit, BEST)
+    return verdict.limit / max(verdict.ratio, verdict.limit / BEST)

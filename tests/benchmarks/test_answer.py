@@ -40,6 +40,7 @@ def test_a_bar_without_a_peer_is_the_value_itself():
 def test_how_far_a_bar_is_met_is_above_one_on_its_right_side():
     assert share(compare("speed", OURS, PEER, 1.25, at_least=True)) == 2
     assert share(absolute("help", 0.2, "s", 0.1)) == 0.5
+    assert share(absolute("growth", 0.0, "", 1.1)) == share(absolute("growth", -0.2, "", 1.1)) == 100
 
 
 def test_tokens_per_second_leave_the_first_step_out():
