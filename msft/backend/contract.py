@@ -106,7 +106,8 @@ class Runtime:
     """Where and how a model runs; `device` is what `device.pick` returned (cpu, cuda, npu).
 
     `max_grad_norm` None means no clipping. `recompute` drops a block's activations and computes them again
-    in the backward pass. `parallel` asks for the process group of the launcher (msrun, torchrun).
+    in the backward pass. `compile` asks torch for a compiled norm, rotation and SwiGLU (MindSpore's blocks always are).
+    `parallel` asks for the process group of the launcher (msrun, torchrun).
     """
 
     device: str = "cpu"
@@ -116,6 +117,7 @@ class Runtime:
     loss_scale: LossScale = field(default_factory=LossScale)
     max_grad_norm: float | None = None
     recompute: bool = False
+    compile: bool = False
     parallel: bool = False
 
 

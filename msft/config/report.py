@@ -50,7 +50,7 @@ def _marked(recipe: Recipe, block: Block, path: Keys = ()) -> Iterator[tuple[Key
         for mark in field.metadata:
             if isinstance(mark, Unused):
                 yield inner, mark.why
-            if isinstance(mark, OnlyOn) and mark.backend != recipe.backend:
+            if isinstance(mark, OnlyOn) and mark.backend != recipe.backend and value != field.default:
                 yield inner, f"it is for backend {mark.backend}; {mark.why}"
         for index, entry in enumerate(value if isinstance(value, list) else [value]):
             if isinstance(entry, Block):

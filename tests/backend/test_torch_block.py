@@ -44,14 +44,29 @@ def test_adapted_linear_is_a_linear_layer_and_its_low_rank_part(probability):
     torch.testing.assert_close(apart, plain())
 
 
-def test_adapted_linear_keeps_no_more_than_its_input_the_mask_and_weights():
+def test_adapted_linear_keeps_no_more_than_its_input_the_mask_weights_and_rank_numbers_a_token():
     hidden, weight = drawn(1, 70, 12), drawn(7, 12, seed=1, grad=False)
     a, b, keep = drawn(4, 12, seed=3), drawn(7, 4, seed=4), drawn(1, 70, 12, seed=5, grad=False) > 0
     kept = []
     with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor) or tensor, lambda tensor: tensor):
         block.adapted_linear(hidden, weight, None, a, b, 2.0, keep, 0.5)
     given = {tensor.data_ptr() for tensor in (hidden, weight, a, b, keep)}
-    assert {tensor.data_ptr() for tensor in kept} == given
+    assert given < {tensor.data_ptr() for tensor in kept}
+    assert [tensor.shape for tensor in kept if tensor.data_ptr() not in given] == [(70, 4)]
+
+
+@pytest.mark.parametrize("rotate", [block.rotate, block.plain_rotate])
+def test_rotate_is_llamas(rotate):
+    from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
+
+    query, key = drawn(2, 6, 4, 8).transpose(1, 2), drawn(2, 6, 2, 8, seed=1).transpose(1, 2)
+    angles = drawn(2, 6, 4, seed=2, grad=False).repeat(1, 1, 2)
+    for place, heads in enumerate((query, key)):
+        agree(
+            lambda place=place: rotate(query, key, angles.cos(), angles.sin())[place],
+            lambda place=place: apply_rotary_pos_emb(query, key, angles.cos(), angles.sin())[place],
+            (heads,),
+        )
 
 
 def test_swiglu():

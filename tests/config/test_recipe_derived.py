@@ -260,3 +260,7 @@ def test_a_key_of_one_backend_is_reported_on_the_other(tmp_path):
     assert str(entry).endswith("r.yaml:2: context.device_target: it is for backend mindspore; `device` decides")
     (entry,) = load(tmp_path, text, "--device", "npu").ignored
     assert entry.why == "device (npu) wins"
+    assert derive.runtime(load(tmp_path, HEAD + "backend: torch\ntorch_compile: True\n"), "cpu", False).compile
+    recipe = load(tmp_path, HEAD + "backend: mindspore\ntorch_compile: True\n")
+    assert not derive.runtime(recipe, "cpu", False).compile
+    assert recipe.ignored[0].why == "it is for backend torch; its blocks are always compiled"

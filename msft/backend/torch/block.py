@@ -1,5 +1,8 @@
 """What a decoder's block is made of, as operators that keep little for their gradients and compute no frozen ones."""
 
+from collections.abc import Callable
+from typing import NamedTuple
+
 import torch
 from torch.nn import functional
 
@@ -94,25 +97,25 @@ def low_rank(hidden, lora_a, lora_b, scaling: float, keep, probability: float) -
 class _AdaptedLinear(torch.autograd.Function):
     @staticmethod
     def forward(ctx, hidden, weight, bias, lora_a, lora_b, scaling, keep, probability):
-        ctx.save_for_backward(hidden, weight, lora_a, lora_b, keep)
-        ctx.scaling, ctx.probability = scaling, probability
         kind = weight.dtype
         flat = hidden.flatten(0, -2).to(kind)
         low = product(_dropped(flat, keep, probability), lora_a.to(kind))
         result = product(flat, weight, bias)
         result.addmm_(low, lora_b.to(kind).t(), alpha=scaling)
+        ctx.save_for_backward(hidden, weight, lora_a, lora_b, keep, low)
+        ctx.scaling, ctx.probability = scaling, probability
         return result.unflatten(0, hidden.shape[:-1])
 
     @staticmethod
     def backward(ctx, gradient):
-        hidden, weight, lora_a, lora_b, keep = ctx.saved_tensors
+        hidden, weight, lora_a, lora_b, keep, low = ctx.saved_tensors
         kind, probability = weight.dtype, ctx.probability
         a, b = lora_a.to(kind), lora_b.to(kind)
         gradient = gradient.flatten(0, -2).to(kind)
         kept = _dropped(hidden.flatten(0, -2).to(kind), keep, probability)
         d_low = (gradient @ b).mul_(ctx.scaling)
         d_a = (d_low.t() @ kept).to(lora_a.dtype)
-        d_b = (gradient.t() @ product(kept, a).mul_(ctx.scaling)).to(lora_b.dtype)
+        d_b = (gradient.t() @ low).mul_(ctx.scaling).to(lora_b.dtype)
         if not ctx.needs_input_grad[0]:
             return None, None, None, d_a, d_b, None, None, None
         d_hidden = product(gradient, weight.t())
@@ -121,6 +124,36 @@ class _AdaptedLinear(torch.autograd.Function):
         else:
             d_hidden += _dropped(d_low @ a, keep, probability)
         return d_hidden.to(hidden.dtype).view_as(hidden), None, None, d_a, d_b, None, None, None
+
+
+def rotate(query, key, cosine, sine) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return query and key turned to their positions (RoFormer, halves as in transformers' Llama).
+
+    query [rows, heads, length, dim], key [rows, kv_heads, length, dim]; cosine, sine [rows, length, dim], whose second
+    half repeats the first.
+    """
+    return tuple(_Rotate.apply(heads, cosine.unsqueeze(1), sine.unsqueeze(1)) for heads in (query, key))
+
+
+class _Rotate(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, heads, cosine, sine):
+        ctx.save_for_backward(cosine, sine)
+        ctx.kind = heads.dtype
+        return _turned(heads, cosine, sine, 1)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return _turned(gradient, *ctx.saved_tensors, -1).to(ctx.kind), None, None
+
+
+def _turned(heads, cosine, sine, direction: int) -> torch.Tensor:
+    result = heads * cosine
+    (left, right), (new_left, new_right) = heads.chunk(2, -1), result.chunk(2, -1)
+    sine = sine.chunk(2, -1)[0]
+    new_left.addcmul_(right, sine, value=-direction)
+    new_right.addcmul_(left, sine, value=direction)
+    return result
 
 
 def swiglu(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
@@ -173,3 +206,68 @@ class _RmsNorm(torch.autograd.Function):
 
 def _dropped(hidden, keep, probability: float):
     return hidden if keep is None else torch.where(keep.view_as(hidden), hidden / (1 - probability), 0)
+
+
+class Parts(NamedTuple):
+    """What lies between a block's products: operators that take the arguments of this module's of the same names."""
+
+    name: str = "each its own operator"
+    rms_norm: Callable = rms_norm
+    rotate: Callable = rotate
+    swiglu: Callable = swiglu
+
+
+def liger_parts() -> Parts:
+    """Return Liger's fused kernels, https://github.com/linkedin/Liger-Kernel, for CUDA."""
+    from liger_kernel.ops.rms_norm import LigerRMSNormFunction
+    from liger_kernel.ops.rope import LigerRopeFunction
+    from liger_kernel.ops.swiglu import LigerSiLUMulFunction
+
+    def rms_norm(hidden, weight, eps):
+        # The offset of the weight, what is in float32, and whether the gradient may take the place of its argument.
+        return LigerRMSNormFunction.apply(hidden, weight, eps, 0.0, "llama", False)
+
+    return Parts("Liger", rms_norm, LigerRopeFunction.apply, LigerSiLUMulFunction.apply)
+
+
+def compiled_parts() -> Parts:
+    """Return formulas that torch compiles, with their gradients, when they first meet one."""
+    return Parts(
+        "torch.compile",
+        _compiled(plain_rms_norm, rms_norm),
+        _compiled(plain_rotate, rotate),
+        _compiled(plain_swiglu, swiglu),
+    )
+
+
+def _compiled(formula: Callable, operator: Callable) -> Callable:
+    """A formula compiled for any number of tokens, with its gradient; without a gradient the operator itself."""
+    compiled = torch.compile(formula, dynamic=True)
+
+    def chosen(*arguments):
+        learns = torch.is_grad_enabled() and arguments[0].requires_grad
+        return (compiled if learns else operator)(*arguments)
+
+    return chosen
+
+
+def plain_rms_norm(hidden: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+    """Return what `rms_norm` does, as a formula that can be compiled."""
+    wide = hidden.float()
+    return weight * (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)).to(hidden.dtype)
+
+
+def plain_rotate(query, key, cosine, sine) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return what `rotate` does, as a formula that can be compiled."""
+    cosine, sine = cosine.unsqueeze(1), sine.unsqueeze(1)
+    query, key = (
+        heads * cosine + torch.cat((-right, left), -1) * sine
+        for heads in (query, key)
+        for left, right in [heads.chunk(2, -1)]
+    )
+    return query, key
+
+
+def plain_swiglu(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
+    """Return what `swiglu` does, as a formula that can be compiled."""
+    return functional.silu(gate) * up

@@ -2,6 +2,7 @@
 
 import functools
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 
@@ -14,6 +15,7 @@ from msft.backend import names, random
 from msft.backend.contract import Lora, Runtime, Tuning
 from msft.backend.segments import spans
 from msft.backend.torch import attention, block, ops
+from msft.errors import InputError
 from msft.models import rope
 from msft.models.adapters import peft_names
 from msft.models.families import family
@@ -21,9 +23,9 @@ from msft.models.spec import ModelSpec
 
 # The name under which transformers knows this engine's attention: whatever `attend` a call of the model brings along.
 ATTENTION = "msft"
-# transformers' modules whose mathematics `block` does with less memory.
-NORMS = {"LlamaRMSNorm"}
-GATED = {"LlamaMLP"}
+
+# Tokens that compile a block's parts: no other size of a model is equal to it.
+WARM_UP = 13
 
 
 def _attention(module, query, key, value, attention_mask, scaling, attend, **_):
@@ -39,7 +41,7 @@ class Decoder:
     def __init__(self, spec: ModelSpec, source, tuning: Tuning, runtime: Runtime, kernels: ops.Kernels):
         self.spec = spec
         self.runtime = runtime
-        self.network = _load(spec, source, tuning, runtime)
+        self.network = _load(spec, source, tuning, runtime, kernels.parts)
         self.frequencies: np.ndarray | None = None
         self.tuned: dict[str, nn.Parameter] = {
             name: self.network.get_parameter(name).requires_grad_() for name in tuning.parameters
@@ -56,8 +58,28 @@ class Decoder:
                 for name, factor in zip(peft_names(module), (layer.lora_A, layer.lora_B), strict=True):
                     self.tuned[name] = factor["default"].weight
         self.dropout_keys: np.ndarray | None = None
+        self.compile_seconds = self._compile() if runtime.compile else 0.0
         if runtime.recompute:
             self.network.activation_checkpointing_enable({"use_reentrant": False})
+
+    def _compile(self) -> float:
+        """Compile the parts of a block by a few tokens' way through one and back; return the seconds it took."""
+        began, model, positions = time.perf_counter(), self.network.model, self.tensor(np.arange(WARM_UP)[None])
+        segments = attention.Segments([WARM_UP], self.runtime.device)
+
+        def attend(_, query, key, value, scale):
+            return self.attention(query, key, value, segments, scale)
+
+        hidden = model.embed_tokens(positions).detach().requires_grad_()
+        try:
+            with self._autocast():
+                rotation = model.rotary_emb(hidden, positions)
+                output = model.layers[0](hidden, position_embeddings=rotation, attend=attend)
+                torch.autograd.grad(output.sum(), hidden)
+        except torch._dynamo.exc.BackendCompilerFailed as error:
+            why = str(error).partition("\n")[0]
+            raise InputError(f"torch_compile: {why}; install one, or leave torch_compile out") from error
+        return time.perf_counter() - began
 
     @contextmanager
     def mode(self, dropout_keys: np.ndarray | None, adapter: bool):
@@ -181,7 +203,7 @@ class Decoder:
         return torch.autocast(self.runtime.device, ops.dtype(compute), enabled=compute != "float32")
 
 
-def _load(spec: ModelSpec, source, tuning: Tuning, runtime: Runtime) -> nn.Module:
+def _load(spec: ModelSpec, source, tuning: Tuning, runtime: Runtime, parts: block.Parts) -> nn.Module:
     rope.check(spec)
     # Dropout is the adapters' own alone.
     config = AutoConfig.for_model(**{**spec.hf_config, "attention_dropout": 0.0, "return_dict": True})
@@ -203,11 +225,10 @@ def _load(spec: ModelSpec, source, tuning: Tuning, runtime: Runtime) -> nn.Modul
     for module in family(spec.family).linear_modules(spec):
         part = network.get_submodule(module)
         part.forward = functools.partial(_linear, part, compute)
-    for part in network.modules():
-        if type(part).__name__ in NORMS:
-            part.forward = functools.partial(_normed, part)
-        elif type(part).__name__ in GATED:
-            part.forward = functools.partial(_fed_forward, part)
+    for module in network.modules():
+        replacement = REPLACED.get(type(module).__name__)
+        if replacement:
+            module.forward = functools.partial(replacement, module, parts)
     return network
 
 
@@ -215,12 +236,26 @@ def _linear(part: nn.Module, compute: torch.dtype, hidden: torch.Tensor) -> torc
     return block.linear(hidden, part.weight, part.bias, compute)
 
 
-def _normed(norm: nn.Module, hidden: torch.Tensor) -> torch.Tensor:
-    return block.rms_norm(hidden, norm.weight, norm.variance_epsilon)
+def _normed(norm: nn.Module, parts: block.Parts, hidden: torch.Tensor) -> torch.Tensor:
+    return parts.rms_norm(hidden, norm.weight, norm.variance_epsilon)
 
 
-def _fed_forward(part: nn.Module, hidden: torch.Tensor) -> torch.Tensor:
-    return part.down_proj(block.swiglu(part.gate_proj(hidden), part.up_proj(hidden)))
+def _fed_forward(mlp: nn.Module, parts: block.Parts, hidden: torch.Tensor) -> torch.Tensor:
+    return mlp.down_proj(parts.swiglu(mlp.gate_proj(hidden), mlp.up_proj(hidden)))
+
+
+def _mixed(mixer: nn.Module, parts: block.Parts, hidden_states: torch.Tensor, position_embeddings, attend, **_):
+    heads = (*hidden_states.shape[:-1], -1, mixer.head_dim)
+    query, key, value = (
+        project(hidden_states).view(heads).transpose(1, 2) for project in (mixer.q_proj, mixer.k_proj, mixer.v_proj)
+    )
+    query, key = parts.rotate(query, key, *position_embeddings)
+    mixed = attend(mixer.layer_idx, query, key, value, mixer.scaling)
+    return mixer.o_proj(mixed.transpose(1, 2).flatten(2)), None
+
+
+# transformers' modules whose mathematics `block` does with less memory, and what takes the place of their `forward`.
+REPLACED = {"LlamaRMSNorm": _normed, "LlamaMLP": _fed_forward, "LlamaAttention": _mixed}
 
 
 def _rebuild_rotary(network: nn.Module, config, device: str) -> None:

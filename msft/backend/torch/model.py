@@ -121,8 +121,13 @@ class Model:
             "rotary": "float32 angles",
             "loss": f"float32, supervised positions only, up to {ops.LOSS_CHUNK} at a time",
             "attention": self.kernels.name,
+            "norm, rotation, SwiGLU": self._parts(),
             "recompute": str(self.runtime.recompute),
         }
+
+    def _parts(self) -> str:
+        seconds = self.decoder.compile_seconds
+        return self.kernels.parts.name + (f" (took {seconds:.1f} s)" if seconds else "")
 
     def _hidden(self, batch: Batch) -> torch.Tensor:
         return self.decoder.hidden(batch.input_ids, batch.position_ids, batch.segment_ids)

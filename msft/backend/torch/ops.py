@@ -1,14 +1,15 @@
 """The one place that chooses between fused kernels and plain operators, and the operators torch lacks."""
 
+import importlib.util
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 
 from msft.backend import random
 from msft.backend.contract import Runtime
-from msft.backend.torch import attention
+from msft.backend.torch import attention, block
 from msft.models.spec import ModelSpec
 
 # Supervised positions whose logits are made at a time: 160 x 49152 float32 are 31 MB. The C library keeps memory of up
@@ -29,21 +30,35 @@ class Kernels:
     softmax: str
     attention: Callable
     fused_adamw: bool
+    parts: block.Parts = field(default_factory=block.Parts)
 
 
 def kernels(spec: ModelSpec, runtime: Runtime) -> Kernels:
-    """Choose kernels for a model on a device: flash attention of variable length, torch's own, or products on CPU."""
-    fused_adamw, compute = runtime.device in ("cpu", "cuda"), runtime.precision.compute
+    """Choose kernels for a model on a device: flash attention of variable length, torch's own, or products on CPU.
+
+    Norm, rotation and SwiGLU are compiled where `runtime` asks for it, else Liger's on CUDA where it is installed.
+    """
+    return Kernels(*_attention(runtime), runtime.device in ("cpu", "cuda"), _parts(runtime))
+
+
+def _attention(runtime: Runtime) -> tuple[str, str, Callable]:
+    compute = runtime.precision.compute
     if runtime.device == "cuda" and compute != "float32" and attention.has_variable_length():
         name, softmax = "flash attention of variable length", "float32 inside flash attention"
-        return Kernels(name, softmax, attention.across_segments, fused_adamw)
+        return name, softmax, attention.across_segments
     if runtime.device == "cpu":
         longer = f" (torch's kernel where one is over {attention.KEPT} tokens)" if compute == "float32" else ""
-        name = f"batched products, segment by segment{longer}"
-        return Kernels(name, f"float32, of scores in {compute}", attention.on_cpu, fused_adamw)
+        return f"batched products, segment by segment{longer}", f"float32, of scores in {compute}", attention.on_cpu
     softmax = "float32 accumulation inside scaled_dot_product_attention"
-    name = "scaled_dot_product_attention, segment by segment"
-    return Kernels(name, softmax, attention.by_segment, fused_adamw)
+    return "scaled_dot_product_attention, segment by segment", softmax, attention.by_segment
+
+
+def _parts(runtime: Runtime) -> block.Parts:
+    if runtime.compile:
+        return block.compiled_parts()
+    if runtime.device == "cuda" and importlib.util.find_spec("liger_kernel"):
+        return block.liger_parts()
+    return block.Parts()
 
 
 def dtype(name: str) -> torch.dtype:
