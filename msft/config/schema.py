@@ -15,7 +15,8 @@ Profiling = Annotated[Any, Unused("profiling is left to the framework's own tool
 Tuning = Annotated[Any, Unused("data loading needs no tuning")]
 Graphs = Annotated[Any, Unused("MindSpore's graph compiler is left at its defaults")]
 Memory = Annotated[Any, Unused("memory is left to the framework")]
-Layout = Annotated[Any, Unused("every process holds the whole model and a share of the batch")]
+Layout = Annotated[Any, Unused("parallel_config.data_parallel and model_parallel say how processes share the work")]
+Whole = Annotated[Any, Unused("the result is the same: what is not cut is whole on every process")]
 Slices = Annotated[Any, Unused("weights are read in any layout without transforming them first")]
 Hub = Annotated[Any, Unused("nothing is uploaded")]
 Images = Annotated[Any, Unused("it is for image models")]
@@ -94,19 +95,19 @@ class Parallel(Block):
 
 
 class ParallelConfig(Block):
-    """How MindFormers splits the model."""
+    """How processes share the work: `data_parallel` models (unset: as many as there are) of `model_parallel` each."""
 
-    data_parallel: Annotated[Any, Unused("the launcher decides how many processes there are")] = None
-    model_parallel: Layout = None
+    data_parallel: Positive | None = None
+    model_parallel: Positive = 1
     context_parallel: Layout = None
     context_parallel_algo: Layout = None
     ulysses_degree_in_cp: Layout = None
     expert_parallel: Layout = None
-    pipeline_stage: Layout = None
-    use_seq_parallel: Layout = None
+    pipeline_stage: Positive = 1
+    use_seq_parallel: Whole = None
     optimizer_shard: Layout = None
     micro_batch_num: Annotated[Any, Unused("micro-batches are set by gradient_accumulation_steps")] = None
-    vocab_emb_dp: Layout = None
+    vocab_emb_dp: Whole = None
     gradient_aggregation_group: Layout = None
     auto_parallel: Layout = None
     mem_coeff: Layout = None

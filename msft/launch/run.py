@@ -3,6 +3,8 @@
 import os
 
 from msft import console
+from msft.config import derive
+from msft.config.layout import layout as shared
 from msft.launch import RESUME_COMMAND
 from msft.launch.background import detach
 from msft.launch.command import RANK_VARIABLES, build
@@ -22,6 +24,7 @@ def launch(layout: Layout, program: Program, dry: bool, resume_command: str) -> 
     check(layout)
     if layout.workers > 1:
         program = program.parallel()
+        shared(program.recipe, derive.model_spec(program.recipe), layout.workers)
     command = build(layout, choose_port(layout), program.recipe.backend, program.words)
     if dry:
         console.say(str(command))

@@ -11,6 +11,7 @@ from msft.backend import PACKAGES
 from msft.backend.contract import Tuning
 from msft.config import derive
 from msft.config.checks import check_paths
+from msft.config.layout import Layout, layout
 from msft.config.report import ignored_lines
 from msft.config.schema import Recipe
 from msft.config.schema_data import EvalDataset
@@ -32,6 +33,7 @@ class Prepared:
     eval_data: RowDataset | None
     pad_id: int
     resumed: Path | None
+    layout: Layout
 
     @property
     def output_dir(self) -> Path:
@@ -58,6 +60,7 @@ def prepare(recipe: Recipe) -> Prepared:
     trains = recipe.run_mode in ("train", "finetune")
     resumed = found.of(_resumed, recipe) if trains else None
     spec = derive.model_spec(recipe)
+    dealt = found.of(layout, recipe, spec, processes())
     weights = found.of(sources.open_all, recipe, spec, resumed)
     tuning = found.of(_tuning, recipe, spec, weights, resumed) if weights else None
     pad_id = found.of(_pad_id, recipe, spec)
@@ -67,7 +70,7 @@ def prepare(recipe: Recipe) -> Prepared:
     if trains and not resumed:
         found.of(_check_output, recipe)
     found.raise_any()
-    return Prepared(recipe, spec, tuning, weights, train_data, eval_data, pad_id, resumed)
+    return Prepared(recipe, spec, tuning, weights, train_data, eval_data, pad_id, resumed, dealt)
 
 
 class _Problems:

@@ -29,7 +29,7 @@ def run(recipe: Recipe, dry: bool = False, resume_command: str = "--resume_train
     """
     prepared = prepare(recipe)
     if dry:
-        _tell_plan(prepared, processes())
+        _tell_plan(prepared)
         console.say("dry run: nothing was started")
         return
     if recipe.run_mode == "predict":
@@ -37,18 +37,18 @@ def run(recipe: Recipe, dry: bool = False, resume_command: str = "--resume_train
     _train(prepared, resume_command) if prepared.trains else _evaluate(prepared)
 
 
-def _tell_plan(prepared: Prepared, world: int) -> None:
-    stream = setup.train_stream(prepared, 0, world) if prepared.trains else None
+def _tell_plan(prepared: Prepared) -> None:
+    stream = setup.train_stream(prepared, 0, prepared.layout.data) if prepared.trains else None
     for line in setup.plan_lines(prepared, stream):
         console.note(line)
 
 
 def _train(prepared: Prepared, resume_command: str) -> None:
     digest = prepared.train_data.digest()
-    stream = setup.train_stream(prepared, 0, processes())
+    stream = setup.train_stream(prepared, 0, prepared.layout.data)
     facts = _facts(prepared, stream, digest)
     state = _state_to_resume(prepared, facts)
-    _tell_plan(prepared, processes())
+    _tell_plan(prepared)
     session = setup.start(prepared)
     try:
         # The first rank writes; which process that is is known only now.
@@ -102,7 +102,7 @@ def _state_to_resume(prepared: Prepared, facts: dict) -> checkpoint.TrainerState
 def _train_on(prepared: Prepared, session: setup.Session, state: checkpoint.TrainerState | None, facts: dict) -> int:
     """Train and write the results; returns the number of the signal that asked the run to stop, else 0."""
     recipe = prepared.recipe
-    stream = setup.train_stream(prepared, session.rank, session.world)
+    stream = setup.train_stream(prepared, session.share, session.shares)
     progress = resume.take_over(session, prepared.resumed, state) if state else loop.Progress()
     start = progress.step
     session.distributed.sum_numbers([0.0])
@@ -147,7 +147,7 @@ def _plan(
     requests: StopRequests,
 ) -> loop.Plan:
     evaluation, saving = derive.evaluation(prepared.recipe), derive.saving(prepared.recipe)
-    eval_stream = setup.eval_stream(prepared, session.rank, session.world) if evaluation else None
+    eval_stream = setup.eval_stream(prepared, session.share, session.shares) if evaluation else None
 
     def evaluate(step: int) -> EvalRecord:
         epoch = step / stream.steps_per_epoch
@@ -174,10 +174,10 @@ def _with_bar(stream: BatchStream) -> Iterator[list[Batch]]:
 
 
 def _evaluate(prepared: Prepared) -> None:
-    _tell_plan(prepared, processes())
+    _tell_plan(prepared)
     session = setup.start(prepared)
     try:
-        stream = setup.eval_stream(prepared, session.rank, session.world)
+        stream = setup.eval_stream(prepared, session.share, session.shares)
         record = loop.evaluate(session.engine, _with_bar(stream), session.distributed.sum_numbers, 0, 0.0)
         if session.rank == 0:
             write_json(prepared.output_dir / outputs.EVALUATION, _evaluation(prepared, record))

@@ -52,16 +52,17 @@ class Saver:
 
         Raises RunError when the checkpoint before could not be written.
         """
-        if self.session.rank != 0:
+        if self.session.share != 0:
             return
         # Before the state is copied: two copies would take twice the memory.
         self.writer.wait()
+        # All ranks of the model give their slices.
+        state = self.session.engine.export_state()
         path = checkpoint.folder(self.prepared.output_dir, progress.step)
-        if path.exists():
+        if self.session.rank != 0 or path.exists():
             return
         if not self.prepared.output_dir.is_dir():
             raise RunError(f"{path}: cannot be written: {self.prepared.output_dir} is no longer there")
-        state = self.session.engine.export_state()
         trainer_state = self._trainer_state(progress, state)
         self.writer.start(lambda: self._write(path, trainer_state, state))
 
@@ -118,8 +119,10 @@ class Saver:
         output_dir, tuning, base = self.prepared.output_dir, self.prepared.tuning, self.prepared.weights.path
         adapter = output_dir / outputs.ADAPTER if tuning.lora else None
         model = output_dir / outputs.MODEL if tuning.parameters or base is None else None
+        if self.session.share != 0:
+            return adapter, model
+        state = self.session.engine.export_state()
         if self.session.rank == 0:
-            state = self.session.engine.export_state()
             checkpoint.check_finite(output_dir, state)
             with outputs.writable(output_dir):
                 if model:

@@ -19,11 +19,16 @@ from msft.train.prepare import Prepared, launched
 
 @dataclass(frozen=True)
 class Session:
-    """A running engine, its place among the ranks, and the module that adds numbers over them."""
+    """A running engine, its place among the ranks, and the module that adds numbers over them.
+
+    `share` of `shares` are this rank's rows.
+    """
 
     engine: Engine
     rank: int
     world: int
+    share: int
+    shares: int
     device: str
     distributed: ModuleType
 
@@ -37,9 +42,9 @@ def start(prepared: Prepared) -> Session:
     console.note(f"device: {device} ({why})")
     distributed = import_module(f"msft.backend.{recipe.backend}.distributed")
     parallel = launched()
-    rank, world = distributed.initialize(device) if parallel else (0, 1)
+    rank, world = distributed.initialize(device, prepared.layout.tensor) if parallel else (0, 1)
     if world > 1:
-        console.note(f"processes: {world}, each with the whole model and its share of every batch")
+        console.note(f"processes: {world}, {prepared.layout}")
     runtime: Runtime = derive.runtime(recipe, device, parallel)
     engine_module = import_module(f"msft.backend.{recipe.backend}.engine")
     engine = engine_module.build(prepared.spec, prepared.weights.base, prepared.tuning, runtime)
@@ -47,7 +52,8 @@ def start(prepared: Prepared) -> Session:
         engine.load_adapter(prepared.weights.factors)
     applied = engine.describe()
     console.note("applied: " + "; ".join(f"{key} {value}" for key, value in applied.items() if key != "device"))
-    return Session(engine, rank, world, device, distributed)
+    mesh = distributed.mesh()
+    return Session(engine, rank, world, mesh.data_rank, mesh.data, device, distributed)
 
 
 def train_stream(prepared: Prepared, rank: int, world: int) -> BatchStream:

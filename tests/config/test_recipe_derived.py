@@ -233,14 +233,14 @@ def test_a_recipe_cannot_be_changed(tmp_path):
 
 
 def test_keys_without_meaning_are_listed_with_line_and_reason(tmp_path):
-    text = HEAD + "profile: False\ncontext:\n  mode: 0\n  device_target: CPU\nparallel_config: {data_parallel: 8}\n"
+    text = HEAD + "profile: False\ncontext:\n  mode: 0\n  device_target: CPU\nparallel_config: {expert_parallel: 8}\n"
     text += "callbacks:\n  - type: ObsMonitor\nrunner_config: {batch_size: 2}\ntrain_dataset: {batch_size: 4}\n"
     text += "optimizer: {learning_rate: 1e-5}\nlr_schedule: {learning_rate: 1e-4, warmup_ratio: 0.1, warmup_steps: 3}\n"
     recipe = load(tmp_path, text, "--profile_memory", "True")
     assert [(entry.place.text.split("/")[-1], entry.path) for entry in recipe.ignored] == [
         ("r.yaml:2", "profile"),
         ("r.yaml:4", "context.mode"),
-        ("r.yaml:6", "parallel_config.data_parallel"),
+        ("r.yaml:6", "parallel_config.expert_parallel"),
         ("r.yaml:8", "callbacks.0"),
         ("r.yaml:10", "train_dataset.batch_size"),
         ("r.yaml:11", "optimizer.learning_rate"),

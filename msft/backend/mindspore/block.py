@@ -12,6 +12,7 @@ import mindspore
 from mindspore import Tensor
 from mindspore import ops as operators
 
+from msft.backend import slices
 from msft.backend.mindspore import ops
 
 ABSENT = -1
@@ -44,15 +45,19 @@ class Kept(NamedTuple):
 
 
 class Block:
-    """One block of a layout, (name, tuned or not) for each of its tensors, which the methods take in this order."""
+    """One block of a layout, (name, tuned or not) for each of its tensors, which the methods take in this order.
 
-    def __init__(self, functions, attention, recompute: bool):
-        self.functions, self.attention, self.recompute = functions, attention, recompute
+    Where the model is cut over ranks, `reduce` sums what each gives of an output or a gradient; the gradients of norms
+    are then shares of a rank as well.
+    """
+
+    def __init__(self, functions, attention, recompute: bool, reduce=None):
+        self.functions, self.attention, self.recompute, self.reduce = functions, attention, recompute, reduce
 
     def forward(self, hidden: Tensor, line: LineTensors, tensors: list[Tensor]) -> tuple[Tensor, Kept]:
         """Return the output for hidden states [length, hidden], and what `backward` needs."""
         inner = self._inner(hidden, line, tensors)
-        output = self.functions.contract.forward(inner.wide, line, tensors, onto=inner.middle)
+        output = self._onto(inner.middle, self.functions.contract.forward, inner.wide, line, tensors)
         return output, Kept(hidden, None if self.recompute else inner)
 
     def backward(self, gradient: Tensor, kept: Kept, line: LineTensors, tensors: list[Tensor]):
@@ -63,11 +68,11 @@ class Block:
         functions, hidden = self.functions, kept.hidden
         inner = kept.inner or self._inner(hidden, line, tensors)
         by_wide = functions.contract.backward(gradient, inner.wide, line, tensors)
-        by_middle = functions.expand.backward(by_wide, inner.middle, line, tensors, onto=gradient)
+        by_middle = self._onto(gradient, functions.expand.backward, by_wide, inner.middle, line, tensors)
         by_mixed = functions.merge.backward(by_middle, inner.mixed, line, tensors)
         by_heads = self.attention.backward(by_mixed, inner.heads, inner.mixed, inner.weights, line.plan)
         by_turned = functions.turn_back(by_heads, line.cosine, line.sine)
-        by_hidden = functions.project.backward(by_turned, hidden, line, tensors, onto=by_middle)
+        by_hidden = self._onto(by_middle, functions.project.backward, by_turned, hidden, line, tensors)
         found = functions.contract.tuned_gradients(gradient, inner.wide, line, tensors)
         found |= functions.expand.tuned_gradients(by_wide, inner.middle, line, tensors)
         found |= functions.merge.tuned_gradients(by_middle, inner.mixed, line, tensors)
@@ -78,12 +83,19 @@ class Block:
         functions = self.functions
         heads = functions.turn(functions.project.forward(hidden, line, tensors), line.cosine, line.sine)
         mixed, weights = self.attention.forward(heads, line.plan)
-        middle = functions.merge.forward(mixed, line, tensors, onto=hidden)
+        middle = self._onto(hidden, functions.merge.forward, mixed, line, tensors)
         return Inner(heads, mixed, weights, middle, functions.expand.forward(middle, line, tensors))
+
+    def _onto(self, values, function, *arguments):
+        """`values` and what a function gives, summed over the ranks of a model that is cut."""
+        return function(*arguments, onto=values) if self.reduce is None else values + self.reduce(function(*arguments))
 
 
 class Numbers(NamedTuple):
-    """What the functions of a block are compiled for, beside its layout; blocks of equal numbers share them."""
+    """What the functions of a block are compiled for, beside its layout; blocks of equal numbers share them.
+
+    Heads are a rank's own; of the ranks of a model one has `adds_bias`, of the modules that are cut by their inputs.
+    """
 
     kernels: ops.Kernels
     heads: int
@@ -93,6 +105,7 @@ class Numbers(NamedTuple):
     scaling: float
     dropout: float
     adapter: bool
+    adds_bias: bool = True
 
 
 @cache
@@ -247,13 +260,14 @@ class Parts:
         """W hidden + bias + scaling x B A dropout(hidden) of modules with one input, side by side."""
         compute = self.compute
         weights, biases, adapter = self._all(modules, "weight"), self._all(modules, "bias"), self._adapter(modules)
+        biased = ABSENT not in biases and (self.numbers.adds_bias or slices.module_axis(modules[0]) == 0)
         if ABSENT in biases and any(place != ABSENT for place in biases):
             raise ValueError(f"{', '.join(modules)}: either all of them have a bias or none")
 
         def linear(hidden, tokens, *tensors):
             hidden = hidden.astype(compute)
             result = ops.linear(hidden, _joined(tensors, weights))
-            if ABSENT not in biases:
+            if biased:
                 result = result + _joined(tensors, biases).astype(compute)
             return adapter(result, hidden, tokens, tensors)
 

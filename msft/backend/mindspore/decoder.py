@@ -6,6 +6,7 @@ the depth (a graph of all 30 layers of a 135M model takes 50 s). Real tokens alo
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import cache
 from types import SimpleNamespace
 from typing import NamedTuple
@@ -15,9 +16,9 @@ import numpy as np
 from mindspore import Tensor
 from mindspore import ops as operators
 
-from msft.backend import line, names, random
+from msft.backend import line, names, random, slices
 from msft.backend.contract import Lora, Runtime, Tuning
-from msft.backend.mindspore import block, ops
+from msft.backend.mindspore import block, distributed, ops
 from msft.backend.mindspore.cached_block import CachedBlocks
 from msft.models import rope
 from msft.models.adapters import peft_names
@@ -41,6 +42,9 @@ class Decoder:
     def __init__(self, spec: ModelSpec, source, tuning: Tuning, runtime: Runtime, kernels: ops.Kernels):
         rope.check(spec)
         self.spec = spec
+        self.mesh = distributed.mesh()
+        self.own = _own(spec, self.mesh.tensor)
+        self.reduce = distributed.reduce if self.mesh.tensor > 1 else None
         self.runtime = runtime
         self.kernels = kernels
         self.scaling = tuning.lora.alpha / tuning.lora.rank if tuning.lora else 0.0
@@ -49,14 +53,14 @@ class Decoder:
         self.tuned: dict[str, Tensor] = {}
         self.frozen: dict[str, Tensor] = {}
         self.tuned_names: dict[str, str] = {}
-        tuned = set(tuning.parameters)
+        tuned, source = set(tuning.parameters), slices.SlicedSource(source, self.mesh)
         for name in family(spec.family).tensor_shapes(spec):
             self._place(name, source.read(name), name if name in tuned else None)
         if tuning.lora:
             names.check_modules(tuning.lora.modules, spec)
             self._add_lora(tuning.lora)
         self.layers = [self._layer(number) for number in range(spec.num_hidden_layers)]
-        self.attention = ops.line_attention(spec, runtime)
+        self.attention = ops.line_attention(self.own, runtime)
         self.functions = _functions(kernels)
         self.cached_blocks = CachedBlocks(self, self._numbers(0.0, True))
         self.dropout_keys: np.ndarray | None = None
@@ -183,7 +187,7 @@ class Decoder:
     def _rotary(self, position_ids: np.ndarray) -> tuple[Tensor, Tensor]:
         """The rotary tables for positions [tokens]."""
         cosine, sine = rope.tables(self.spec, position_ids[None])
-        return ops.rotary_tables(self.spec, cosine[0], sine[0])
+        return ops.rotary_tables(self.own, cosine[0], sine[0])
 
     def _place(self, name: str, array: np.ndarray, tuned_as: str | None) -> None:
         if tuned_as:
@@ -196,9 +200,13 @@ class Decoder:
         for module in lora.modules:
             rows, columns = self.parameter(f"{module}.weight").shape
             name_a, name_b = peft_names(module)
-            self._place(f"{module}.lora_A.weight", random.lora_a(self.runtime.seed, module, lora.rank, columns), name_a)
+            by_inputs = slices.module_axis(module) == 1
+            inputs = columns * (self.mesh.tensor if by_inputs else 1)
+            drawn = random.lora_a(self.runtime.seed, module, lora.rank, inputs)
+            keys = random.feature_keys(module, inputs)
+            self._place(f"{module}.lora_A.weight", slices.cut(drawn, 1 if by_inputs else None, self.mesh), name_a)
             self._place(f"{module}.lora_B.weight", np.zeros((rows, lora.rank), dtype=np.float32), name_b)
-            self.frozen[f"{module}.features"] = self.tensor(random.feature_keys(module, columns))
+            self.frozen[f"{module}.features"] = self.tensor(slices.cut(keys, 0 if by_inputs else None, self.mesh))
 
     def _layer(self, number: int) -> tuple[tuple[tuple[str, bool], ...], list[str]]:
         """A layer's layout, (name within the layer, tuned or not) for each tensor, and the tensors' whole names."""
@@ -208,12 +216,18 @@ class Decoder:
 
     def _block(self, layout) -> block.Block:
         numbers = self._numbers(self.dropout if self.dropout_keys is not None else 0.0, self.adapter)
-        return block.Block(block.functions(numbers, layout), self.attention, self.runtime.recompute)
+        return block.Block(block.functions(numbers, layout), self.attention, self.runtime.recompute, self.reduce)
 
     def _numbers(self, dropout: float, adapter: bool) -> block.Numbers:
-        spec, compute = self.spec, self.runtime.precision.compute
-        heads = spec.num_attention_heads, spec.num_key_value_heads, spec.head_dim
-        return block.Numbers(self.kernels, *heads, compute, self.scaling, dropout, adapter)
+        own, compute, adds_bias = self.own, self.runtime.precision.compute, self.mesh.tensor_rank == 0
+        heads = own.num_attention_heads, own.num_key_value_heads, own.head_dim
+        return block.Numbers(self.kernels, *heads, compute, self.scaling, dropout, adapter, adds_bias)
+
+
+def _own(spec: ModelSpec, tensor: int) -> ModelSpec:
+    """What one of the ranks of a model has of its heads."""
+    heads, kv_heads = spec.num_attention_heads // tensor, spec.num_key_value_heads // tensor
+    return replace(spec, num_attention_heads=heads, num_key_value_heads=kv_heads)
 
 
 def by_position(values: Tensor, found: line.Line, segment_ids: np.ndarray) -> np.ndarray:

@@ -3,22 +3,30 @@
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from types import SimpleNamespace
 
 import mindspore
 import numpy as np
 from mindspore import Tensor, communication, ops
 
+from msft.backend import slices
 from msft.backend.buckets import BUCKET, buckets
+from msft.backend.mesh import Mesh
 from msft.backend.mindspore.device import TARGETS
 
 # How long a rank waits for the others, for instance while the first one writes a checkpoint (MindSpore: 30 s on CPU).
 WAIT_SECONDS = 1800
 LAST_WORDS_SECONDS = 1.0
 
+# The mesh of this process, and the sums over its groups of ranks.
+_joined = SimpleNamespace(mesh=Mesh(), data=None, tensor=None)
 
-def initialize(device: str) -> tuple[int, int]:
+
+def initialize(device: str, tensor: int = 1) -> tuple[int, int]:
     """Join the group that msrun's environment describes; return (rank, world size).
+
+    `tensor` ranks one after another hold slices of one model; it divides the world size.
 
     Sets MindSpore's device, which cannot be done any more afterwards. In msrun's scheduler process this does not
     return: it serves the group and ends the process.
@@ -27,7 +35,29 @@ def initialize(device: str) -> tuple[int, int]:
         os.environ.setdefault("MS_CPU_COMM_OP_TIMEOUT", str(WAIT_SECONDS))
         mindspore.set_device(TARGETS[device])
         communication.init()
+        _join(tensor)
     return rank_and_world()
+
+
+def _join(tensor: int) -> None:
+    rank, world = rank_and_world()
+    _joined.mesh, _joined.data = Mesh(world // tensor, tensor, rank), ops.AllReduce()
+    if tensor > 1:
+        _joined.data = _own("data", _joined.mesh.data_groups, rank)
+        _joined.tensor = _own("tensor", _joined.mesh.tensor_groups, rank)
+
+
+def _own(kind: str, groups: list[list[int]], rank: int) -> ops.AllReduce:
+    """The sum over the group that has this rank; every rank makes its own alone."""
+    number, ranks = next((number, ranks) for number, ranks in enumerate(groups) if rank in ranks)
+    name = f"{kind}-{number}"
+    communication.create_group(name, ranks)
+    return ops.AllReduce(group=name)
+
+
+def mesh() -> Mesh:
+    """Return which ranks work together."""
+    return _joined.mesh
 
 
 def rank_and_world() -> tuple[int, int]:
@@ -36,22 +66,54 @@ def rank_and_world() -> tuple[int, int]:
 
 
 def sum_numbers(numbers: Sequence[float]) -> list[float]:
-    """Return the numbers summed over all ranks, in float64 and in the order of the ranks."""
+    """Return the numbers summed over the ranks with different rows, in float64 and in the order of the ranks."""
+    return _joined.mesh.sum_over_data(_gathered(numbers)).tolist()
+
+
+def sum_over_tensor(numbers: Sequence[float]) -> list[float]:
+    """Return the numbers summed over the ranks that hold slices of one model, in float64."""
+    return _joined.mesh.sum_over_tensor(_gathered(numbers)).tolist()
+
+
+def _gathered(numbers: Sequence[float]) -> np.ndarray:
+    """The numbers of all ranks, float64 [ranks, n]."""
     if not _grouped():
-        return list(numbers)
+        return np.array([numbers], dtype=np.float64)
     # As pairs of int32, because no target sums float64 and not every one carries it.
     bits = np.array(numbers, dtype=np.float64).view(np.int32)
     gathered = ops.AllGather()(Tensor(bits)).asnumpy()
-    return gathered.view(np.float64).reshape(-1, len(numbers)).sum(axis=0).tolist()
+    return gathered.view(np.float64).reshape(-1, len(numbers))
 
 
-def sum_gradients(gradients: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return the gradients summed over all ranks."""
+def sum_gradients(gradients: dict[str, Tensor], partial: Collection[str] = ()) -> dict[str, Tensor]:
+    """Return the gradients summed over the ranks with different rows; `partial` ones over a model's ranks as well."""
     if not _grouped():
         return gradients
+    if _joined.mesh.tensor > 1:
+        shares = {name: gradient for name, gradient in gradients.items() if name in partial}
+        gradients = gradients | _summed(shares, _joined.tensor)
+    return _summed(gradients, _joined.data)
+
+
+def reduce(values: Tensor) -> Tensor:
+    """Return the values summed over the ranks that hold slices of one model."""
+    return _joined.tensor(values)
+
+
+def join(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Return whole arrays for this rank's slices of tensors, by canonical name; every rank of a model calls it."""
+    found = dict(arrays)
+    for name, along in ((name, slices.axis(name)) for name in arrays):
+        if _joined.mesh.tensor > 1 and along is not None:
+            whole = slices.placed(arrays[name], along, _joined.mesh)
+            found[name] = _all_reduce(Tensor(whole.reshape(-1)), _joined.tensor).asnumpy().reshape(whole.shape)
+    return found
+
+
+def _summed(gradients: dict[str, Tensor], add: ops.AllReduce) -> dict[str, Tensor]:
     summed = {}
     for names in buckets({name: gradient.size for name, gradient in gradients.items()}):
-        flat = _all_reduce(ops.concat([gradients[name].reshape(-1) for name in names]))
+        flat = _all_reduce(ops.concat([gradients[name].reshape(-1) for name in names]), add)
         start = 0
         for name in names:
             end = start + gradients[name].size
@@ -75,6 +137,6 @@ def _grouped() -> bool:
     return os.environ.get("MS_ROLE") == "MS_WORKER" and communication.GlobalComm.INITED
 
 
-def _all_reduce(flat: Tensor) -> Tensor:
-    parts = [ops.AllReduce()(flat[start : start + BUCKET]) for start in range(0, flat.size, BUCKET)]
+def _all_reduce(flat: Tensor, add: ops.AllReduce) -> Tensor:
+    parts = [add(flat[start : start + BUCKET]) for start in range(0, flat.size, BUCKET)]
     return parts[0] if len(parts) == 1 else ops.concat(parts)

@@ -5,7 +5,7 @@ import numpy as np
 from mindspore import Tensor
 from mindspore import ops as operators
 
-from msft.backend import names, random
+from msft.backend import names, random, slices
 from msft.backend.contract import IGNORE, Batch, Runtime, Tuning
 from msft.backend.mindspore import ops
 from msft.backend.mindspore.decoder import Decoder, Trace, by_position
@@ -24,6 +24,8 @@ class Model:
         self.kernels = ops.kernels(spec, runtime)
         self.decoder = Decoder(spec, source, tuning, runtime, self.kernels)
         self.has_adapter = tuning.lora is not None
+        # A block's norms see what one rank gives of the gradient.
+        self.partial = {name for name in self.tuned if slices.is_partial(name) or "layernorm" in name}
 
     @property
     def tuned(self) -> dict[str, Tensor]:

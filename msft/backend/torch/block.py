@@ -1,6 +1,7 @@
 """What a decoder's block is made of, as operators that keep little for their gradients and compute no frozen ones."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -208,13 +209,58 @@ def _dropped(hidden, keep, probability: float):
     return hidden if keep is None else torch.where(keep.view_as(hidden), hidden / (1 - probability), 0)
 
 
+def enter(hidden: torch.Tensor, reduce: Callable) -> torch.Tensor:
+    """Return hidden states for modules that are cut by their outputs: each rank's gradient is a share of the whole."""
+    return _Enter.apply(hidden, reduce)
+
+
+class _Enter(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, hidden, reduce):
+        ctx.reduce = reduce
+        return hidden.view_as(hidden)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return ctx.reduce(gradient), None
+
+
+def leave(output: torch.Tensor, reduce: Callable) -> torch.Tensor:
+    """Return the sum of what modules give that are cut by their inputs."""
+    return _Leave.apply(output, reduce)
+
+
+class _Leave(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, output, reduce):
+        return reduce(output)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient, None
+
+
+def _as_it_is(hidden: torch.Tensor) -> torch.Tensor:
+    return hidden
+
+
 class Parts(NamedTuple):
-    """What lies between a block's products: operators that take the arguments of this module's of the same names."""
+    """What lies between a block's products: operators that take the arguments of this module's of the same names.
+
+    `enter` and `leave` stand around what is cut over ranks.
+    """
 
     name: str = "each its own operator"
     rms_norm: Callable = rms_norm
     rotate: Callable = rotate
     swiglu: Callable = swiglu
+    enter: Callable = _as_it_is
+    leave: Callable = _as_it_is
+
+
+def cut_parts(parts: Parts, reduce: Callable) -> Parts:
+    """Return the parts of a model that is cut over ranks, whose values `reduce` sums."""
+    return parts._replace(enter=partial(enter, reduce=reduce), leave=partial(leave, reduce=reduce))
 
 
 def liger_parts() -> Parts:

@@ -11,10 +11,11 @@ import torch
 from torch import nn
 from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM
 
-from msft.backend import names, random
+from msft.backend import names, random, slices
 from msft.backend.contract import Lora, Runtime, Tuning
+from msft.backend.mesh import Mesh
 from msft.backend.segments import spans
-from msft.backend.torch import attention, block, ops
+from msft.backend.torch import attention, block, distributed, ops
 from msft.errors import InputError
 from msft.models import rope
 from msft.models.adapters import peft_names
@@ -41,7 +42,10 @@ class Decoder:
     def __init__(self, spec: ModelSpec, source, tuning: Tuning, runtime: Runtime, kernels: ops.Kernels):
         self.spec = spec
         self.runtime = runtime
-        self.network = _load(spec, source, tuning, runtime, kernels.parts)
+        self.mesh = distributed.mesh()
+        parts = block.cut_parts(kernels.parts, distributed.reduce) if self.mesh.tensor > 1 else kernels.parts
+        self.network = _load(spec, slices.SlicedSource(source, self.mesh), tuning, runtime, parts)
+        self._fit_modules()
         self.frequencies: np.ndarray | None = None
         self.tuned: dict[str, nn.Parameter] = {
             name: self.network.get_parameter(name).requires_grad_() for name in tuning.parameters
@@ -51,7 +55,7 @@ class Decoder:
         self.adapted_layers: list[nn.Module] = []
         if tuning.lora:
             names.check_modules(tuning.lora.modules, spec)
-            self.adapted = _add_lora(self.network, tuning.lora, runtime)
+            self.adapted = _add_lora(self.network, tuning.lora, runtime, self.mesh)
             for module in tuning.lora.modules:
                 layer = self.network.get_submodule(module)
                 self.adapted_layers.append(layer)
@@ -61,6 +65,13 @@ class Decoder:
         self.compile_seconds = self._compile() if runtime.compile else 0.0
         if runtime.recompute:
             self.network.activation_checkpointing_enable({"use_reentrant": False})
+
+    def _fit_modules(self) -> None:
+        """Tell the linear modules what they are cut to, and which rank adds a bias that all of a model's have."""
+        for module in family(self.spec.family).linear_modules(self.spec):
+            part = self.network.get_submodule(module)
+            part.out_features, part.in_features = part.weight.shape
+            part.adds_bias = slices.module_axis(module) == 0 or self.mesh.tensor_rank == 0
 
     def _compile(self) -> float:
         """Compile the parts of a block by a few tokens' way through one and back; return the seconds it took."""
@@ -233,7 +244,11 @@ def _load(spec: ModelSpec, source, tuning: Tuning, runtime: Runtime, parts: bloc
 
 
 def _linear(part: nn.Module, compute: torch.dtype, hidden: torch.Tensor) -> torch.Tensor:
-    return block.linear(hidden, part.weight, part.bias, compute)
+    return block.linear(hidden, part.weight, _bias(part), compute)
+
+
+def _bias(part: nn.Module) -> torch.Tensor | None:
+    return part.bias if part.adds_bias else None
 
 
 def _normed(norm: nn.Module, parts: block.Parts, hidden: torch.Tensor) -> torch.Tensor:
@@ -241,17 +256,18 @@ def _normed(norm: nn.Module, parts: block.Parts, hidden: torch.Tensor) -> torch.
 
 
 def _fed_forward(mlp: nn.Module, parts: block.Parts, hidden: torch.Tensor) -> torch.Tensor:
-    return mlp.down_proj(parts.swiglu(mlp.gate_proj(hidden), mlp.up_proj(hidden)))
+    hidden = parts.enter(hidden)
+    return parts.leave(mlp.down_proj(parts.swiglu(mlp.gate_proj(hidden), mlp.up_proj(hidden))))
 
 
 def _mixed(mixer: nn.Module, parts: block.Parts, hidden_states: torch.Tensor, position_embeddings, attend, **_):
-    heads = (*hidden_states.shape[:-1], -1, mixer.head_dim)
+    hidden, heads = parts.enter(hidden_states), (*hidden_states.shape[:-1], -1, mixer.head_dim)
     query, key, value = (
-        project(hidden_states).view(heads).transpose(1, 2) for project in (mixer.q_proj, mixer.k_proj, mixer.v_proj)
+        project(hidden).view(heads).transpose(1, 2) for project in (mixer.q_proj, mixer.k_proj, mixer.v_proj)
     )
     query, key = parts.rotate(query, key, *position_embeddings)
     mixed = attend(mixer.layer_idx, query, key, value, mixer.scaling)
-    return mixer.o_proj(mixed.transpose(1, 2).flatten(2)), None
+    return parts.leave(mixer.o_proj(mixed.transpose(1, 2).flatten(2))), None
 
 
 # transformers' modules whose mathematics `block` does with less memory, and what takes the place of their `forward`.
@@ -265,7 +281,7 @@ def _rebuild_rotary(network: nn.Module, config, device: str) -> None:
     network.model.rotary_emb = rotary
 
 
-def _add_lora(network: nn.Module, lora: Lora, runtime: Runtime):
+def _add_lora(network: nn.Module, lora: Lora, runtime: Runtime, mesh: Mesh):
     from peft import LoraConfig, get_peft_model
 
     config = LoraConfig(
@@ -283,10 +299,13 @@ def _add_lora(network: nn.Module, lora: Lora, runtime: Runtime):
     for module in lora.modules:
         layer = network.get_submodule(module)
         a, b = layer.lora_A["default"], layer.lora_B["default"]
-        drawn = random.lora_a(runtime.seed, module, lora.rank, layer.in_features)
-        a.weight = nn.Parameter(torch.from_numpy(drawn).to(runtime.device))
+        by_inputs = slices.module_axis(module) == 1
+        inputs = layer.in_features * (mesh.tensor if by_inputs else 1)
+        drawn = slices.cut(random.lora_a(runtime.seed, module, lora.rank, inputs), 1 if by_inputs else None, mesh)
+        keys = slices.cut(random.feature_keys(module, inputs), 0 if by_inputs else None, mesh)
+        a.weight = nn.Parameter(ops.from_numpy(drawn, runtime.device, "float32"))
         b.weight = nn.Parameter(torch.zeros(layer.out_features, lora.rank, device=runtime.device))
-        layer.dropout_features = torch.from_numpy(random.feature_keys(module, layer.in_features)).to(runtime.device)
+        layer.dropout_features = ops.from_numpy(keys, runtime.device, "int32")
         layer.dropout_tokens = None
         layer.forward = functools.partial(_adapted_linear, layer, lora.dropout)
     return adapted
@@ -301,6 +320,7 @@ def _adapted_linear(layer: nn.Module, probability: float, hidden: torch.Tensor) 
     keep = None
     if layer.dropout_tokens is not None and probability:
         keep = ops.keep_mask(layer.dropout_tokens, layer.dropout_features, probability)
-    if base.weight.requires_grad or (base.bias is not None and base.bias.requires_grad):
+    bias = _bias(base)
+    if base.weight.requires_grad or (bias is not None and bias.requires_grad):
         return base(hidden) + block.low_rank(hidden, a, b, scaling, keep, probability)
-    return block.adapted_linear(hidden, base.weight, base.bias, a, b, scaling, keep, probability)
+    return block.adapted_linear(hidden, base.weight, bias, a, b, scaling, keep, probability)

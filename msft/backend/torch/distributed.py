@@ -1,26 +1,51 @@
-"""The process group of torchrun: sums over ranks."""
+"""The process group of torchrun: sums over ranks, all of them or those of a mesh's groups."""
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import timedelta
+from types import SimpleNamespace
 
 import numpy as np
 import torch
 import torch.distributed as group
 
+from msft.backend import slices
 from msft.backend.buckets import buckets
+from msft.backend.mesh import Mesh
+
+# The mesh of this process, and its groups of ranks: None = all of them.
+_joined = SimpleNamespace(mesh=Mesh(), data=None, tensor=None)
 
 
-def initialize(device: str) -> tuple[int, int]:
-    """Join the group that torchrun's environment describes; return (rank, world size)."""
+def initialize(device: str, tensor: int = 1) -> tuple[int, int]:
+    """Join the group that torchrun's environment describes; return (rank, world size).
+
+    `tensor` ranks one after another hold slices of one model; it divides the world size.
+    """
     if "RANK" not in os.environ:
         return 0, 1
     if device != "cpu":
         getattr(torch, device).set_device(int(os.environ["LOCAL_RANK"]))
     backend = {"cpu": "gloo", "cuda": "nccl", "npu": "hccl"}[device]
     group.init_process_group(backend, timeout=timedelta(minutes=30))
-    return rank_and_world()
+    rank, world = rank_and_world()
+    _joined.mesh = Mesh(world // tensor, tensor, rank)
+    if tensor > 1:
+        _joined.data = _own(_joined.mesh.data_groups, rank)
+        _joined.tensor = _own(_joined.mesh.tensor_groups, rank)
+    return rank, world
+
+
+def _own(groups: list[list[int]], rank: int):
+    """The group that has this rank; every rank makes all of them."""
+    made = [(ranks, group.new_group(ranks)) for ranks in groups]
+    return next(handle for ranks, handle in made if rank in ranks)
+
+
+def mesh() -> Mesh:
+    """Return which ranks work together."""
+    return _joined.mesh
 
 
 def rank_and_world() -> tuple[int, int]:
@@ -29,24 +54,58 @@ def rank_and_world() -> tuple[int, int]:
 
 
 def sum_numbers(numbers: Sequence[float]) -> list[float]:
-    """Return the numbers summed over all ranks, in float64 and in the order of the ranks."""
+    """Return the numbers summed over the ranks with different rows, in float64 and in the order of the ranks."""
+    return _joined.mesh.sum_over_data(_gathered(numbers)).tolist()
+
+
+def sum_over_tensor(numbers: Sequence[float]) -> list[float]:
+    """Return the numbers summed over the ranks that hold slices of one model, in float64."""
+    return _joined.mesh.sum_over_tensor(_gathered(numbers)).tolist()
+
+
+def _gathered(numbers: Sequence[float]) -> np.ndarray:
+    """The numbers of all ranks, float64 [ranks, n]."""
     if not group.is_initialized():
-        return list(numbers)
+        return np.array([numbers], dtype=np.float64)
     # Gathered as pairs of int32, because HCCL sums no float64.
     bits = torch.from_numpy(np.array(numbers, dtype=np.float64).view(np.int32)).to(_device())
     gathered = [torch.empty_like(bits) for _ in range(group.get_world_size())]
     group.all_gather(gathered, bits)
-    return torch.stack(gathered).cpu().numpy().view(np.float64).sum(axis=0).tolist()
+    return torch.stack(gathered).cpu().numpy().view(np.float64)
 
 
-def sum_gradients(gradients: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Return the gradients summed over all ranks."""
+def sum_gradients(gradients: dict[str, torch.Tensor], partial: Collection[str] = ()) -> dict[str, torch.Tensor]:
+    """Return the gradients summed over the ranks with different rows; `partial` ones over a model's ranks as well."""
     if not group.is_initialized():
         return gradients
+    if _joined.mesh.tensor > 1:
+        shares = {name: gradient for name, gradient in gradients.items() if name in partial}
+        gradients = gradients | _summed(shares, _joined.tensor)
+    return _summed(gradients, _joined.data)
+
+
+def reduce(values: torch.Tensor) -> torch.Tensor:
+    """Return the values summed over the ranks that hold slices of one model."""
+    values = values.contiguous().clone()
+    group.all_reduce(values, group=_joined.tensor)
+    return values
+
+
+def join(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Return whole arrays for this rank's slices of tensors, by canonical name; every rank of a model calls it."""
+    found = dict(arrays)
+    for name, along in ((name, slices.axis(name)) for name in arrays):
+        if _joined.mesh.tensor > 1 and along is not None:
+            whole = torch.from_numpy(slices.placed(arrays[name], along, _joined.mesh)).to(_device())
+            found[name] = reduce(whole).cpu().numpy()
+    return found
+
+
+def _summed(gradients: dict[str, torch.Tensor], ranks) -> dict[str, torch.Tensor]:
     summed = {}
     for names in buckets({name: gradient.numel() for name, gradient in gradients.items()}):
         flat = torch.cat([gradients[name].flatten() for name in names])
-        group.all_reduce(flat)
+        group.all_reduce(flat, group=ranks)
         parts = flat.split([gradients[name].numel() for name in names])
         summed |= {name: part.view_as(gradients[name]) for name, part in zip(names, parts, strict=True)}
     return summed

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
-from msft.backend import names, random
+from msft.backend import names, random, slices
 from msft.backend.contract import IGNORE, Batch, Runtime, Tuning
 from msft.backend.torch import block, ops
 from msft.backend.torch.decoder import Decoder
@@ -23,6 +23,7 @@ class Model:
         self.decoder = Decoder(spec, source, tuning, runtime, self.kernels)
         self.tuned = self.decoder.tuned
         self.has_adapter = tuning.lora is not None
+        self.partial = {name for name in self.tuned if slices.is_partial(name)}
 
     def loss_and_gradients(self, batch: Batch, scale: float, dropout_step: int | None):
         """Return the summed loss (float) and the gradients of `scale` x that sum for the tuned parameters.
@@ -37,7 +38,9 @@ class Model:
             loss, d_hidden, d_head = self._head_gradients(hidden.detach(), labels, scale)
             # The head's own gradient is known already; a tied head is reached through the embedding as well.
             below = {name: tensor for name, tensor in self.tuned.items() if name != names.HEAD}
-            found = torch.autograd.grad(hidden, list(below.values()), d_hidden) if below else ()
+            # A bias that only one rank of a cut model adds is not met on the others.
+            unmet = {"allow_unused": True, "materialize_grads": True}
+            found = torch.autograd.grad(hidden, list(below.values()), d_hidden, **unmet) if below else ()
         gradients = dict(zip(below, found, strict=True))
         if d_head is not None:
             name = names.HEAD if names.HEAD in self.tuned else EMBEDDING

@@ -1,0 +1,69 @@
+"""Protects which layouts of processes are taken, and that every problem is named with the nearest one that works."""
+
+import pytest
+from recipe_texts import SIZES, load
+
+from msft.backend.mesh import Mesh
+from msft.config import derive
+from msft.config.layout import Layout, layout, nearest
+from msft.errors import InputError
+
+
+def of(tmp_path, workers, lines="", *flags):
+    recipe = load(tmp_path, f"{SIZES}{lines}", *flags)
+    return layout(recipe, derive.model_spec(recipe), workers)
+
+
+@pytest.mark.parametrize(
+    ("workers", "lines", "expected"),
+    [
+        (1, "", Layout(1, 1)),
+        (8, "", Layout(8, 1)),
+        (1, "use_parallel: True\nparallel_config: {data_parallel: 8}\n", Layout(1, 1)),
+        (1, "use_parallel: False\nparallel_config: {model_parallel: 2, pipeline_stage: 8}\n", Layout(1, 1)),
+        (2, "parallel_config: {model_parallel: 2}\n", Layout(1, 2)),
+        (4, "parallel_config: {model_parallel: 2}\n", Layout(2, 2)),
+        (4, "parallel_config: {data_parallel: 2, model_parallel: 2, pipeline_stage: 1}\n", Layout(2, 2)),
+    ],
+)
+def test_layouts(workers, lines, expected, tmp_path):
+    assert of(tmp_path, workers, lines) == expected
+
+
+def test_all_problems_at_once_with_line_and_what_works(tmp_path):
+    lines = "use_parallel: True\nparallel_config:\n  data_parallel: 8\n  model_parallel: 3\n  pipeline_stage: 2\n"
+    with pytest.raises(InputError) as caught:
+        of(tmp_path, 4, lines)
+    works = "; data_parallel 1, model_parallel 4 works for 4"
+    first = len(SIZES.splitlines()) + 3
+    assert [problem.split("r.yaml:")[-1] for problem in caught.value.problems] == [
+        f"{first + 2}: parallel_config.pipeline_stage: 2: a model is not cut into stages here, only its matrices are"
+        + works,
+        f"{first + 1}: parallel_config.model_parallel: 3 does not divide num_attention_heads (4), "
+        f"num_key_value_heads (4), intermediate_size (256){works}",
+        f"{first}: parallel_config.data_parallel: 8 x model_parallel 3 x pipeline_stage 2 are 48 processes, but 4 "
+        f"processes are started{works}",
+    ]
+
+
+def test_processes_that_are_too_few(tmp_path):
+    lines = "use_parallel: True\nparallel_config: {model_parallel: 2}\n"
+    with pytest.raises(InputError, match="needs 2 processes or a multiple of them, but one process was started"):
+        of(tmp_path, 1, lines)
+    with pytest.raises(InputError, match="data_parallel 3, model_parallel 1 works for 3"):
+        of(tmp_path, 3, lines)
+
+
+def test_the_nearest_layout_divides_processes_and_model(tmp_path):
+    spec = derive.model_spec(load(tmp_path, SIZES))
+    assert nearest(spec, 8, 2) == Layout(4, 2)
+    assert nearest(spec, 8, 8) == Layout(2, 4)
+    assert nearest(spec, 9, 3) == Layout(9, 1)
+
+
+def test_the_mesh_numbers_the_ranks_of_a_model_one_after_another():
+    """As Megatron and MindFormers do: 6 ranks, models of 2."""
+    mesh = Mesh(data=3, tensor=2, rank=3)
+    assert (mesh.data_rank, mesh.tensor_rank) == (1, 1)
+    assert mesh.tensor_groups == [[0, 1], [2, 3], [4, 5]]
+    assert mesh.data_groups == [[0, 2, 4], [1, 3, 5]]

@@ -1,0 +1,41 @@
+"""Trains tiny models that are cut over the processes of a launcher: run by test_cut_models.py, on either engine.
+
+TENSOR ranks hold a model; what came out is written by the first rank to result.npz. KIND: lora or full.
+"""
+
+import os
+import sys
+from importlib import import_module
+
+import numpy as np
+
+from msft.backend.contract import Batch
+from msft.cli import guard
+from tests.conformance import cut_models
+
+
+def main(backend, tensor, kind):
+    distributed = import_module(f"msft.backend.{backend}.distributed")
+    distributed.initialize("cpu", tensor)
+    mesh = distributed.mesh()
+    try:
+
+        def rows_of(whole: Batch) -> Batch:
+            return Batch(*(np.split(array, mesh.data)[mesh.data_rank] for array in vars(whole).values()))
+
+        engine = cut_models.engine(backend, kind)
+        results = cut_models.measure(engine, rows_of)
+        if mesh.rank == 0:
+            np.savez("result.npz", **results)
+        # A state that one process wrote is taken over, each rank its slices.
+        engine.import_state(cut_models.state(np.load("start.npz")))
+        again = engine.train_step([rows_of(batch) for batch in cut_models.micro_batches(9)], cut_models.RATE)
+        if mesh.rank == 0:
+            np.save("again.npy", [again.loss, again.grad_norm])
+    finally:
+        distributed.shutdown()
+
+
+if __name__ == "__main__":
+    words = os.environ["BACKEND"], int(os.environ["TENSOR"]), os.environ["KIND"]
+    sys.exit(guard.run(lambda _: main(*words), sys.argv[1:]))

@@ -1,0 +1,47 @@
+"""A tiny model that can be cut into two or four, and what is measured of it, whole or cut."""
+
+import numpy as np
+
+from msft.backend.contract import EngineState, Lora, Tuning
+from msft.models import llama
+from tests.conformance.tiny_engines import UNTIED, batch, build, full
+
+CONFIG = {**UNTIED, "num_key_value_heads": 4}
+RATE = 1e-2
+MODULES = tuple(llama.linear_modules(llama.spec_from_hf(CONFIG)))
+TUNINGS = {"lora": Tuning(lora=Lora(4, 8.0, 0.1, MODULES)), "full": full(CONFIG)}
+
+
+def engine(backend, kind):
+    return build(backend, CONFIG, TUNINGS[kind])
+
+
+def micro_batches(step):
+    """Two micro-batches of four rows each, with unequal numbers of supervised tokens."""
+    return [batch(2 * step + part, rows=4) for part in range(2)]
+
+
+def measure(engine, rows_of):
+    """Losses, norms, gradients and weights of some steps; `rows_of` a batch gives those that this process has."""
+    steps = [[rows_of(whole) for whole in micro_batches(step)] for step in range(3)]
+    gradients = engine.step_gradients(steps[0])
+    taken = [engine.train_step(parts, RATE) for parts in steps]
+    state = engine.export_state()
+    kinds = {"weights": state.weights, "first": state.first_moment, "second": state.second_moment}
+    return {
+        "losses": np.array([(result.loss, result.grad_norm, result.supervised) for result in taken]),
+        "logits": engine.logits(batch(7, rows=2)),
+        "counters": np.array(list(state.counters.values())),
+        **{f"gradients {name}": array for name, array in gradients.gradients.items()},
+        **{f"{kind} {name}": array for kind, arrays in kinds.items() for name, array in arrays.items()},
+    }
+
+
+def state(results):
+    """The state at the end of `measure`, from its results."""
+
+    def of(kind):
+        return {name.split(" ", 1)[1]: results[name] for name in results if name.startswith(f"{kind} ")}
+
+    counters = dict(zip(("step", "optimizer_step", "loss_scale", "good_steps"), results["counters"], strict=True))
+    return EngineState(of("weights"), of("first"), of("second"), counters)
