@@ -15,15 +15,15 @@ _LIVE: set[Path] = set()
 
 
 @contextlib.contextmanager
-def atomic_path(path: str | os.PathLike):
+def atomic_path(path: str | os.PathLike, token: str | None = None):
     """Yield a temporary path beside `path`; flush it to disk and rename it on success, remove it on failure.
 
     The caller creates a file or a folder under the yielded `Path`. An existing file is replaced;
-    an existing folder raises FileExistsError.
+    an existing folder raises FileExistsError. Processes that fill one folder together agree on a `token`.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.parent / f".{path.name}.{uuid.uuid4().hex[:8]}.part"
+    temporary = temporary_path(path, token or new_token())
     live = temporary.absolute()
     _LIVE.add(live)
     try:
@@ -37,6 +37,16 @@ def atomic_path(path: str | os.PathLike):
     finally:
         remove(temporary)
         _LIVE.discard(live)
+
+
+def new_token() -> str:
+    """Return a random token for a temporary name."""
+    return uuid.uuid4().hex[:8]
+
+
+def temporary_path(path: Path, token: str) -> Path:
+    """Return the path under which `path` is written until it is whole."""
+    return path.parent / f".{path.name}.{token}.part"
 
 
 def leftovers(folder: Path) -> list[Path]:

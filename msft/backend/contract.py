@@ -3,9 +3,9 @@
 All arrays are numpy, all names are canonical: Hugging Face's for weights, PEFT's for adapters.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
@@ -107,6 +107,7 @@ class Runtime:
 
     `max_grad_norm` None means no clipping. `recompute` drops a block's activations and computes them again
     in the backward pass. `compile` asks torch for a compiled norm, rotation and SwiGLU (MindSpore's blocks always are).
+    `shard_optimizer` deals the optimizer's state to the ranks with different rows (ZeRO stage 1).
     `parallel` asks for the process group of the launcher (msrun, torchrun).
     """
 
@@ -118,6 +119,7 @@ class Runtime:
     max_grad_norm: float | None = None
     recompute: bool = False
     compile: bool = False
+    shard_optimizer: bool = False
     parallel: bool = False
 
 
@@ -174,7 +176,7 @@ OnToken = Callable[[int, int], bool]
 
 @dataclass
 class EngineState:
-    """Everything a run needs to go on, in float32 arrays by canonical name.
+    """Everything a run needs to go on, in float32 arrays by canonical name (mappings that may read when asked).
 
     `weights` holds the tuned tensors: base parameters under HF's names, adapters under PEFT's file names
     ('base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight', (rank, in)). `first_moment` and
@@ -182,9 +184,30 @@ class EngineState:
     (steps not skipped), 'loss_scale', 'good_steps' (since the last overflow or growth).
     """
 
+    weights: Mapping[str, np.ndarray]
+    first_moment: Mapping[str, np.ndarray]
+    second_moment: Mapping[str, np.ndarray]
+    counters: dict[str, float]
+
+
+class Place(NamedTuple):
+    """Where a part of a tensor lies: the shape of the whole, and the part's first index along each axis."""
+
+    shape: tuple[int, ...]
+    start: tuple[int, ...]
+
+
+@dataclass
+class StateParts:
+    """What one process gives of the state, so that all processes together give each number once.
+
+    `weights`, `first_moment` and `second_moment` are float32 parts by canonical name, all three of the same `places`.
+    """
+
     weights: dict[str, np.ndarray]
     first_moment: dict[str, np.ndarray]
     second_moment: dict[str, np.ndarray]
+    places: dict[str, Place]
     counters: dict[str, float]
 
 
@@ -247,6 +270,15 @@ class Engine(Protocol):
 
     def export_state(self) -> EngineState:
         """A copy of all tuned tensors, moments and counters."""
+
+    def export_parts(self) -> StateParts:
+        """A copy of this process's share of the state; nothing is gathered."""
+
+    def tuned_names(self) -> list[str]:
+        """Canonical names of all tuned tensors."""
+
+    def export_adapter(self) -> dict[str, np.ndarray]:
+        """Copies of the adapters' whole tensors; every process of a model calls it."""
 
     def import_state(self, state: EngineState) -> None:
         """Take over a state that either engine exported; raises RunError naming what does not fit."""

@@ -1,14 +1,23 @@
 """The engine both frameworks share: one optimizer step, written once over a model and an optimizer."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from types import ModuleType
 from typing import NamedTuple
 
 import numpy as np
 
 from msft.backend import decoding, names, slices
-from msft.backend.contract import Batch, EngineState, OnToken, Runtime, Sampling, StepGradients, StepResult
+from msft.backend.contract import (
+    Batch,
+    EngineState,
+    OnToken,
+    Runtime,
+    Sampling,
+    StateParts,
+    StepGradients,
+    StepResult,
+)
 from msft.backend.loss_scaler import LossScaler
 from msft.errors import RunError
 from msft.models.families import family
@@ -35,6 +44,8 @@ class FrameworkEngine:
         self.runtime = runtime
         self.mesh = distributed.mesh()
         slices.check(model.decoder.spec, self.mesh)
+        # Whether every rank must call `export_state`, not those of one model alone.
+        self.shares_state = optimizer.shard
         self.scaler = LossScaler(runtime.loss_scale)
         self.step = 0
 
@@ -90,9 +101,9 @@ class FrameworkEngine:
         """Whole tensors for this rank's slices; every rank of a model calls it."""
         return self.distributed.join(arrays)
 
-    def _own(self, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """This rank's slices of whole tensors."""
-        return {name: slices.cut(array, slices.axis(name), self.mesh) for name, array in arrays.items()}
+    def _own(self, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """This rank's slices of whole tensors, of which one is held at a time."""
+        return {name: slices.cut(array, slices.axis(name), self.mesh).copy() for name, array in arrays.items()}
 
     def _shapes(self) -> dict[str, tuple[int, ...]]:
         """The shapes of the whole tuned tensors."""
@@ -178,18 +189,38 @@ class FrameworkEngine:
     def export_state(self) -> EngineState:
         """See `contract.Engine.export_state`."""
         first, second = map(self._whole, self.optimizer.moments())
-        counters = {
+        return EngineState(self._whole(self.model.export_tuned()), first, second, self._counters())
+
+    def _counters(self) -> dict[str, float]:
+        return {
             "step": self.step,
             "optimizer_step": self.optimizer.step,
             "loss_scale": self.scaler.value,
             "good_steps": self.scaler.good_steps,
         }
-        return EngineState(self._whole(self.model.export_tuned()), first, second, counters)
+
+    def export_parts(self) -> StateParts:
+        """See `contract.Engine.export_parts`."""
+        shapes = self.model.tuned_shapes()
+        mine = {name: shape for name, shape in shapes.items() if slices.gives(name, self.mesh)}
+        places = {name: slices.place(name, shape, self.mesh) for name, shape in mine.items()}
+        weights, first, second = (
+            {name: array for name, array in arrays.items() if name in mine} for arrays in self.optimizer.shares()
+        )
+        return StateParts(weights, first, second, {name: places[name] for name in weights}, self._counters())
+
+    def tuned_names(self) -> list[str]:
+        """See `contract.Engine.tuned_names`."""
+        return list(self.model.tuned_shapes())
+
+    def export_adapter(self) -> dict[str, np.ndarray]:
+        """See `contract.Engine.export_adapter`."""
+        return self._whole({name: array for name, array in self.model.export_tuned().items() if ".lora_" in name})
 
     def import_state(self, state: EngineState) -> None:
         """See `contract.Engine.import_state`."""
         for kind in (state.weights, state.first_moment, state.second_moment):
-            _check_shapes(kind, self._shapes())
+            _check_shapes(_shapes_of(kind), self._shapes())
         self.model.import_tuned(self._own(state.weights))
         first, second = map(self._own, (state.first_moment, state.second_moment))
         self.optimizer.load(first, second, int(state.counters["optimizer_step"]))
@@ -199,7 +230,7 @@ class FrameworkEngine:
 
     def load_adapter(self, weights: dict[str, np.ndarray]) -> None:
         """See `contract.Engine.load_adapter`."""
-        _check_shapes(weights, {name: shape for name, shape in self._shapes().items() if ".lora_" in name})
+        _check_shapes(_shapes_of(weights), {name: shape for name, shape in self._shapes().items() if ".lora_" in name})
         self.model.import_tuned(self._own(weights))
 
     def describe(self) -> dict[str, str]:
@@ -213,13 +244,19 @@ def _without_padding(values: np.ndarray, batch: Batch) -> np.ndarray:
     return values
 
 
-def _check_shapes(given: dict[str, np.ndarray], expected: dict[str, tuple[int, ...]]) -> None:
+def _shapes_of(arrays: Mapping[str, np.ndarray]) -> dict[str, tuple[int, ...]]:
+    """The shapes, without reading what is read when asked for."""
+    known = getattr(arrays, "shapes", None)
+    return known if known is not None else {name: tuple(array.shape) for name, array in arrays.items()}
+
+
+def _check_shapes(given: dict[str, tuple[int, ...]], expected: dict[str, tuple[int, ...]]) -> None:
     problems = [f"'{name}' is missing" for name in expected if name not in given]
     problems += [f"'{name}' is not tuned here" for name in given if name not in expected]
     problems += [
-        f"'{name}' has shape {tuple(array.shape)}, here it is {expected[name]}"
-        for name, array in given.items()
-        if name in expected and tuple(array.shape) != tuple(expected[name])
+        f"'{name}' has shape {shape}, here it is {expected[name]}"
+        for name, shape in given.items()
+        if name in expected and shape != tuple(expected[name])
     ]
     if problems:
         shown = "; ".join(problems[:5]) + (f"; and {len(problems) - 5} more" if len(problems) > 5 else "")

@@ -39,6 +39,10 @@ class Mesh:
         """The ranks of each slice."""
         return [list(range(place, self.data * self.tensor, self.tensor)) for place in range(self.tensor)]
 
+    def rows(self, count: int) -> slice:
+        """Return this rank's share of the rows of a tensor, by its place in `data`; there may be none."""
+        return slice(count * self.data_rank // self.data, count * (self.data_rank + 1) // self.data)
+
     def sum_over_data(self, gathered: np.ndarray) -> np.ndarray:
         """Sum numbers of all ranks [ranks, n] over `data`; of the equal ones of a model the largest counts.
 

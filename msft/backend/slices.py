@@ -6,6 +6,7 @@ their inputs; norms, embedding and head are whole on every rank.
 
 import numpy as np
 
+from msft.backend.contract import Place
 from msft.backend.mesh import Mesh
 from msft.errors import RunError
 from msft.models.spec import ModelSpec
@@ -60,6 +61,21 @@ def whole_shape(name: str, shape: tuple[int, ...], mesh: Mesh) -> tuple[int, ...
     """Return the shape of the whole tensor of which `shape` is this rank's part."""
     along = axis(name)
     return tuple(size * mesh.tensor if place == along else size for place, size in enumerate(shape))
+
+
+def gives(name: str, mesh: Mesh) -> bool:
+    """Whether this rank gives a part of a tensor to a checkpoint: what is whole, the first rank of a model alone."""
+    return axis(name) is not None or mesh.tensor_rank == 0
+
+
+def place(name: str, shape: tuple[int, ...], mesh: Mesh) -> Place:
+    """Return where this rank's rows (`Mesh.rows`) of its slice, of this shape, lie in the whole tensor."""
+    start = [0] * len(shape)
+    along = axis(name)
+    if along is not None:
+        start[along] = mesh.tensor_rank * shape[along]
+    start[0] += mesh.rows(shape[0]).start
+    return Place(whole_shape(name, shape, mesh), tuple(start))
 
 
 class SlicedSource:

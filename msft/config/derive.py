@@ -217,6 +217,7 @@ def runtime(recipe: Recipe, device: str, parallel: bool) -> "Runtime":
         loss_scale=loss_scale(recipe, device),
         max_grad_norm=max_grad_norm(recipe),
         recompute=recompute(recipe),
+        shard_optimizer=parallel and recipe.parallel.enable_parallel_optimizer,
         compile=recipe.backend == "torch" and recipe.torch_compile,
         parallel=parallel,
     )

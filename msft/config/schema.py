@@ -84,7 +84,7 @@ class Parallel(Block):
     device_num: Layout = None
     global_rank: Layout = None
     parameter_broadcast: Layout = None
-    enable_parallel_optimizer: Layout = None
+    enable_parallel_optimizer: Switch = False
     parallel_optimizer_config: Layout = None
     grad_accumulation_step: Layout = None
     all_reduce_fusion_config: Layout = None

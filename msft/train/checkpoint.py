@@ -1,26 +1,27 @@
 """Checkpoints: whole folders `output_dir/checkpoints/step-N` from which a run goes on, on either engine.
 
 A folder holds the tuned weights (a PEFT adapter, a Hugging Face model, or both), `optimizer.safetensors` with the
-moments, `trainer_state.json`, `recipe.yaml`, `versions.json`, and a manifest with the size and SHA-256 of all of them.
-It is written under a temporary name, flushed to disk, and appears by one rename.
+moments (or, where several processes hold parts of these, the files of `sliced.py`), `trainer_state.json`,
+`recipe.yaml`, `versions.json`, and a manifest with the size and SHA-256 of all of them. It is written under a temporary
+name, flushed to disk, and appears by one rename.
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 
 from msft import console
-from msft.backend.contract import EngineState
+from msft.backend.contract import EngineState, StateParts
 from msft.convert import safetensors_file
 from msft.convert.dtypes import Cast
 from msft.convert.source import TensorInfo
 from msft.convert.stored import StoredTensors
 from msft.errors import InputError, RunError
 from msft.files import atomic_path, remove, write_json
-from msft.train import manifest
+from msft.train import manifest, sliced
 
 STATE, OPTIMIZER, FOLDER = "trainer_state.json", "optimizer.safetensors", "checkpoints"
 _MOMENTS = ("first_moment", "second_moment")
@@ -77,7 +78,22 @@ def write(
         manifest.write(temporary)
 
 
-def check_finite(path: Path, state: EngineState) -> None:
+def write_parts(
+    path: Path, token: str, state: TrainerState, parts: StateParts, world: int, write_files: Callable[[Path], None]
+) -> None:
+    """Write a checkpoint of which every process has written, or is writing, its parts; called on the first one.
+
+    `token` is what they all know its temporary name by, `write_files(folder)` adds adapter, recipe and versions.
+    """
+    with atomic_path(path, token) as temporary:
+        temporary.mkdir(exist_ok=True)
+        write_files(temporary)
+        sliced.write(temporary, 0, parts)
+        write_json(temporary / STATE, asdict(state))
+        manifest.write(temporary, sliced.wait(temporary, world))
+
+
+def check_finite(path: Path, state: EngineState | StateParts) -> None:
     """Raise RunError naming the first tensor with a number that is not finite; `path` is what would be written."""
     for kind in ("weights", *_MOMENTS):
         for name, array in getattr(state, kind).items():
@@ -151,8 +167,10 @@ def read_state(path: Path) -> TrainerState:
         raise InputError(f"{path / STATE}: cannot be read: {error.strerror}") from error
 
 
-def read_moments(path: Path) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+def read_moments(path: Path) -> tuple[Mapping[str, np.ndarray], Mapping[str, np.ndarray]]:
     """Return a checkpoint's first and second moments by canonical name."""
+    if sliced.is_sliced(path):
+        return sliced.Tensors(path, "first_moment"), sliced.Tensors(path, "second_moment")
     source = StoredTensors(safetensors_file.read_index(path / OPTIMIZER))
     first, second = (
         {name.removeprefix(f"{kind}."): source.read(name) for name in source.tensors if name.startswith(f"{kind}.")}

@@ -8,13 +8,16 @@ from msft.files import sha256, write_json
 NAME = "manifest.json"
 
 
-def write(folder: Path) -> None:
-    """List every file of `folder` with its size in bytes and SHA-256."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    entries = {
-        path.relative_to(folder).as_posix(): {"size": path.stat().st_size, "sha256": sha256(path)} for path in files
-    }
+def write(folder: Path, known: dict[str, dict] | None = None) -> None:
+    """List every file of `folder` with its size in bytes and SHA-256; those that are `known` are not read."""
+    known = known or {}
+    files = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
+    entries = {name: known.get(name) or _entry(path) for name, path in files.items()}
     write_json(folder / NAME, {"files": entries})
+
+
+def _entry(path: Path) -> dict:
+    return {"size": path.stat().st_size, "sha256": sha256(path)}
 
 
 def problems(folder: Path) -> list[str]:

@@ -3,14 +3,14 @@
 from dataclasses import asdict
 from pathlib import Path
 
-from msft.backend.contract import EngineState
+from msft.backend.contract import EngineState, StateParts
 from msft.config import derive
 from msft.config.schema import Recipe
 from msft.convert import companions
 from msft.data.batches import BatchStream
 from msft.errors import RunError
-from msft.files import write_json, write_text
-from msft.train import checkpoint, ckpt_export, outputs
+from msft.files import new_token, temporary_path, write_json, write_text
+from msft.train import checkpoint, ckpt_export, outputs, sliced
 from msft.train.checkpoint import TrainerState
 from msft.train.loop import Progress
 from msft.train.prepare import Prepared
@@ -52,19 +52,71 @@ class Saver:
 
         Raises RunError when the checkpoint before could not be written.
         """
-        if self.session.share != 0:
+        path = checkpoint.folder(self.prepared.output_dir, progress.step)
+        if self._is_sliced and not self.settings.ckpt:
+            self._checkpoint_parts(path, progress)
+            return
+        if not self._takes_part:
             return
         # Before the state is copied: two copies would take twice the memory.
         self.writer.wait()
-        # All ranks of the model give their slices.
+        # Every rank that holds a part of the state gives it.
         state = self.session.engine.export_state()
-        path = checkpoint.folder(self.prepared.output_dir, progress.step)
         if self.session.rank != 0 or path.exists():
             return
+        self._check_folder(path)
+        trainer_state = self._trainer_state(progress, state.counters, tuple(state.weights))
+        self.writer.start(lambda: self._write(path, trainer_state, state))
+
+    def _checkpoint_parts(self, path: Path, progress: Progress) -> None:
+        """Begin to write this rank's part of a checkpoint; the first rank makes the parts one."""
+        self.writer.wait()
+        session, token = self.session, new_token()
+        known = [float(int(token, 16)), float(path.exists())] if session.rank == 0 else [0.0, 0.0]
+        agreed, exists = session.distributed.sum_numbers(known)
+        if exists:
+            return
+        token, parts = f"{int(agreed):08x}", session.engine.export_parts()
+        adapter = session.engine.export_adapter() if self.prepared.tuning.lora else {}
+        if session.rank:
+            self.writer.start(lambda: self._write_part(path, token, parts))
+            return
+        self._check_folder(path)
+        state = EngineState(adapter, {}, {}, parts.counters)
+        trainer_state = self._trainer_state(progress, parts.counters, tuple(session.engine.tuned_names()))
+        self.writer.start(lambda: self._write_parts(path, token, trainer_state, parts, state))
+
+    def _check_folder(self, path: Path) -> None:
         if not self.prepared.output_dir.is_dir():
             raise RunError(f"{path}: cannot be written: {self.prepared.output_dir} is no longer there")
-        trainer_state = self._trainer_state(progress, state)
-        self.writer.start(lambda: self._write(path, trainer_state, state))
+
+    def _write_part(self, path: Path, token: str, parts: StateParts) -> None:
+        checkpoint.check_finite(path, parts)
+        with outputs.writable(path):
+            sliced.write(temporary_path(path, token), self.session.rank, parts)
+
+    def _write_parts(self, path: Path, token: str, trainer_state: TrainerState, parts: StateParts, state: EngineState):
+        checkpoint.check_finite(path, parts)
+
+        def write_files(folder: Path) -> None:
+            if self.prepared.tuning.lora:
+                base = self.prepared.weights.path or self.prepared.output_dir / outputs.MODEL
+                write_lora(folder, self.prepared.spec, self.prepared.tuning, state, str(base.resolve()))
+            self._write_facts(folder)
+
+        with outputs.writable(path):
+            checkpoint.write_parts(path, token, trainer_state, parts, self.session.world, write_files)
+            self._prune(trainer_state.step)
+
+    @property
+    def _is_sliced(self) -> bool:
+        """Whether no rank has the whole state."""
+        return self.session.world > self.session.shares or self.session.engine.shares_state
+
+    @property
+    def _takes_part(self) -> bool:
+        """Whether this rank has a part of the state that the first one writes."""
+        return self.session.share == 0 or self.session.engine.shares_state
 
     def _write(self, path: Path, trainer_state: TrainerState, state: EngineState) -> None:
         checkpoint.check_finite(path, state)
@@ -95,7 +147,7 @@ class Saver:
         epoch, step_in_epoch = self.stream.position(step - 1)
         return epoch + 1, step_in_epoch + 1
 
-    def _trainer_state(self, progress: Progress, state: EngineState) -> TrainerState:
+    def _trainer_state(self, progress: Progress, counters: dict, tuned: tuple[str, ...]) -> TrainerState:
         epoch, step_in_epoch = self.stream.position(progress.step)
         return TrainerState(
             **self.facts,
@@ -106,9 +158,9 @@ class Saver:
                 "step_in_epoch": step_in_epoch,
                 "rows_taken": progress.step * self.facts["rows_per_step"],
             },
-            random={"seed": self.facts["seed"], "dropout_step": int(state.counters["step"]), "epoch": epoch},
-            counters=state.counters,
-            tuned=tuple(state.weights),
+            random={"seed": self.facts["seed"], "dropout_step": int(counters["step"]), "epoch": epoch},
+            counters=counters,
+            tuned=tuned,
         )
 
     def results(self) -> tuple[Path | None, Path | None]:
@@ -119,7 +171,7 @@ class Saver:
         output_dir, tuning, base = self.prepared.output_dir, self.prepared.tuning, self.prepared.weights.path
         adapter = output_dir / outputs.ADAPTER if tuning.lora else None
         model = output_dir / outputs.MODEL if tuning.parameters or base is None else None
-        if self.session.share != 0:
+        if not self._takes_part:
             return adapter, model
         state = self.session.engine.export_state()
         if self.session.rank == 0:

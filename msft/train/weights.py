@@ -14,6 +14,7 @@ from msft.convert.stored import StoredTensors
 from msft.convert.weights import write_hf_folder
 from msft.models.adapters import PEFT_PREFIX
 from msft.models.spec import ModelSpec
+from msft.train import sliced
 
 
 class Overlay:
@@ -52,8 +53,10 @@ def write_lora(folder: Path, spec: ModelSpec, tuning: Tuning, state: EngineState
     write_adapter(folder, tuning.lora, factors, base_model, spec)
 
 
-def read_tuned(folder: Path, names: tuple[str, ...]) -> dict[str, np.ndarray]:
+def read_tuned(folder: Path, names: tuple[str, ...]) -> Mapping[str, np.ndarray]:
     """Return the tuned tensors of a checkpoint folder by canonical name."""
+    if sliced.is_sliced(folder):
+        return sliced.Tensors(folder, "weights")
     weights = {}
     if (folder / CONFIG).is_file():
         adapter = StoredTensors(safetensors_file.read_index(folder / WEIGHTS))

@@ -1,10 +1,12 @@
 """A tiny model that can be cut into two or four, and what is measured of it, whole or cut."""
 
+from dataclasses import replace
+
 import numpy as np
 
 from msft.backend.contract import EngineState, Lora, Tuning
 from msft.models import llama
-from tests.conformance.tiny_engines import UNTIED, batch, build, full
+from tests.conformance.tiny_engines import RUNTIME, UNTIED, batch, build, full
 
 CONFIG = {**UNTIED, "num_key_value_heads": 4}
 RATE = 1e-2
@@ -12,8 +14,8 @@ MODULES = tuple(llama.linear_modules(llama.spec_from_hf(CONFIG)))
 TUNINGS = {"lora": Tuning(lora=Lora(4, 8.0, 0.1, MODULES)), "full": full(CONFIG)}
 
 
-def engine(backend, kind):
-    return build(backend, CONFIG, TUNINGS[kind])
+def engine(backend, kind, shard=False):
+    return build(backend, CONFIG, TUNINGS[kind], replace(RUNTIME, shard_optimizer=shard))
 
 
 def micro_batches(step):

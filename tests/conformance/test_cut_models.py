@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from msft.backend import slices
 from tests.conformance import cut_models
 from tests.launch.jobs import ROOT, alone, environment
 
@@ -18,8 +19,9 @@ PROGRAM = Path(__file__).with_name("cut_model_program.py")
 SCRIPT = ROOT / "scripts" / "msrun" / "msrun_launcher.sh"
 
 
-def cut(backend, kind, tensor, workers, recipe, folder):
-    variables = environment(PYTHON=sys.executable, BACKEND=backend, KIND=kind, TENSOR=str(tensor))
+def cut(backend, kind, tensor, workers, shard, recipe, folder):
+    settings = {"BACKEND": backend, "KIND": kind, "TENSOR": str(tensor), "SHARD": str(int(shard))}
+    variables = environment(PYTHON=sys.executable, **settings)
     words = ["bash", str(SCRIPT), f"{PROGRAM} --config {recipe}", str(workers)]
     with alone():
         done = subprocess.run(words, cwd=folder, env=variables, capture_output=True, text=True)
@@ -28,25 +30,24 @@ def cut(backend, kind, tensor, workers, recipe, folder):
 
 
 @pytest.mark.parametrize(
-    ("backend", "kind", "tensor", "workers"),
+    ("backend", "kind", "tensor", "workers", "shard"),
     [
-        ("torch", "full", 2, 4),
-        ("mindspore", "full", 2, 2),
-        pytest.param("mindspore", "lora", 2, 4, marks=pytest.mark.slow),
-        pytest.param("torch", "lora", 2, 4, marks=pytest.mark.slow),
-        pytest.param("torch", "lora", 4, 4, marks=pytest.mark.slow),
-        pytest.param("torch", "full", 4, 4, marks=pytest.mark.slow),
-        pytest.param("mindspore", "full", 2, 4, marks=pytest.mark.slow),
-        pytest.param("mindspore", "lora", 4, 4, marks=pytest.mark.slow),
-        pytest.param("mindspore", "full", 4, 4, marks=pytest.mark.slow),
+        ("torch", "full", 2, 4, True),
+        ("mindspore", "full", 2, 2, False),
+        *(
+            pytest.param(backend, kind, tensor, workers, shard, marks=pytest.mark.slow)
+            for backend in ("torch", "mindspore")
+            for kind in ("lora", "full")
+            for tensor, workers, shard in ((1, 2, True), (2, 4, False), (2, 4, True), (4, 4, False))
+        ),
     ],
 )
-def test_a_cut_model_trains_as_the_whole_one(backend, kind, tensor, workers, write_recipe, tmp_path):
+def test_a_cut_model_trains_as_the_whole_one(backend, kind, tensor, workers, shard, write_recipe, tmp_path):
     whole = cut_models.engine(backend, kind)
     expected = cut_models.measure(whole, lambda batch: batch)
     again = whole.train_step(cut_models.micro_batches(9), cut_models.RATE)
     np.savez(tmp_path / "start.npz", **expected)
-    found, found_again = cut(backend, kind, tensor, workers, write_recipe(backend), tmp_path)
+    found, found_again = cut(backend, kind, tensor, workers, shard, write_recipe(backend), tmp_path)
     assert set(found) == set(expected)
     assert np.abs(found["losses"] - expected["losses"]).max() < 1e-5
     np.testing.assert_allclose(found["logits"], expected["logits"], atol=2e-4, rtol=1e-4)
@@ -58,6 +59,11 @@ def test_a_cut_model_trains_as_the_whole_one(backend, kind, tensor, workers, wri
         elif name.startswith(("weights ", "first ", "second ")):
             # AdamW makes a step of any gradient, be it rounding alone.
             np.testing.assert_allclose(found[name], expected[name], atol=2e-4, err_msg=name)
+    if shard:
+        # A rank's moments are its share of the rows of what its slice of the model has, up to what does not divide.
+        moments = {name.removeprefix("first "): array.size for name, array in expected.items() if "first " in name}
+        own = sum(size / (tensor if slices.axis(name) is not None else 1) for name, size in moments.items())
+        assert int((tmp_path / "held").read_text()) == pytest.approx(own / (workers // tensor), rel=0.02)
     assert found_again == pytest.approx([again.loss, again.grad_norm], abs=1e-5)
 
 
@@ -73,24 +79,47 @@ def train(words, folder, workers=1):
         )
 
 
-@pytest.mark.parametrize("backend", ["torch", pytest.param("mindspore", marks=pytest.mark.slow)])
-def test_a_run_on_cut_models_is_gone_on_with_by_one_process(backend, write_recipe, tmp_path):
-    """Two models, each cut in two; the whole model reads their checkpoint, and the log is that of one process."""
+@pytest.mark.parametrize(
+    ("tuned", "backends"),
+    [
+        ("full", ("torch", "torch", "mindspore")),
+        pytest.param("lora", ("mindspore", "torch", "torch"), marks=pytest.mark.slow),
+        pytest.param("full", ("mindspore", "mindspore", "torch"), marks=pytest.mark.slow),
+    ],
+)
+def test_a_run_goes_on_under_any_layout_and_engine(tuned, backends, write_recipe, tmp_path):
+    """Two models each cut in two with the moments dealt, then one cut in two, then one process of the other engine.
+
+    Each goes on from the parts that the one before has written; the log is that of one undisturbed process.
+    """
     recipe = write_recipe(
-        backend,
+        backends[0],
+        model__pet_config=None if tuned == "full" else {"pet_type": "lora", "lora_rank": 4, "lora_dropout": 0.1},
+        optimizer={"type": "AdamW", "learning_rate": 0.002},
         train_dataset__padding="longest",
-        callbacks=[{"type": "CheckpointMonitor", "save_checkpoint_steps": 3}],
+        callbacks=[{"type": "CheckpointMonitor", "save_checkpoint_steps": 2}],
         runner_config={"epochs": 1, "stop_step": 6},
     )
-    common = ["--config", str(recipe)]
-    done = train([*common, "--batch_size", "4", "--output_dir", "one"], tmp_path)
-    assert done.returncode == 0, done.stderr
-    cut_words = ["--batch_size", "2", "--parallel_config.model_parallel", "2", "--runner_config.stop_step", "3"]
-    done = train([*common, *cut_words, "--output_dir", "two"], tmp_path, workers=4)
-    assert done.returncode == 0, done.stderr + done.stdout
-    assert "processes: 4, 2 shares of every batch, each for a model that is cut over 2" in done.stdout + done.stderr
-    done = train([*common, "--batch_size", "4", "--output_dir", "two", "--resume_training", "True"], tmp_path)
-    assert done.returncode == 0, done.stderr
+
+    def go(name, workers, stop, backend, *words):
+        flags = {"output_dir": name, "batch_size": 4, "runner_config.stop_step": stop, "backend": backend}
+        given = [word for key, value in flags.items() for word in (f"--{key}", str(value))]
+        done = train(["--config", str(recipe), *given, *words], tmp_path, workers)
+        assert done.returncode == 0, done.stderr + done.stdout
+        return done.stdout + done.stderr
+
+    tensor, resume = ("--parallel_config.model_parallel", "2"), ("--resume_training", "True")
+    go("one", 1, 6, backends[0])
+    said = go("two", 4, 2, backends[0], *tensor, "--parallel.enable_parallel_optimizer", "True", "--batch_size", "2")
+    assert "processes: 4, 2 shares of every batch, each for a model that is cut over 2" in said
+    assert "float32 moments, dealt to 2 processes" in said
+    checkpoint = tmp_path / "two" / "checkpoints" / "step-2"
+    assert sorted(path.name for path in (checkpoint / "slices").glob("*.safetensors")) == [
+        f"rank-{rank}.safetensors" for rank in range(4)
+    ]
+    assert (checkpoint / "adapter_model.safetensors").exists() == (tuned == "lora")
+    go("two", 2, 4, backends[1], *tensor, *resume)
+    go("two", 1, 6, backends[2], *resume)
     logs = [(tmp_path / name / "trainer_log.jsonl").read_text().splitlines() for name in ("one", "two")]
     one, two = ([json.loads(line) for line in log] for log in logs)
     assert [record["step"] for record in two] == [1, 2, 3, 4, 5, 6]

@@ -110,6 +110,17 @@ def join(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     return found
 
 
+def gather_rows(parts: dict[str, Tensor], like: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return float32 tensors of the shapes of `like`; each rank with different rows has `parts` of those it shares."""
+    padded = {}
+    for name, shape in ((name, tensor.shape) for name, tensor in like.items()):
+        rows = _joined.mesh.rows(shape[0])
+        around = [(count, *shape[1:]) for count in (rows.start, shape[0] - rows.stop)]
+        before, behind = ([ops.zeros(size, mindspore.float32)] if size[0] else [] for size in around)
+        padded[name] = ops.concat([*before, *([parts[name]] if name in parts else []), *behind])
+    return _summed(padded, _joined.data)
+
+
 def _summed(gradients: dict[str, Tensor], add: ops.AllReduce) -> dict[str, Tensor]:
     summed = {}
     for names in buckets({name: gradient.size for name, gradient in gradients.items()}):

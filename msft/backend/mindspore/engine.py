@@ -21,4 +21,5 @@ def build(spec: ModelSpec, source, tuning: Tuning, runtime: Runtime) -> Engine:
     # Blocks are compiled one by one; what joins them runs as it is written.
     mindspore.set_context(mode=mindspore.PYNATIVE_MODE)
     model = Model(spec, source, tuning, runtime)
-    return FrameworkEngine(model, AdamW(model, runtime.optimizer), distributed, Session, runtime)
+    optimizer = AdamW(model, runtime.optimizer, runtime.shard_optimizer)
+    return FrameworkEngine(model, optimizer, distributed, Session, runtime)

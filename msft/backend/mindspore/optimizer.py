@@ -7,18 +7,22 @@ from mindspore import ops as operators
 
 from msft.backend import names
 from msft.backend.contract import Optimizer
-from msft.backend.mindspore import ops
+from msft.backend.mindspore import distributed, ops
 
 
 class AdamW:
-    """Updates a model's tuned parameters in place; moments are float32 by canonical name."""
+    """Updates a model's tuned parameters in place; moments are float32 by canonical name.
 
-    def __init__(self, model, settings: Optimizer):
+    With `shard` each rank with different rows keeps the moments of its share of every tensor (ZeRO stage 1,
+    arXiv 1910.02054), updates it, and gets the others' from them.
+    """
+
+    def __init__(self, model, settings: Optimizer, shard: bool = False):
         self.model = model
         self.settings = settings
+        self.shard = shard
         self.step = 0
-        self.first = self.zeros()
-        self.second = self.zeros()
+        self.first, self.second = (self._own(self.zeros()) for _ in range(2))
         self.decayed = {
             name for name in model.tuned if settings.decay_norms_and_biases or not names.is_norm_or_bias(name)
         }
@@ -47,22 +51,40 @@ class AdamW:
         correct_second = 1 - settings.beta2**self.step if settings.bias_correction else 1.0
         scalars = [_scalar(value) for value in (factor, learning_rate / correct_first, correct_second**0.5)]
         decay, keep = _scalar(1 - learning_rate * settings.weight_decay), _scalar(1.0)
-        for name, parameter in self.model.tuned.items():
+        tuned, gradients = self._own(self.model.tuned), self._own(gradients)
+        for name, parameter in tuned.items():
             shrink = decay if name in self.decayed else keep
-            self.model.tuned[name], self.first[name], self.second[name] = self.update(
+            tuned[name], self.first[name], self.second[name] = self.update(
                 parameter, gradients[name], self.first[name], self.second[name], shrink, *scalars
             )
+        self.model.tuned.update(self._whole(tuned))
 
     def moments(self) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-        """Return copies of the first and second moments."""
-        return self.to_numpy(self.first), self.to_numpy(self.second)
+        """Return copies of the first and second moments; where they are shared, every rank calls it."""
+        return self.to_numpy(self._whole(self.first)), self.to_numpy(self._whole(self.second))
+
+    def shares(self) -> list[dict[str, np.ndarray]]:
+        """Return copies of this rank's rows of the tuned tensors, the first and the second moments."""
+        moments = [tensors if self.shard else self._rows(tensors) for tensors in (self.first, self.second)]
+        return [self.to_numpy(tensors) for tensors in (self._rows(self.model.tuned), *moments)]
 
     def load(self, first: dict[str, np.ndarray], second: dict[str, np.ndarray], step: int) -> None:
         """Take over moments and the number of steps taken."""
-        for name in self.model.tuned:
-            self.first[name] = Tensor(np.array(first[name], dtype=np.float32))
-            self.second[name] = Tensor(np.array(second[name], dtype=np.float32))
+        tensors = ({name: Tensor(np.array(whole[name], np.float32)) for name in whole} for whole in (first, second))
+        self.first, self.second = map(self._own, tensors)
         self.step = step
+
+    def _own(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """This rank's rows of tensors; those of which it has none are left out."""
+        return self._rows(tensors) if self.shard else dict(tensors)
+
+    def _rows(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        rows = {name: distributed.mesh().rows(tensor.shape[0]) for name, tensor in tensors.items()}
+        return {name: tensors[name][own] for name, own in rows.items() if own.stop > own.start}
+
+    def _whole(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Whole tensors for this rank's rows of them."""
+        return distributed.gather_rows(tensors, self.model.tuned) if self.shard else tensors
 
     def to_numpy(self, tensors: dict[str, Tensor]) -> dict[str, np.ndarray]:
         """Return float32 copies."""
@@ -74,8 +96,10 @@ class AdamW:
 
     def describe(self) -> dict[str, str]:
         """Say what was applied."""
+        dealt = f", dealt to {distributed.mesh().data} processes" if self.shard else ""
         form = "torch's AdamW" if self.settings.bias_correction else "FP32StateAdamWeightDecay (no bias correction)"
-        return {"optimizer": f"{form}, float32 moments, {len(self.decayed)} of {len(self.model.tuned)} tensors decayed"}
+        decayed = f"{len(self.decayed)} of {len(self.model.tuned)} tensors decayed"
+        return {"optimizer": f"{form}, float32 moments{dealt}, {decayed}"}
 
 
 def _scalar(value: float) -> Tensor:

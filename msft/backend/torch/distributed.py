@@ -101,6 +101,14 @@ def join(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     return found
 
 
+def gather_rows(parts: dict[str, torch.Tensor], like: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return float32 tensors of the shapes of `like`; each rank with different rows has `parts` of those it shares."""
+    padded = {name: torch.zeros_like(tensor, requires_grad=False) for name, tensor in like.items()}
+    for name, part in parts.items():
+        padded[name][_joined.mesh.rows(len(padded[name]))] = part
+    return _summed(padded, _joined.data)
+
+
 def _summed(gradients: dict[str, torch.Tensor], ranks) -> dict[str, torch.Tensor]:
     summed = {}
     for names in buckets({name: gradient.numel() for name, gradient in gradients.items()}):

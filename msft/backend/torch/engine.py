@@ -12,4 +12,5 @@ from msft.models.spec import ModelSpec
 def build(spec: ModelSpec, source, tuning: Tuning, runtime: Runtime) -> Engine:
     """Return an engine with the source's weights on the runtime's device."""
     model = Model(spec, source, tuning, runtime)
-    return FrameworkEngine(model, AdamW(model, runtime.optimizer), distributed, Session, runtime)
+    optimizer = AdamW(model, runtime.optimizer, runtime.shard_optimizer)
+    return FrameworkEngine(model, optimizer, distributed, Session, runtime)

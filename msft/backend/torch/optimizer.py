@@ -6,20 +6,25 @@ from torch.optim.adamw import adamw
 
 from msft.backend import names
 from msft.backend.contract import Optimizer
-from msft.backend.torch import ops
+from msft.backend.torch import distributed, ops
 
 NO_CORRECTION = 10_000_000
 
 
 class AdamW:
-    """Updates a model's tuned parameters in place; moments are float32 by canonical name."""
+    """Updates a model's tuned parameters in place; moments are float32 by canonical name.
 
-    def __init__(self, model, settings: Optimizer):
+    With `shard` each rank with different rows keeps the moments of its share of every tensor (ZeRO stage 1,
+    arXiv 1910.02054), updates it, and gets the others' from them.
+    """
+
+    def __init__(self, model, settings: Optimizer, shard: bool = False):
         self.model = model
         self.settings = settings
+        self.shard = shard
         self.step = 0
-        self.first = {name: torch.zeros_like(parameter) for name, parameter in model.tuned.items()}
-        self.second = {name: torch.zeros_like(parameter) for name, parameter in model.tuned.items()}
+        own = self._own(model.tuned)
+        self.first, self.second = ({name: torch.zeros_like(part) for name, part in own.items()} for _ in range(2))
         self.decayed = {
             name for name in model.tuned if settings.decay_norms_and_biases or not names.is_norm_or_bias(name)
         }
@@ -51,10 +56,11 @@ class AdamW:
         # Without bias correction is with the correction of a step so late that it is 1.
         taken = self.step if settings.bias_correction else NO_CORRECTION
         fused = self.model.kernels.fused_adamw
+        tuned, gradients = self._own(self.model.tuned), self._own(gradients)
         for chosen, decay in ((self.decayed, settings.weight_decay), (set(gradients) - self.decayed, 0.0)):
             group = [name for name in gradients if name in chosen]
             adamw(
-                [self.model.tuned[name] for name in group],
+                [tuned[name] for name in group],
                 [gradients[name] for name in group],
                 [self.first[name] for name in group],
                 [self.second[name] for name in group],
@@ -71,17 +77,38 @@ class AdamW:
                 eps=settings.eps,
             )
         self.step += 1
+        if self.shard:
+            for name, whole in self._whole(tuned).items():
+                self.model.tuned[name].copy_(whole)
 
     def moments(self) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-        """Return copies of the first and second moments."""
-        return self.to_numpy(self.first), self.to_numpy(self.second)
+        """Return copies of the first and second moments; where they are shared, every rank calls it."""
+        return self.to_numpy(self._whole(self.first)), self.to_numpy(self._whole(self.second))
+
+    def shares(self) -> list[dict[str, np.ndarray]]:
+        """Return copies of this rank's rows of the tuned tensors, the first and the second moments."""
+        moments = [tensors if self.shard else self._rows(tensors) for tensors in (self.first, self.second)]
+        found = [self.to_numpy(tensors) for tensors in (self._rows(self.model.tuned), *moments)]
+        return [{name: array for name, array in arrays.items() if len(array)} for arrays in found]
 
     def load(self, first: dict[str, np.ndarray], second: dict[str, np.ndarray], step: int) -> None:
         """Take over moments and the number of steps taken."""
-        for name in self.model.tuned:
-            self.first[name].copy_(torch.from_numpy(np.array(first[name], dtype=np.float32)))
-            self.second[name].copy_(torch.from_numpy(np.array(second[name], dtype=np.float32)))
+        for own, whole in ((self.first, first), (self.second, second)):
+            found = self._own({name: torch.from_numpy(np.array(whole[name], dtype=np.float32)) for name in own})
+            for name, moment in own.items():
+                moment.copy_(found[name])
         self.step = step
+
+    def _own(self, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """This rank's rows of tensors, as views."""
+        return self._rows(tensors) if self.shard else tensors
+
+    def _rows(self, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        return {name: tensor[distributed.mesh().rows(len(tensor))] for name, tensor in tensors.items()}
+
+    def _whole(self, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Whole tensors for this rank's rows of them."""
+        return distributed.gather_rows(tensors, self.model.tuned) if self.shard else tensors
 
     def to_numpy(self, tensors: dict[str, torch.Tensor]) -> dict[str, np.ndarray]:
         """Return float32 copies."""
@@ -93,5 +120,7 @@ class AdamW:
 
     def describe(self) -> dict[str, str]:
         """Say what was applied."""
+        dealt = f", dealt to {distributed.mesh().data} processes" if self.shard else ""
         form = "torch's AdamW" if self.settings.bias_correction else "FP32StateAdamWeightDecay (no bias correction)"
-        return {"optimizer": f"{form}, float32 moments, {len(self.decayed)} of {len(self.model.tuned)} tensors decayed"}
+        decayed = f"{len(self.decayed)} of {len(self.model.tuned)} tensors decayed"
+        return {"optimizer": f"{form}, float32 moments{dealt}, {decayed}"}

@@ -1,0 +1,119 @@
+"""Protects checkpoints of parts: the parts of any layout are the whole, bit for bit; what does not fit is named."""
+
+import json
+import threading
+
+import numpy as np
+import pytest
+
+from msft.backend import slices
+from msft.backend.contract import StateParts
+from msft.backend.mesh import Mesh
+from msft.errors import InputError, RunError
+from msft.train import manifest, sliced
+
+BLOCK = "model.layers.0."
+SHAPES = {
+    "model.embed_tokens.weight": (11, 6),
+    f"{BLOCK}self_attn.q_proj.weight": (8, 6),
+    f"{BLOCK}self_attn.o_proj.weight": (6, 8),
+    f"{BLOCK}self_attn.o_proj.bias": (6,),
+    f"{BLOCK}input_layernorm.weight": (3,),
+}
+LAYOUTS = [(1, 1), (2, 1), (1, 2), (2, 2), (4, 2)]
+
+
+def wholes(seed):
+    generator = np.random.default_rng(seed)
+    return {name: generator.normal(size=shape).astype(np.float32) for name, shape in SHAPES.items()}
+
+
+def parts(kinds, mesh):
+    """What an engine's rank gives: its rows of its slices."""
+    places, found = {}, [{}, {}, {}]
+    for name in SHAPES:
+        own = [slices.cut(arrays[name], slices.axis(name), mesh) for arrays in kinds]
+        rows = mesh.rows(len(own[0]))
+        if slices.gives(name, mesh) and rows.stop > rows.start:
+            places[name] = slices.place(name, own[0].shape, mesh)
+            for arrays, array in zip(found, own, strict=True):
+                arrays[name] = array[rows]
+    return StateParts(*found, places, {})
+
+
+def written(folder, data, tensor):
+    kinds = [wholes(seed) for seed in range(3)]
+    for rank in range(data * tensor):
+        sliced.write(folder, rank, parts(kinds, Mesh(data, tensor, rank)))
+    return kinds
+
+
+@pytest.mark.parametrize(("data", "tensor"), LAYOUTS)
+def test_parts_of_any_layout_are_the_whole(data, tensor, tmp_path):
+    kinds = written(tmp_path, data, tensor)
+    assert sliced.is_sliced(tmp_path)
+    for kind, expected in zip(sliced.KINDS, kinds, strict=True):
+        found = sliced.Tensors(tmp_path, kind)
+        assert found.shapes == SHAPES
+        for name, array in expected.items():
+            np.testing.assert_array_equal(found[name], array)
+
+
+def test_every_number_is_written_once(tmp_path):
+    written(tmp_path, 4, 2)
+    counted = sum(
+        array.size for rank in range(8) for array in parts([wholes(0)] * 3, Mesh(4, 2, rank)).weights.values()
+    )
+    assert counted == sum(np.prod(shape) for shape in SHAPES.values())
+
+
+def test_a_missing_part_is_named(tmp_path):
+    written(tmp_path, 2, 2)
+    (tmp_path / "slices" / "rank-3.safetensors").unlink()
+    with pytest.raises(InputError, match=r"slices: the parts of first moment '\S+' are not the whole"):
+        sliced.Tensors(tmp_path, "first_moment")
+
+
+def test_a_part_that_is_there_twice_is_named(tmp_path):
+    written(tmp_path, 2, 1)
+    content = (tmp_path / "slices" / "rank-0.safetensors").read_bytes()
+    (tmp_path / "slices" / "rank-1.safetensors").write_bytes(content)
+    with pytest.raises(InputError, match="are not the whole"):
+        sliced.Tensors(tmp_path, "weights")
+
+
+def test_a_part_outside_its_tensor_is_named(tmp_path):
+    state = parts([wholes(0)] * 3, Mesh())
+    name = f"{BLOCK}input_layernorm.weight"
+    state.places[name] = state.places[name]._replace(start=(1,))
+    sliced.write(tmp_path, 0, state)
+    with pytest.raises(InputError, match="input_layernorm.weight' are not the whole"):
+        sliced.Tensors(tmp_path, "weights")
+
+
+def test_a_file_without_places_is_named(tmp_path):
+    from safetensors.numpy import save_file
+
+    (tmp_path / "slices").mkdir()
+    save_file({"weights.a": np.zeros(3, np.float32)}, tmp_path / "slices" / "rank-0.safetensors")
+    with pytest.raises(InputError, match="rank-0.safetensors: does not say where its parts belong"):
+        sliced.Tensors(tmp_path, "weights")
+
+
+def test_waiting_ends_with_the_last_rank_and_gives_what_the_manifest_says(tmp_path):
+    state = parts([wholes(0)] * 3, Mesh())
+    late = threading.Timer(0.3, lambda: sliced.write(tmp_path, 1, state))
+    sliced.write(tmp_path, 0, state)
+    late.start()
+    known = sliced.wait(tmp_path, 2)
+    late.join()
+    manifest.write(tmp_path, known)
+    assert manifest.problems(tmp_path) == []
+    assert json.loads((tmp_path / manifest.NAME).read_text())["files"].items() >= known.items()
+
+
+def test_ranks_that_never_write_are_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(sliced, "WAIT_SECONDS", 0.1)
+    sliced.write(tmp_path, 1, parts([wholes(0)] * 3, Mesh()))
+    with pytest.raises(RunError, match="the parts of rank 0, 2 did not appear within 0 s: output_dir must be a folder"):
+        sliced.wait(tmp_path, 3)
