@@ -191,10 +191,16 @@ class EngineState:
 
 
 class Place(NamedTuple):
-    """Where a part of a tensor lies: the shape of the whole, and the part's first index along each axis."""
+    """Where a part of a tensor lies: the shape of the whole, the part's first index along each axis, and its shape."""
 
-    shape: tuple[int, ...]
+    whole: tuple[int, ...]
     start: tuple[int, ...]
+    shape: tuple[int, ...]
+
+    @property
+    def region(self) -> tuple[slice, ...]:
+        """The part of the whole, as an index of it."""
+        return tuple(slice(first, first + size) for first, size in zip(self.start, self.shape, strict=True))
 
 
 @dataclass

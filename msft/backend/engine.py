@@ -201,13 +201,9 @@ class FrameworkEngine:
 
     def export_parts(self) -> StateParts:
         """See `contract.Engine.export_parts`."""
-        shapes = self.model.tuned_shapes()
-        mine = {name: shape for name, shape in shapes.items() if slices.gives(name, self.mesh)}
-        places = {name: slices.place(name, shape, self.mesh) for name, shape in mine.items()}
-        weights, first, second = (
-            {name: array for name, array in arrays.items() if name in mine} for arrays in self.optimizer.shares()
-        )
-        return StateParts(weights, first, second, {name: places[name] for name in weights}, self._counters())
+        places = slices.places(self._shapes(), self.mesh)
+        kinds = ({name: arrays[name] for name in places} for arrays in self.optimizer.shares())
+        return StateParts(*kinds, places, self._counters())
 
     def tuned_names(self) -> list[str]:
         """See `contract.Engine.tuned_names`."""

@@ -63,19 +63,25 @@ def whole_shape(name: str, shape: tuple[int, ...], mesh: Mesh) -> tuple[int, ...
     return tuple(size * mesh.tensor if place == along else size for place, size in enumerate(shape))
 
 
-def gives(name: str, mesh: Mesh) -> bool:
-    """Whether this rank gives a part of a tensor to a checkpoint: what is whole, the first rank of a model alone."""
-    return axis(name) is not None or mesh.tensor_rank == 0
+def places(shapes: dict[str, tuple[int, ...]], mesh: Mesh) -> dict[str, Place]:
+    """Return what this rank gives of whole tensors of these shapes, so that all ranks give each number once.
+
+    That is its rows (`Mesh.rows`) of its slice; what is not cut, the first rank of a model gives alone.
+    """
+    found = {name: _place(shape, axis(name), mesh) for name, shape in shapes.items()}
+    gives = {name: axis(name) is not None or mesh.tensor_rank == 0 for name in shapes}
+    return {name: place for name, place in found.items() if gives[name] and place.shape[0]}
 
 
-def place(name: str, shape: tuple[int, ...], mesh: Mesh) -> Place:
-    """Return where this rank's rows (`Mesh.rows`) of its slice, of this shape, lie in the whole tensor."""
-    start = [0] * len(shape)
-    along = axis(name)
+def _place(whole: tuple[int, ...], along: int | None, mesh: Mesh) -> Place:
+    start, shape = [0] * len(whole), list(whole)
     if along is not None:
+        shape[along] //= mesh.tensor
         start[along] = mesh.tensor_rank * shape[along]
-    start[0] += mesh.rows(shape[0]).start
-    return Place(whole_shape(name, shape, mesh), tuple(start))
+    rows = mesh.rows(shape[0])
+    start[0] += rows.start
+    shape[0] = rows.stop - rows.start
+    return Place(whole, tuple(start), tuple(shape))
 
 
 class SlicedSource:

@@ -12,6 +12,7 @@ COMMANDS = {
     "convert_weight": "convert weights between Hugging Face and MindFormers' CKPT",
     "alpaca_converter": "turn alpaca rows into conversations",
     "llama_preprocess": "turn conversations or text into MindRecord",
+    "transform_ckpt": "rewrite a checkpoint for another layout of processes",
     "launch": "start a recipe on several processes or machines",
 }
 

@@ -21,7 +21,7 @@ from msft.convert.source import TensorInfo
 from msft.convert.stored import StoredTensors
 from msft.errors import InputError, RunError
 from msft.files import atomic_path, remove, write_json
-from msft.train import manifest, sliced
+from msft.train import lazy, manifest, sliced
 
 STATE, OPTIMIZER, FOLDER = "trainer_state.json", "optimizer.safetensors", "checkpoints"
 _MOMENTS = ("first_moment", "second_moment")
@@ -168,15 +168,15 @@ def read_state(path: Path) -> TrainerState:
 
 
 def read_moments(path: Path) -> tuple[Mapping[str, np.ndarray], Mapping[str, np.ndarray]]:
-    """Return a checkpoint's first and second moments by canonical name."""
+    """Return a checkpoint's first and second moments by canonical name; they are read when they are asked for."""
     if sliced.is_sliced(path):
         return sliced.Tensors(path, "first_moment"), sliced.Tensors(path, "second_moment")
     source = StoredTensors(safetensors_file.read_index(path / OPTIMIZER))
     first, second = (
-        {name.removeprefix(f"{kind}."): source.read(name) for name in source.tensors if name.startswith(f"{kind}.")}
+        {name.removeprefix(f"{kind}."): name for name in source.tensors if name.startswith(f"{kind}.")}
         for kind in _MOMENTS
     )
-    return first, second
+    return lazy.stored(source, first), lazy.stored(source, second)
 
 
 def prune(checkpoints: Path, keep: int, newest: int) -> None:

@@ -8,19 +8,20 @@ processes reads them, on either engine.
 import json
 import math
 import time
-from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from msft.backend.contract import StateParts
+from msft.backend.contract import Place, StateParts
 from msft.convert import safetensors_file
 from msft.convert.dtypes import Cast
 from msft.convert.source import TensorInfo
 from msft.convert.stored import Stored, StoredTensors
 from msft.errors import InputError, RunError
 from msft.files import atomic_path, sha256, write_json
+from msft.train.lazy import Lazy
 
 FOLDER = "slices"
 KINDS = ("weights", "first_moment", "second_moment")
@@ -28,18 +29,43 @@ WAIT_SECONDS, POLL_SECONDS = 1800.0, 0.05
 _PLACES = "places"
 
 
+class PartFile:
+    """The file of a rank's parts while it is written: all kinds in order, each with all names of `places`."""
+
+    def __init__(self, folder: Path, rank: int, places: dict[str, Place]):
+        self.folder, self.rank, self.places = folder, rank, places
+        self.path = folder / FOLDER / f"rank-{rank}.safetensors"
+
+    def __enter__(self) -> "PartFile":
+        infos = {name: TensorInfo(place.shape, "float32") for name, place in self.places.items()}
+        tensors = {f"{kind}.{name}": info for kind in KINDS for name, info in infos.items()}
+        places = {name: {"shape": place.whole, "start": place.start} for name, place in self.places.items()}
+        with ExitStack() as stack:
+            temporary = stack.enter_context(atomic_path(self.path))
+            file = stack.enter_context(open(temporary, "wb"))
+            self.writer = safetensors_file.SafetensorsWriter(file, tensors, {_PLACES: json.dumps(places)})
+            self.stack = stack.pop_all()
+        return self
+
+    def add(self, kind: str, name: str, array: np.ndarray) -> None:
+        """Write the next part, float32."""
+        self.writer.add(f"{kind}.{name}", Cast(None).pieces(name, np.ascontiguousarray(array)))
+
+    def __exit__(self, kind, error, traceback) -> None:
+        """Let the file appear, then a note of its size and SHA-256, which says that it is whole."""
+        if error is None:
+            self.writer.close()
+        self.stack.__exit__(kind, error, traceback)
+        if error is None:
+            write_json(_note(self.folder, self.rank), {"size": self.path.stat().st_size, "sha256": sha256(self.path)})
+
+
 def write(folder: Path, rank: int, parts: StateParts) -> None:
-    """Write the parts of a rank, then a note of their size and SHA-256, which says that they are whole."""
-    path = folder / FOLDER / f"rank-{rank}.safetensors"
-    arrays = {f"{kind}.{name}": array for kind in KINDS for name, array in getattr(parts, kind).items()}
-    tensors = {name: TensorInfo(array.shape, array.dtype.name) for name, array in arrays.items()}
-    places = {name: {"shape": place.shape, "start": place.start} for name, place in parts.places.items()}
-    with atomic_path(path) as temporary, open(temporary, "wb") as file:
-        writer = safetensors_file.SafetensorsWriter(file, tensors, {_PLACES: json.dumps(places)})
-        for name, array in arrays.items():
-            writer.add(name, Cast(None).pieces(name, array))
-        writer.close()
-    write_json(_note(folder, rank), {"size": path.stat().st_size, "sha256": sha256(path)})
+    """Write the parts of a rank, and the note that says that they are whole."""
+    with PartFile(folder, rank, parts.places) as file:
+        for kind in KINDS:
+            for name in parts.places:
+                file.add(kind, name, getattr(parts, kind)[name])
 
 
 def wait(folder: Path, ranks: int) -> dict[str, dict]:
@@ -70,35 +96,29 @@ def is_sliced(folder: Path) -> bool:
 
 class _Part(NamedTuple):
     stored: Stored
-    start: tuple[int, ...]
+    place: Place
 
 
-class Tensors(Mapping[str, np.ndarray]):
+class Tensors(Lazy):
     """The whole tensors of one kind of a sliced checkpoint, put together from their parts when they are asked for.
 
-    `shapes` are the wholes'. Raises InputError for files that do not make up whole tensors.
+    Raises InputError for files that do not make up whole tensors.
     """
 
     def __init__(self, folder: Path, kind: str):
+        super().__init__({}, self._whole)
         self.folder = folder / FOLDER
-        self.shapes: dict[str, tuple[int, ...]] = {}
         self._parts: dict[str, list[_Part]] = {}
         for path in sorted(self.folder.glob("rank-*.safetensors")):
             self._add(path, kind)
         self._check(kind)
 
-    def __getitem__(self, name: str) -> np.ndarray:
+    def _whole(self, name: str) -> np.ndarray:
         whole = np.empty(self.shapes[name], np.float32)
         source = StoredTensors({str(number): part.stored for number, part in enumerate(self._parts[name])})
         for number, part in enumerate(self._parts[name]):
-            whole[_region(part)] = source.read(str(number))
+            whole[part.place.region] = source.read(str(number))
         return whole
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.shapes)
-
-    def __len__(self) -> int:
-        return len(self.shapes)
 
     def _add(self, path: Path, kind: str) -> None:
         try:
@@ -109,25 +129,21 @@ class Tensors(Mapping[str, np.ndarray]):
         for key, stored in safetensors_file.read_index(path).items():
             name = key.removeprefix(f"{kind}.")
             if name != key and name in found:
-                shape, start = found[name]
-                if self.shapes.setdefault(name, shape) != shape:
-                    raise InputError(f"{path}: {name!r} has shape {shape}, another rank says {self.shapes[name]}")
-                self._parts.setdefault(name, []).append(_Part(stored, start))
+                whole, start = found[name]
+                if self.shapes.setdefault(name, whole) != whole:
+                    raise InputError(f"{path}: {name!r} has shape {whole}, another rank says {self.shapes[name]}")
+                self._parts.setdefault(name, []).append(_Part(stored, Place(whole, start, stored.info.shape)))
 
     def _check(self, kind: str) -> None:
         for name, parts in self._parts.items():
-            sizes = sum(math.prod(part.stored.info.shape) for part in parts)
-            apart = len({part.start for part in parts}) == len(parts)
-            inside = all(_fits(part, self.shapes[name]) for part in parts)
-            if not (apart and inside and sizes == math.prod(self.shapes[name])):
+            sizes = sum(math.prod(part.place.shape) for part in parts)
+            apart = len({part.place.start for part in parts}) == len(parts)
+            inside = all(_fits(part.place) for part in parts)
+            if not (inside and apart and sizes == math.prod(self.shapes[name])):
                 raise InputError(f"{self.folder}: the parts of {kind.replace('_', ' ')} {name!r} are not the whole")
 
 
-def _region(part: _Part) -> tuple[slice, ...]:
-    return tuple(slice(first, first + size) for first, size in zip(part.start, part.stored.info.shape, strict=True))
-
-
-def _fits(part: _Part, shape: tuple[int, ...]) -> bool:
-    if len(part.start) != len(shape) or len(part.stored.info.shape) != len(shape):
+def _fits(place: Place) -> bool:
+    if not len(place.whole) == len(place.start) == len(place.shape):
         return False
-    return all(0 <= place.start and place.stop <= size for place, size in zip(_region(part), shape, strict=True))
+    return all(0 <= part.start and part.stop <= size for part, size in zip(place.region, place.whole, strict=True))

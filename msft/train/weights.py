@@ -14,7 +14,7 @@ from msft.convert.stored import StoredTensors
 from msft.convert.weights import write_hf_folder
 from msft.models.adapters import PEFT_PREFIX
 from msft.models.spec import ModelSpec
-from msft.train import sliced
+from msft.train import lazy, sliced
 
 
 class Overlay:
@@ -54,15 +54,14 @@ def write_lora(folder: Path, spec: ModelSpec, tuning: Tuning, state: EngineState
 
 
 def read_tuned(folder: Path, names: tuple[str, ...]) -> Mapping[str, np.ndarray]:
-    """Return the tuned tensors of a checkpoint folder by canonical name."""
+    """Return the tuned tensors of a checkpoint folder by canonical name; they are read when they are asked for."""
     if sliced.is_sliced(folder):
         return sliced.Tensors(folder, "weights")
-    weights = {}
+    found = {}
     if (folder / CONFIG).is_file():
-        adapter = StoredTensors(safetensors_file.read_index(folder / WEIGHTS))
-        weights = {name: adapter.read(name) for name in adapter.tensors}
+        found |= safetensors_file.read_index(folder / WEIGHTS)
     model = weights_file(folder)
     if model:
-        source = StoredTensors(read_index(model))
-        weights |= {name: source.read(name) for name in names if name in source.tensors}
-    return weights
+        stored = read_index(model)
+        found |= {name: stored[name] for name in names if name in stored}
+    return lazy.stored(StoredTensors(found), {name: name for name in found})

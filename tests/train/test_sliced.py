@@ -30,14 +30,11 @@ def wholes(seed):
 
 def parts(kinds, mesh):
     """What an engine's rank gives: its rows of its slices."""
-    places, found = {}, [{}, {}, {}]
-    for name in SHAPES:
-        own = [slices.cut(arrays[name], slices.axis(name), mesh) for arrays in kinds]
-        rows = mesh.rows(len(own[0]))
-        if slices.gives(name, mesh) and rows.stop > rows.start:
-            places[name] = slices.place(name, own[0].shape, mesh)
-            for arrays, array in zip(found, own, strict=True):
-                arrays[name] = array[rows]
+    places, found = slices.places(SHAPES, mesh), [{}, {}, {}]
+    for name in places:
+        for arrays, given in zip(found, kinds, strict=True):
+            own = slices.cut(given[name], slices.axis(name), mesh)
+            arrays[name] = own[mesh.rows(len(own))]
     return StateParts(*found, places, {})
 
 
