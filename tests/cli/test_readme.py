@@ -42,6 +42,8 @@ SMALL = " --device cpu" + "".join(f" --model.model_config.{key} {value}" for key
 # The recipes' learning rates suit 7B models; on this one a few steps of them would change nothing that can be seen.
 FASTER = f"{SMALL} --lr_schedule.learning_rate 0.01"
 
+CUT = f'--parallel_config.model_parallel 2 {FASTER} --output_dir output/cut" 2'
+
 # Every command of the README's bash blocks, in order, and the words that the test changes in it.
 INSTALL = (Step("make demo"), Step("make test"))  # not run here
 ACTIVATE = Step("source .venv/bin/activate")
@@ -60,7 +62,8 @@ WORKFLOW = (
     Step("python run_finetune.py --config configs/llama2/finetune_llama2_7b.yaml", instead=FASTER),
     Step("python run_finetune.py --config configs/llama2/lora_llama2_7b.yaml", instead=FASTER),
     # Two processes in place of eight: the machines that run the tests have two cores.
-    Step("bash scripts/msrun/msrun_launcher.sh", end='" 8', instead=f'{FASTER}" 2'),
+    Step("bash scripts/msrun/msrun_launcher.sh", end='" 8', instead=f'{FASTER} --parallel_config.data_parallel 2" 2'),
+    Step("bash scripts/msrun/msrun_launcher.sh", end='4 --parallel_config.model_parallel 2" 8', instead=f"1 {CUT}"),
     Step("msft merge"),
 )
 FEW = " --steps 2 --device cpu"
