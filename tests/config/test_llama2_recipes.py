@@ -9,8 +9,10 @@ import yaml
 
 from msft.config import derive
 from msft.config.checks import check_device
+from msft.config.layout import Layout, layout
 from msft.config.load import load_recipe
 from msft.config.yaml_lines import dotted, read_yaml
+from msft.errors import InputError
 from msft.models.families import family
 
 FOLDER = Path(__file__).resolve().parents[2] / "configs" / "llama2"
@@ -66,3 +68,22 @@ def test_a_plain_yaml_reader_sees_our_own_keys_only_where_they_are_marked(path):
     assert data["train_dataset_task"]["dataset_config"] is data["train_dataset"]
     ours = [re.match(r"\s*(\w+):", line)[1] for line in text.splitlines() if re.search(r"# \[msft\]", line)]
     assert ours == ["backend", "max_skipped_steps", "padding", "bucket_size", "packing", "length_grouping"]
+
+
+@pytest.mark.parametrize("devices", [8, 16, 32, 64])
+@pytest.mark.parametrize(
+    "path", [path for path in FILES if path.stem != "finetune_llama2_70b"], ids=lambda path: path.stem
+)
+def test_layouts_for_8_to_64_devices(path, devices):
+    """As the recipe stands for its own number of devices, with another data_parallel for others; 70B is cut over 8."""
+    own = 64 if "70b" in path.stem else 8
+    tensor = 8 if "70b" in path.stem else 1
+    data = devices // tensor
+    recipe = load_recipe(path, [] if devices == own else ["--parallel_config.data_parallel", str(data)])
+    assert layout(recipe, derive.model_spec(recipe), devices) == Layout(data, tensor)
+
+
+def test_full_tuning_of_70b_says_what_is_missing():
+    recipe = load_recipe(FOLDER / "finetune_llama2_70b.yaml")
+    with pytest.raises(InputError, match="pipeline_stage: 8: a model is not cut into stages here"):
+        layout(recipe, derive.model_spec(recipe), 64)
