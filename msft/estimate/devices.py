@@ -76,7 +76,8 @@ def device_named(name: str) -> Device:
     if name == "cpu":
         return this_machine()
     if name not in DEVICES:
-        raise InputError(f"--device: unknown device {name!r:.80}{did_you_mean(name, NAMES)} (known: {', '.join(NAMES)})")
+        known = ", ".join(NAMES)
+        raise InputError(f"--device: unknown device {name!r:.80}{did_you_mean(name, NAMES)} (known: {known})")
     return DEVICES[name]
 
 

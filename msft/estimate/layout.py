@@ -99,8 +99,8 @@ def _undivided(recipe: Recipe, layout: Layout, devices: int, spec: ModelSpec) ->
         sizes = f"{spec.num_attention_heads} heads, {spec.num_key_value_heads} key-value heads"
         near = _nearest(layout.tensor, tensor_sizes(spec))
         yield (
-            f"{tensor} is {layout.tensor}, which does not divide {sizes} and feed-forward width "
-            f"{spec.intermediate_size}; {near} would do"
+            f"{tensor} is {layout.tensor}, which does not divide {sizes}, feed-forward width "
+            f"{spec.intermediate_size} and {spec.vocab_size} tokens; {near} would do"
         )
     if spec.num_hidden_layers % layout.pipeline:
         near = _nearest(layout.pipeline, divisors(spec.num_hidden_layers))

@@ -71,7 +71,8 @@ def answers(result: Estimate) -> list[str]:
     fits = "fits into" if need <= usable else "does NOT fit into"
     lines = [
         f"memory: {need:.2f} GB {fits} {usable:.1f} GB (90 % of a device)",
-        f"largest micro-batch that fits: {rows[False]} rows of {plan.work.length:,} tokens, {rows[True]} with recompute",
+        f"largest micro-batch that fits, in rows of {plan.work.length:,} tokens: {rows[False]}; with recompute "
+        f"{rows[True]}",
     ]
     if best.plan is None:
         return [*lines, f"best layout for {_devices(plan.layout.devices, device.name)}: {best.reason}"]

@@ -10,6 +10,8 @@ from msft.estimate.sizes import Sizes, Work
 from msft.estimate.speed import Speed, speed
 
 MOST_ROWS = 1 << 16
+# Speeds that differ by less are equal.
+EQUAL = 0.005
 
 
 class Plan(NamedTuple):
@@ -52,18 +54,23 @@ def best_layout(sizes: Sizes, work: Work, layout: Layout, device: Device) -> Bes
     """Try every layout of as many devices with the step's rows kept; the reason tells why the best one is best."""
     plans = [plan_of(sizes, tried, split, device) for split, tried in candidates(sizes, work, layout)]
     fitting = [plan for plan in plans if plan.memory.total <= device.usable]
-    best = max(fitting, key=_merit, default=None)
+    best = _fastest(fitting)
     least = min(plans, key=lambda plan: plan.memory.total)
     simple = [plan for plan in plans if plan.layout.data == layout.devices and not plan.layout.optimizer_sharding]
     plain = min(simple or plans, key=lambda plan: plan.memory.total)
     return Best(best, len(plans), len(fitting), least, plain, _reason(best, fitting, least, plain, device))
 
 
-def _merit(plan: Plan) -> tuple:
-    """Faster is better; of equals (in three digits) the simpler one, then the one that needs less memory."""
+def _fastest(plans: list[Plan]) -> Plan | None:
+    """The fastest plan; of those that are as fast within `EQUAL`, the simplest, and then the one with least memory."""
+    limit = (1 - EQUAL) * max((plan.speed.tokens for plan in plans), default=0.0)
+    equal = [plan for plan in plans if plan.speed.tokens >= limit]
+    return min(equal, key=lambda plan: (_splits(plan), plan.memory.total), default=None)
+
+
+def _splits(plan: Plan) -> int:
     layout = plan.layout
-    splits = (layout.tensor > 1) + (layout.pipeline > 1) + layout.optimizer_sharding + plan.work.recompute
-    return float(f"{plan.speed.tokens:.3g}"), -splits, -plan.memory.total
+    return (layout.tensor > 1) + (layout.pipeline > 1) + layout.optimizer_sharding + plan.work.recompute
 
 
 def plan_of(sizes: Sizes, work: Work, layout: Layout, device: Device) -> Plan:
@@ -95,7 +102,7 @@ def _reason(best: Plan | None, fitting: list[Plan], least: Plan, plain: Plan, de
     if best is None:
         return f"no layout fits: the least memory is {_need(least, device)} ({least.layout}, recompute)"
     others = [plan for plan in fitting if plan.layout[:3] != best.layout[:3]]
-    second = max(others, key=_merit, default=None)
+    second = _fastest(others)
     gain = f"; next comes {second.layout} with {second.speed.tokens:,.0f} tokens/s" if second else ""
     if plain.memory.total > device.usable:
         return f"the fastest that fits: unsplit, a device needs {_need(plain, device)} even with recompute{gain}"

@@ -9,13 +9,16 @@ hidden instead of Llama's three, so that 8/3 x hidden stands for it; its head is
 """
 
 import math
-from functools import partial
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
+from msft.config import derive
 from msft.config.load import load_recipe
-from msft.estimate import run
 from msft.estimate.devices import DEVICES, Device
+from msft.estimate.layout import layout_of, on_devices
+from msft.estimate.sizes import sizes_of, work_of
+from msft.estimate.speed import speed
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "llama2"
 
@@ -81,15 +84,20 @@ H100 = [
 FIGURES = {"ascend910b": MINDFORMERS, "a100": A100, "h100": H100}
 
 
-def computed(figure: Figure, device: Device) -> float:
-    """Return the estimate of a figure on a device."""
+@cache
+def _prepared(figure: Figure, kind: str):
     recipe = load_recipe(CONFIGS / figure.recipe, figure.words)
-    return run.estimate(recipe, device.name, figure.devices).asked.speed.tokens
+    spec = derive.model_spec(recipe)
+    layout = on_devices(recipe, layout_of(recipe), figure.devices, spec)
+    return sizes_of(spec, derive.tuning(recipe, spec)), work_of(recipe, kind), layout
 
 
 def errors(device: Device) -> dict[str, float]:
     """Return how far off the estimate of each figure is, 0.1 = a tenth too fast."""
-    return {figure.name: computed(figure, device) / figure.tokens - 1 for figure in FIGURES[device.name]}
+    return {
+        figure.name: speed(*_prepared(figure, device.kind), device).tokens / figure.tokens - 1
+        for figure in FIGURES[device.name]
+    }
 
 
 def fitted(name: str) -> float:
@@ -97,7 +105,15 @@ def fitted(name: str) -> float:
     low, high = 0.01, 2.0
     for _ in range(30):
         middle = (low + high) / 2
-        device = DEVICES[name]._replace(efficiency=middle)
-        bias = sum(math.log1p(error) for error in errors(device).values())
+        found = errors(DEVICES[name]._replace(efficiency=middle))
+        bias = sum(math.log1p(error) for error in found.values())
         low, high = (middle, high) if bias < 0 else (low, middle)
     return middle
+
+
+if __name__ == "__main__":
+    for name, figures in FIGURES.items():
+        print(f"{name}: fitted {fitted(name):.3f}, set {DEVICES[name].efficiency}")
+        found = errors(DEVICES[name])
+        for figure in figures:
+            print(f"  {figure.name:40} published {figure.tokens:6}, estimate {100 * found[figure.name]:+.0f} %")
