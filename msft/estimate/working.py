@@ -27,10 +27,12 @@ HELD = {
     # Pages of freed tensors that later ones do not fit into come on top.
     "torch": Held(states=3, heads=2, wide=5, recomputed=3),
     # Each compiled function keeps the memory of its intermediates, all blocks share the functions.
-    "mindspore": Held(states=102, heads=5, wide=4, recomputed=0),
+    "mindspore": Held(states=102, heads=5, wide=4, recomputed=1),
 }
 # Of MindSpore's attention on CPU, whose functions are compiled for each number of keys: softmax weights, gathered keys.
 WEIGHTS, GATHERED = 12, 4.5
+# Its dropout: random bits, masks and what they leave, of each feature under a mask, in the functions of all ways.
+DROPPED = 37
 # Its joined q, k, v and gate, up matrices, for the way there and back.
 JOINED = 2
 # Chunks of logits: them and their gradient; what MindSpore's compiled loss holds.
@@ -51,19 +53,26 @@ def of_block(sizes: Sizes, work: Work, layout: Layout) -> float:
     if work.recompute:
         found += held.recomputed * kept.block(sizes, work, layout)
     if work.kind == "cpu" and work.backend == "mindspore":
-        return found + _tiled_attention(sizes, work) + JOINED * _joined(sizes, work)
+        dropped = kept.tokens_held(work) * sizes.dropped / spec.num_hidden_layers * compute
+        return found + _tiled_attention(sizes, work) + JOINED * _joined(sizes, work) + DROPPED * dropped
     return found + _copies(sizes, work, layout)
 
 
 def of_loss(sizes: Sizes, work: Work, layout: Layout) -> float:
-    """Return the bytes of a chunk of logits and what is made of them, and of the head where it is copied."""
+    """Return the bytes of a chunk of logits and what is made of them, and of the head's copies.
+
+    The head is copied where it is held in another dtype, by oneDNN, which rearranges its right factor (torch's float32
+    on CPU), and as a chunk's share of its gradient.
+    """
     chunk = kept.LOSS_CHUNK[work.backend]
     chunk = min(chunk, work.tokens) if work.backend == "torch" else chunk
     held = 4 if sizes.head_tuned else BYTES[work.precision.parameters]
     compute = BYTES[work.precision.compute]
     is_copied = held != compute and (work.backend == "mindspore" or sizes.head_tuned)
-    head = sizes.embedding.all * compute if is_copied else 0.0
-    return (chunk * sizes.spec.vocab_size * 4 * CHUNKS[work.backend] + head) / layout.tensor
+    is_rearranged = work.backend == "torch" and work.kind == "cpu" and compute == 4
+    copies = is_copied + is_rearranged + (work.backend == "torch" and sizes.head_tuned)
+    chunks = chunk * sizes.spec.vocab_size * 4 * CHUNKS[work.backend]
+    return (chunks + copies * sizes.embedding.all * compute) / layout.tensor
 
 
 def of_update(sizes: Sizes, work: Work, gradients: float) -> float:

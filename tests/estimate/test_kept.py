@@ -45,7 +45,8 @@ def test_mindspores_tiles_are_those_of_its_line(rows, length):
     assert dict(kept.mindspore_tiles(work("mindspore", rows, length))) == tiles
 
 
-def test_what_torchs_block_saves_is_what_autograd_holds():
+@pytest.mark.parametrize(("rows", "length"), [(3, 40), (2, 300), (1, 700)])
+def test_what_torchs_block_saves_is_what_autograd_holds(rows, length):
     """The bytes that a block's operators give to autograd, counted by torch itself."""
     import torch
 
@@ -53,7 +54,6 @@ def test_what_torchs_block_saves_is_what_autograd_holds():
     from msft.backend.torch.model import Model
     from msft.convert.random_weights import RandomWeights
 
-    rows, length = 3, 40
     ids = np.random.default_rng(0).integers(1, SPEC.vocab_size, (rows, length), dtype=np.int32)
     places = np.tile(np.arange(length, dtype=np.int32), (rows, 1))
     batch = Batch(ids, ids, places, np.ones_like(ids), np.zeros_like(ids))
