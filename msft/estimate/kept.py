@@ -40,7 +40,7 @@ def block(sizes: Sizes, work: Work, layout: Layout) -> float:
     masks = sizes.dropped / spec.num_hidden_layers / tensor
     if work.backend == "torch":
         states += sizes.keeps_normed + sizes.keeps_wide_normed
-        is_output_kept = fused_attention(work) or work.length > KEPT
+        is_output_kept = fused_attention(work) or (work.length > KEPT and work.precision.compute == "float32")
         split += queries * (1 if is_output_kept else sizes.keeps_mixed)
         split += wide * sizes.keeps_gated + sizes.ranks / spec.num_hidden_layers
     else:

@@ -93,8 +93,9 @@ def _undivided(recipe: Recipe, layout: Layout, devices: int, spec: ModelSpec) ->
         split = f"model_parallel {layout.tensor} x pipeline_stage {layout.pipeline}"
         yield f"--devices is {devices}, which {split} does not divide; {near} would do"
     tensor, pipeline = _place(recipe, "model_parallel"), _place(recipe, "pipeline_stage")
-    if layout.tensor > MACHINE:
-        yield f"{tensor} is {layout.tensor}, but a group of tensor parallelism stays within a machine of {MACHINE}"
+    if MACHINE % layout.tensor:
+        near = _nearest(layout.tensor, divisors(MACHINE))
+        yield f"{tensor} is {layout.tensor}, which does not divide a machine of {MACHINE} devices; {near} would do"
     if not _splits(layout.tensor, spec):
         sizes = f"{spec.num_attention_heads} heads, {spec.num_key_value_heads} key-value heads"
         near = _nearest(layout.tensor, tensor_sizes(spec))

@@ -1,6 +1,7 @@
 """Protects the estimate of memory against reality: peaks of real steps on this machine, within 15 %.
 
-The numbers of msft/estimate/working.py were fitted on other sizes than these.
+The numbers of msft/estimate/working.py were fitted on other sizes than these, which showed two terms to be missing: the
+head that oneDNN rearranges, and MindSpore's dropout.
 """
 
 import sys
