@@ -61,38 +61,45 @@ def memory(sizes: Sizes, work: Work, layout: Layout) -> Memory:
 def _stage(sizes: Sizes, work: Work, layout: Layout, stage: int) -> Memory:
     weights = stage_weights(sizes, work, layout, stage)
     shards = layout.data if layout.optimizer_sharding else 1
-    is_last = stage == layout.pipeline - 1
-    fixed = {
-        "frozen": weights.frozen,
-        "tuned": weights.tuned / shards,
-        "gathered": weights.gathered if shards > 1 else 0.0,
-        "moments": 2 * weights.tuned / shards,
-        "communication": _buffers(work, layout),
-        "framework": float(FRAMEWORK[work.backend, work.kind]),
-    }
-    gradients = weights.tuned / shards
-    held = _activations(sizes, work, layout, stage)
-    head = weights.head_gradient / shards if is_last else 0.0
+    moments = _moments(sizes, work, layout, stage, weights)
+    moment = max(moments, key=lambda name: sum(moments[name]))
+    gradients, activations, logits, held = moments[moment]
+    return Memory(
+        frozen=weights.frozen,
+        tuned=weights.tuned / shards,
+        gathered=weights.gathered if shards > 1 else 0.0,
+        gradients=gradients,
+        moments=2 * weights.tuned / shards,
+        activations=activations,
+        logits=logits,
+        working=held,
+        communication=_buffers(work, layout),
+        framework=float(FRAMEWORK[work.backend, work.kind]),
+        moment=moment,
+    )
+
+
+def _moments(sizes: Sizes, work: Work, layout: Layout, stage: int, weights: Weights) -> dict[str, tuple]:
+    """What comes and goes in a step (gradients, activations, logits, what is held for a while), by moment."""
+    is_last, accumulates = stage == layout.pipeline - 1, layout.micro_batches > 1
+    # Sharded gradients are shared out as they are made, accumulated ones at the end (MindFormers' default).
+    shards = layout.data if layout.optimizer_sharding and not accumulates else 1
+    gradients, head = weights.tuned / shards, weights.head_gradient / shards if is_last else 0.0
+    kept_states = _activations(sizes, work, layout, stage)
     logits = working.of_loss(sizes, work, layout) if is_last else 0.0
-    block = working.of_block(sizes, work, layout)
-    update = working.of_update(sizes, work, gradients)
+    block, update = working.of_block(sizes, work, layout), working.of_update(sizes, work, gradients)
     # With accumulated gradients a new set is made beside the old one.
-    before = gradients if layout.micro_batches > 1 else 0.0
+    before = gradients if accumulates else 0.0
     if (work.backend, work.kind) == ("mindspore", "cpu"):
         # Compiled functions keep their memory, so that what a step holds at any time adds up.
-        moments = {"any step": (before + gradients, held, logits, block + update)}
-    else:
-        states = 4 * kept.block_input(sizes, work, layout) if is_last else 0.0
-        summed = gradients * _copies_of_gradients(work, layout)
-        moments = {
-            "the loss": (before + head, held + states, logits, 0.0),
-            "the last block's way back": (before + head, held + states, 0.0, block),
-            "the first block's way back": (before + gradients, held / _blocks(sizes, layout), 0.0, block),
-            "the optimizer": (summed, 0.0, 0.0, update),
-        }
-    parts = ("gradients", "activations", "logits", "working")
-    moment = max(moments, key=lambda name: sum(moments[name]))
-    return Memory(**fixed, **dict(zip(parts, moments[moment], strict=True)), moment=moment)
+        return {"any step": (before + gradients, kept_states, logits, block + update)}
+    states = 4 * kept.block_input(sizes, work, layout) if is_last else 0.0
+    return {
+        "the loss": (before + head, kept_states + states, logits, 0.0),
+        "the last block's way back": (before + head, kept_states + states, 0.0, block),
+        "the first block's way back": (before + gradients, kept_states / _blocks(sizes, layout), 0.0, block),
+        "the optimizer": (gradients * _sets_of_gradients(work, layout), 0.0, 0.0, update),
+    }
 
 
 def stage_weights(sizes: Sizes, work: Work, layout: Layout, stage: int) -> Weights:
@@ -129,9 +136,10 @@ def _blocks(sizes: Sizes, layout: Layout) -> float:
     return sizes.spec.num_hidden_layers / layout.pipeline
 
 
-def _copies_of_gradients(work: Work, layout: Layout) -> int:
+def _sets_of_gradients(work: Work, layout: Layout) -> int:
     """Sets of gradients while they are added up: over micro-batches in MindSpore, over ranks in both engines."""
-    return max(3 if work.backend == "mindspore" and layout.micro_batches > 1 else 1, 2 if layout.data > 1 else 1)
+    over_batches = 3 if work.backend == "mindspore" and layout.micro_batches > 1 else 1
+    return max(over_batches, 2 if layout.data > 1 and not layout.optimizer_sharding else 1)
 
 
 def _buffers(work: Work, layout: Layout) -> float:

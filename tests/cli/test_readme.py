@@ -313,7 +313,8 @@ def test_the_estimate_tells_the_best_layout(checkout):
     checkout.run_block(6)
     (said,) = (checkout.said[command] for command, _ in in_block(6))
     found = json.loads((checkout.path / "output" / "estimate.json").read_text())
-    assert f"because: {found['reason']}" in said and found["best"]["layout"]["tensor"] == 2
+    assert f"because: {found['reason']}" in said
+    assert f"tensor {found['best']['layout']['tensor']} x pipeline {found['best']['layout']['pipeline']}" in said
 
 
 def test_both_engines_are_the_same_run(quickstart):

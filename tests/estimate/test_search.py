@@ -42,7 +42,8 @@ def test_a_model_that_does_not_fit_is_split():
     sizes, work = sized("finetune_llama2_70b")
     best = search.best_layout(sizes, work, Layout(2, 4, 8, True, 128, True), ASCEND)
     layout = best.plan.layout
-    assert layout.devices == 64 and layout.tensor * layout.pipeline > 1
+    # The layout that MindFormers itself ships for Llama 2 70B on 64 devices.
+    assert layout[:3] == (2, 4, 8) and layout.sequence_parallel and layout.optimizer_sharding
     assert best.plan.memory.total <= ASCEND.usable
     assert "unsplit, a device needs" in best.reason
     # It is the fastest of those that fit, by their own numbers.
