@@ -17,9 +17,10 @@ class Layout(NamedTuple):
     """`data` x `tensor` x `pipeline` devices; `micro_batches` are those of one data-parallel share in a step.
 
     `sequence_parallel` splits norms and hidden states over the tensor group (Korthikanti et al., arXiv:2205.05198).
-    `optimizer_sharding` splits tuned weights, their gradients and moments over the data group, which gathers the
-    weights for every step (MindSpore's enable_parallel_optimizer, ZeRO, arXiv:1910.02054). `whole_embedding` leaves
-    the embedding unsplit (vocab_emb_dp).
+    `optimizer_sharding` deals the moments to the data group, whose members update a share of the tuned weights each and
+    gather the others' (ZeRO stage 1, arXiv:1910.02054). `whole_embedding` leaves embedding and head unsplit
+    (vocab_emb_dp). `weights_sharded` deals tuned weights and gradients out too and gathers weights in the compute
+    dtype, as MindSpore and fully sharded data parallelism do, for comparing with their published speeds.
     """
 
     data: int = 1
@@ -29,11 +30,17 @@ class Layout(NamedTuple):
     micro_batches: int = 1
     optimizer_sharding: bool = False
     whole_embedding: bool = False
+    weights_sharded: bool = False
 
     @property
     def devices(self) -> int:
         """Number of devices."""
         return self.data * self.tensor * self.pipeline
+
+    @property
+    def vocabulary_parts(self) -> int:
+        """Over how many devices the embedding and the head are split."""
+        return 1 if self.whole_embedding else self.tensor
 
     def __str__(self) -> str:
         words = [f"data {self.data} x tensor {self.tensor} x pipeline {self.pipeline}"]

@@ -27,7 +27,6 @@ class Memory(NamedTuple):
 
     frozen: float
     tuned: float
-    gathered: float
     gradients: float
     moments: float
     activations: float
@@ -60,16 +59,14 @@ def memory(sizes: Sizes, work: Work, layout: Layout) -> Memory:
 
 def _stage(sizes: Sizes, work: Work, layout: Layout, stage: int) -> Memory:
     weights = stage_weights(sizes, work, layout, stage)
-    shards = layout.data if layout.optimizer_sharding else 1
     moments = _moments(sizes, work, layout, stage, weights)
     moment = max(moments, key=lambda name: sum(moments[name]))
     gradients, activations, logits, held = moments[moment]
     return Memory(
         frozen=weights.frozen,
-        tuned=weights.tuned / shards,
-        gathered=weights.gathered if shards > 1 else 0.0,
+        tuned=weights.tuned / layout.data + weights.gathered if layout.weights_sharded else weights.tuned,
         gradients=gradients,
-        moments=2 * weights.tuned / shards,
+        moments=2 * weights.tuned / (layout.data if layout.optimizer_sharding else 1),
         activations=activations,
         logits=logits,
         working=held,
@@ -83,7 +80,7 @@ def _moments(sizes: Sizes, work: Work, layout: Layout, stage: int, weights: Weig
     """What comes and goes in a step (gradients, activations, logits, what is held for a while), by moment."""
     is_last, accumulates = stage == layout.pipeline - 1, layout.micro_batches > 1
     # Sharded gradients are shared out as they are made, accumulated ones at the end (MindFormers' default).
-    shards = layout.data if layout.optimizer_sharding and not accumulates else 1
+    shards = layout.data if layout.weights_sharded and not accumulates else 1
     gradients, head = weights.tuned / shards, weights.head_gradient / shards if is_last else 0.0
     kept_states = _activations(sizes, work, layout, stage)
     logits = working.of_loss(sizes, work, layout) if is_last else 0.0
@@ -110,18 +107,18 @@ def stage_weights(sizes: Sizes, work: Work, layout: Layout, stage: int) -> Weigh
     if precision.compute == "float32":
         stored = 4 if work.backend == "torch" else stored
     matrices = compute if work.backend == "torch" else stored
-    embedding_parts = 1 if layout.whole_embedding else tensor
+    vocabulary = 1 / layout.vocabulary_parts
     parts = [(sizes.linears, blocks / tensor, matrices), (sizes.others, blocks, stored)]
     if stage == 0:
-        parts.append((sizes.embedding, 1 / embedding_parts, stored))
+        parts.append((sizes.embedding, vocabulary, stored))
     if is_last:
-        parts += [(sizes.head, 1 / tensor, matrices), (sizes.last_norm, 1, stored)]
+        parts += [(sizes.head, vocabulary, matrices), (sizes.last_norm, 1, stored)]
     if is_last and stage and sizes.spec.tie_word_embeddings:
-        parts.append((sizes.embedding, 1 / tensor, stored))
+        parts.append((sizes.embedding, vocabulary, stored))
     adapters = (sizes.split_adapters / tensor + sizes.adapters - sizes.split_adapters) * blocks
     tuned = adapters + sum(share.tuned * part for share, part, _ in parts)
     frozen = sum((share.all - share.tuned) * part * size for share, part, size in parts)
-    head = sizes.embedding.all / tensor if sizes.head_tuned else 0.0
+    head = sizes.embedding.all * vocabulary if sizes.head_tuned else 0.0
     return Weights(frozen, 4 * tuned, compute * tuned, 4 * head)
 
 
@@ -139,7 +136,7 @@ def _blocks(sizes: Sizes, layout: Layout) -> float:
 def _sets_of_gradients(work: Work, layout: Layout) -> int:
     """Sets of gradients while they are added up: over micro-batches in MindSpore, over ranks in both engines."""
     over_batches = 3 if work.backend == "mindspore" and layout.micro_batches > 1 else 1
-    return max(over_batches, 2 if layout.data > 1 and not layout.optimizer_sharding else 1)
+    return max(over_batches, 2 if layout.data > 1 and not layout.weights_sharded else 1)
 
 
 def _buffers(work: Work, layout: Layout) -> float:

@@ -12,7 +12,6 @@ GIGA = 1e9
 MEMORY = {
     "frozen": "frozen weights",
     "tuned": "tuned weights, float32",
-    "gathered": "tuned weights, gathered",
     "gradients": "gradients",
     "moments": "optimizer's moments",
     "activations": "activations",
@@ -84,6 +83,22 @@ def answers(result: Estimate) -> list[str]:
         f"{found.layout.micro_batches} micro-batches, {recompute}: {found.speed.tokens:,.0f} tokens/s a device, "
         f"{found.memory.total / GIGA:.2f} GB",
         f"  because: {best.reason}",
+        *_own(result),
+    ]
+
+
+def _own(result: Estimate) -> list[str]:
+    """Say what is best of the layouts that msft itself trains in, where the best one is none of them."""
+    best, own = result.best.plan.layout, result.own
+    if best.pipeline == 1 and not best.sequence_parallel:
+        return []
+    said = "without pipeline and sequence parallelism, which msft does not train with"
+    if own.plan is None:
+        return [f"  {said}: {own.reason}"]
+    found, recompute = own.plan, "recompute" if own.plan.work.recompute else "no recompute"
+    return [
+        f"  {said}: {found.layout}, {found.work.rows} rows x {found.layout.micro_batches} micro-batches, {recompute}: "
+        f"{found.speed.tokens:,.0f} tokens/s a device, {found.memory.total / GIGA:.2f} GB"
     ]
 
 
@@ -158,6 +173,7 @@ def as_json(result: Estimate) -> dict:
         "largest_rows": {words[value]: rows for value, rows in result.rows.items()},
         "best": _plan(best.plan) if best.plan else None,
         "reason": best.reason,
+        "best_of_msft": _plan(result.own.plan) if result.own.plan else None,
         "layouts": {"valid": best.tried, "fitting": best.fitting},
     }
 

@@ -17,7 +17,10 @@ FIRST_AIM = {"mindspore": "npu", "torch": "cuda"}
 
 
 class Estimate(NamedTuple):
-    """A recipe's estimate: `plans` and `rows` (the largest micro-batch that fits) without and with recompute."""
+    """A recipe's estimate: `plans` and `rows` (the largest micro-batch that fits) without and with recompute.
+
+    `best` is of all layouts, `own` of those that msft itself trains in.
+    """
 
     recipe: Recipe
     device: Device
@@ -25,6 +28,7 @@ class Estimate(NamedTuple):
     plans: dict[bool, Plan]
     rows: dict[bool, int]
     best: Best
+    own: Best
 
     @property
     def asked(self) -> Plan:
@@ -60,6 +64,7 @@ def estimate(recipe: Recipe, device_name: str | None = None, devices: int | None
         plans={value: plan_of(sizes, work, layout, device) for value, work in works.items()},
         rows={value: largest_rows(sizes, work, layout, device) for value, work in works.items()},
         best=best_layout(sizes, works[False], layout, device),
+        own=best_layout(sizes, works[False], layout, device, own=True),
     )
 
 

@@ -50,9 +50,12 @@ def largest_rows(sizes: Sizes, work: Work, layout: Layout, device: Device) -> in
     return fitting
 
 
-def best_layout(sizes: Sizes, work: Work, layout: Layout, device: Device) -> Best:
-    """Try every layout of as many devices with the step's rows kept; the reason tells why the best one is best."""
-    plans = [plan_of(sizes, tried, split, device) for split, tried in candidates(sizes, work, layout)]
+def best_layout(sizes: Sizes, work: Work, layout: Layout, device: Device, own: bool = False) -> Best:
+    """Try every layout of as many devices with the step's rows kept; the reason tells why the best one is best.
+
+    `own` leaves out what msft itself does not train with: pipelines, sequence parallelism, a split embedding.
+    """
+    plans = [plan_of(sizes, tried, split, device) for split, tried in candidates(sizes, work, layout, own)]
     fitting = [plan for plan in plans if plan.memory.total <= device.usable]
     best = _fastest(fitting)
     least = min(plans, key=lambda plan: plan.memory.total)
@@ -78,7 +81,7 @@ def plan_of(sizes: Sizes, work: Work, layout: Layout, device: Device) -> Plan:
     return Plan(layout, work, memory(sizes, work, layout), speed(sizes, work, layout, device))
 
 
-def candidates(sizes: Sizes, work: Work, layout: Layout) -> Iterator[tuple[Layout, Work]]:
+def candidates(sizes: Sizes, work: Work, layout: Layout, own: bool = False) -> Iterator[tuple[Layout, Work]]:
     """Yield all valid layouts of as many devices, with recompute on and off, for the same rows in a step.
 
     The product of the sizes is the number of devices; heads and widths divide over a tensor group within a machine,
@@ -86,15 +89,16 @@ def candidates(sizes: Sizes, work: Work, layout: Layout) -> Iterator[tuple[Layou
     """
     rows_of_step = work.rows * layout.micro_batches * layout.data
     for tensor in tensor_sizes(sizes.spec):
-        for pipeline in divisors(sizes.spec.num_hidden_layers):
+        for pipeline in [1] if own else divisors(sizes.spec.num_hidden_layers):
             data, left = divmod(layout.devices, tensor * pipeline)
             if left or rows_of_step % data:
                 continue
             for rows in divisors(rows_of_step // data):
-                base = Layout(data, tensor, pipeline, tensor > 1, rows_of_step // data // rows, False)
+                base = Layout(data, tensor, pipeline, tensor > 1 and not own, rows_of_step // data // rows)
+                base = base._replace(whole_embedding=own or layout.whole_embedding)
                 for sharding in (False, True) if data > 1 else (False,):
                     for recompute in (False, True):
-                        split = base._replace(optimizer_sharding=sharding, whole_embedding=layout.whole_embedding)
+                        split = base._replace(optimizer_sharding=sharding)
                         yield split, work._replace(rows=rows, recompute=recompute)
 
 

@@ -24,15 +24,17 @@ class Traffic(NamedTuple):
 def traffic(sizes: Sizes, work: Work, layout: Layout) -> Traffic:
     """Return what a device of the first pipeline stage sends in a step.
 
-    Data: the tuned weights' float32 gradients are added up (all-reduce); with optimizer sharding they are added up in
-    shares (reduce-scatter), and the tuned weights gathered in the compute dtype. Tensor: the hidden states of each
-    block are added up twice each way, and twice more with recompute, once each way behind a split embedding and before
-    the head; sequence parallelism sends as much, as reduce-scatter and all-gather. Pipeline: each micro-batch's hidden
-    states go to the next stage, their gradient back.
+    Data: the tuned weights' float32 gradients are added up (all-reduce), and with optimizer sharding the new weights
+    gathered; sharded weights are gathered in the compute dtype, and their gradients added up in shares. Tensor: the
+    hidden states of each block are added up twice each way, and twice more with recompute, once each way behind a split
+    embedding and before the head; sequence parallelism sends as much, as reduce-scatter and all-gather. Pipeline: each
+    micro-batch's hidden states go to the next stage, their gradient back.
     """
     weights = stage_weights(sizes, work, layout, 0)
     share = (layout.data - 1) / layout.data
-    data = share * (weights.tuned + weights.gathered if layout.optimizer_sharding else 2 * weights.tuned)
+    data = share * (3 if layout.optimizer_sharding else 2) * weights.tuned
+    if layout.weights_sharded:
+        data = share * (weights.tuned + weights.gathered)
     states = work.tokens * sizes.spec.hidden_size * BYTES[work.precision.compute] * layout.micro_batches
     ring = 2 * (layout.tensor - 1) / layout.tensor
     sums = (6 if work.recompute else 4) * sizes.spec.num_hidden_layers / layout.pipeline + 2

@@ -72,7 +72,7 @@ def of_loss(sizes: Sizes, work: Work, layout: Layout) -> float:
     is_rearranged = work.backend == "torch" and work.kind == "cpu" and compute == 4
     copies = is_copied + is_rearranged + (work.backend == "torch" and sizes.head_tuned)
     chunks = chunk * sizes.spec.vocab_size * 4 * CHUNKS[work.backend]
-    return (chunks + copies * sizes.embedding.all * compute) / layout.tensor
+    return (chunks + copies * sizes.embedding.all * compute) / layout.vocabulary_parts
 
 
 def of_update(sizes: Sizes, work: Work, gradients: float) -> float:

@@ -89,6 +89,8 @@ def _prepared(figure: Figure, kind: str):
     recipe = load_recipe(CONFIGS / figure.recipe, figure.words)
     spec = derive.model_spec(recipe)
     layout = on_devices(recipe, layout_of(recipe), figure.devices, spec)
+    # Both frameworks deal out weights and gradients with the optimizer's state.
+    layout = layout._replace(weights_sharded=layout.optimizer_sharding)
     return sizes_of(spec, derive.tuning(recipe, spec)), work_of(recipe, kind), layout
 
 

@@ -74,9 +74,10 @@ def test_a_layout_shares_weights_and_moments_out():
     assert last.tuned == 4 * (matrices / 2 / 4 + norms / 2 + 4096 + embedding / 4)
     whole = stage_weights(sizes, work, Layout(tensor=4, pipeline=2, whole_embedding=True), 0)
     assert whole.tuned - first.tuned == 4 * embedding * 3 / 4
-    sharded = memory(sizes, work, Layout(data=8, optimizer_sharding=True))
-    assert (sharded.tuned, sharded.moments) == (6_738_415_616 / 2, 6_738_415_616)
-    assert sharded.gathered == 2 * 6_738_415_616
+    dealt = memory(sizes, work, Layout(data=8, optimizer_sharding=True))
+    assert (dealt.tuned, dealt.moments) == (4 * 6_738_415_616, 6_738_415_616)
+    sharded = memory(sizes, work, Layout(data=8, optimizer_sharding=True, weights_sharded=True))
+    assert (sharded.tuned, sharded.moments) == ((4 / 8 + 2) * 6_738_415_616, 6_738_415_616)
 
 
 def test_flops_of_a_token_are_those_of_llm_foundrys_utilisation():

@@ -15,9 +15,12 @@ ASCEND = DEVICES["ascend910b"]
 
 def test_gradients_of_llama_2_7b_over_8_devices():
     sizes, work = sized("finetune_llama2_7b")
-    # A ring sends 2 x 7/8 of the float32 gradients; sharded, once 7/8 of them and 7/8 of the 16-bit weights.
+    # A ring sends 2 x 7/8 of the float32 gradients, and 7/8 of the new weights where each rank updates a share;
+    # sharded, once 7/8 of the gradients and 7/8 of the 16-bit weights.
     assert traffic.traffic(sizes, work, Layout(data=8)).total == 2 * 7 / 8 * 4 * 6_738_415_616
-    sharded = traffic.traffic(sizes, work, Layout(data=8, optimizer_sharding=True))
+    dealt = traffic.traffic(sizes, work, Layout(data=8, optimizer_sharding=True))
+    assert dealt.data == 3 * 7 / 8 * 4 * 6_738_415_616
+    sharded = traffic.traffic(sizes, work, Layout(data=8, optimizer_sharding=True, weights_sharded=True))
     assert sharded.data == 7 / 8 * (4 + 2) * 6_738_415_616
     adapted, _ = sized("lora_llama2_7b")
     assert traffic.traffic(adapted, work, Layout(data=8)).total == 2 * 7 / 8 * 4 * 16_777_216
