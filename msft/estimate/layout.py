@@ -1,6 +1,7 @@
 """How a run is split over devices, in MindFormers' terms."""
 
 from collections.abc import Iterator
+from math import isqrt
 from typing import NamedTuple
 
 from msft.config import derive
@@ -117,7 +118,8 @@ def _undivided(recipe: Recipe, layout: Layout, devices: int, spec: ModelSpec) ->
 
 def divisors(number: int) -> list[int]:
     """Return what divides a number, ascending."""
-    return [size for size in range(1, number + 1) if number % size == 0]
+    small = [size for size in range(1, isqrt(number) + 1) if number % size == 0]
+    return sorted({*small, *(number // size for size in small)})
 
 
 def tensor_sizes(spec: ModelSpec) -> list[int]:

@@ -74,7 +74,7 @@ def test_the_file_and_line_of_a_layout_are_named(tmp_path):
 
 
 def test_divisors_and_tensor_groups():
-    assert divisors(12) == [1, 2, 3, 4, 6, 12]
+    assert divisors(1) == [1] and divisors(12) == [1, 2, 3, 4, 6, 12] and divisors(49) == [1, 7, 49]
     assert tensor_sizes(derive.model_spec(loaded("lora_llama2_7b"))) == [1, 2, 4, 8]
     few = loaded("lora_llama2_7b", "model.model_config.n_kv_heads=2")
     assert tensor_sizes(derive.model_spec(few)) == [1, 2]
