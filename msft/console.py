@@ -26,6 +26,16 @@ def warn(text: str) -> None:
     note(f"warning: {text}")
 
 
+def show(*tables) -> None:
+    """Print rich tables to standard output, 120 columns wide where that is no terminal."""
+    from rich.console import Console
+
+    if is_first_rank():
+        console = Console(width=None if sys.stdout.isatty() else 120)
+        for table in tables:
+            console.print(table)
+
+
 def progress(*columns, bar_width: int = 40):
     """Return a rich Progress on standard error with a bar (in characters), a count, the time left and `columns`."""
     from rich.console import Console

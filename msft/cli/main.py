@@ -6,6 +6,7 @@ from importlib import import_module
 
 COMMANDS = {
     "train": "fine-tune, pretrain, evaluate or predict from a recipe",
+    "estimate": "tell memory, speed and the best layout of a recipe on a device, without running it",
     "parity": "run a recipe on both engines and name the first place where they differ",
     "generate": "answer prompts with a model and an adapter",
     "merge": "write base weights plus adapter as one model",

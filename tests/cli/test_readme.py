@@ -76,7 +76,8 @@ GOLDEN = (
     Step("msft parity configs/quickstart.yaml --engines mindspore", instead=" --device cpu"),
     Step("msft parity configs/quickstart.yaml --perturb", instead=f"{FEW} --backend torch"),
 )
-BLOCKS = (INSTALL, QUICKSTART, EXTRAS, WORKFLOW, PARITY, GOLDEN)
+ESTIMATE = (Step("msft estimate"),)
+BLOCKS = (INSTALL, QUICKSTART, EXTRAS, WORKFLOW, PARITY, GOLDEN, ESTIMATE)
 
 # What stands in the text between backquotes: whole commands, and flags to add to the commands above.
 SUITES = ("make test", "make test-faults", "make test-mindformers")
@@ -309,6 +310,14 @@ def test_the_quickstart_on_the_other_engine_and_with_another_key(quickstart):
 def test_a_dry_run_tells_the_plan_and_starts_nothing(quickstart):
     out = quickstart.run(DRY_RUN.replace("RECIPE", "configs/quickstart.yaml") + " --output_dir output/dry")
     assert "nothing was started" in out and not (quickstart.path / "output" / "dry").exists()
+
+
+def test_the_estimate_tells_the_best_layout(checkout):
+    checkout.run_block(6)
+    (said,) = (checkout.said[command] for command, _ in in_block(6))
+    found = json.loads((checkout.path / "output" / "estimate.json").read_text())
+    assert f"because: {found['reason']}" in said
+    assert f"tensor {found['best']['layout']['tensor']} x pipeline {found['best']['layout']['pipeline']}" in said
 
 
 def test_both_engines_are_the_same_run(quickstart):

@@ -1,0 +1,83 @@
+"""What the blocks and the head of each engine hold for a micro-batch, in bytes, as their code keeps it.
+
+Torch: what the operators of backend/torch/block.py save. MindSpore: `Kept` and `Inner` of backend/mindspore/block.py.
+"""
+
+from msft.backend.line import TILE, rounded_up
+from msft.estimate.layout import Layout
+from msft.estimate.sizes import BYTES, Sizes, Work
+
+# backend/torch/attention.py's TILE, and KEPT of both engines; LOSS_CHUNK of both ops.py (a test compares them).
+TORCH_TILE = 128
+KEPT = 512
+LOSS_CHUNK = {"torch": 160, "mindspore": 256}
+
+
+def hidden_bytes(sizes: Sizes, work: Work) -> int:
+    """Return the bytes of one feature of a hidden state, whose dtype is the embedding's."""
+    return 4 if sizes.embedding.tuned else BYTES[work.precision.parameters]
+
+
+def tokens_held(work: Work) -> int:
+    """Return the tokens that are computed: MindSpore fills its line up."""
+    return rounded_up(work.tokens, TILE) if work.backend == "mindspore" else work.tokens
+
+
+def block_input(sizes: Sizes, work: Work, layout: Layout) -> float:
+    """Return the bytes of a block's input, all that it keeps with recompute."""
+    return tokens_held(work) * hidden_bytes(sizes, work) * sizes.spec.hidden_size / _hidden_parts(layout)
+
+
+def block(sizes: Sizes, work: Work, layout: Layout) -> float:
+    """Return the bytes that a block keeps of a micro-batch, its input included; the mean over blocks."""
+    spec, tensor = sizes.spec, layout.tensor
+    compute, hidden = BYTES[work.precision.compute], hidden_bytes(sizes, work)
+    queries = spec.num_attention_heads * spec.head_dim / tensor
+    keys = spec.num_key_value_heads * spec.head_dim / tensor
+    wide = spec.intermediate_size / tensor
+    # The input, and what stands between attention and the feed-forward layer.
+    states, split = 2.0, queries + 2 * keys + 2 * wide
+    masks = sizes.dropped / spec.num_hidden_layers / tensor
+    if work.backend == "torch":
+        states += sizes.keeps_normed + sizes.keeps_wide_normed
+        is_output_kept = fused_attention(work) or (work.length > KEPT and work.precision.compute == "float32")
+        split += queries * (1 if is_output_kept else sizes.keeps_mixed)
+        split += wide * sizes.keeps_gated + sizes.ranks / spec.num_hidden_layers
+    else:
+        split, masks = split + queries, 0
+    a_token = states * hidden * spec.hidden_size / _hidden_parts(layout) + split * compute + masks
+    return tokens_held(work) * a_token + attention_weights(sizes, work) / tensor
+
+
+def attention_weights(sizes: Sizes, work: Work) -> float:
+    """Return the bytes of attention's weights that a block keeps: of short segments, without a fused kernel."""
+    heads = sizes.spec.num_attention_heads
+    if fused_attention(work):
+        return 4 * heads * work.tokens
+    if work.backend == "mindspore":
+        softmax = BYTES[work.precision.softmax]
+        return softmax * heads * sum(tiles * TILE * keys for keys, tiles in mindspore_tiles(work) if keys <= KEPT)
+    if work.length > KEPT:
+        return 4 * heads * work.tokens if work.precision.compute == "float32" else 0
+    count = -(-work.length // TORCH_TILE)
+    ends = [work.length * (number + 1) // count for number in range(count)]
+    pairs = sum((end - start) * end for start, end in zip([0, *ends], ends, strict=False))
+    return BYTES[work.precision.compute] * heads * work.rows * pairs
+
+
+def fused_attention(work: Work) -> bool:
+    """Whether attention is one kernel that keeps its output and a number a query."""
+    return work.kind != "cpu"
+
+
+def mindspore_tiles(work: Work) -> list[tuple[int, int]]:
+    """Return (keys, how many tiles of queries are computed with so many) of MindSpore's attention on CPU."""
+    counts: dict[int, int] = {}
+    for number in range(1, -(-work.length // TILE) + 1):
+        width = min(2 ** (number - 1).bit_length(), -(-number // 8) * 8)
+        counts[width * TILE] = counts.get(width * TILE, 0) + work.rows
+    return [(keys, rounded_up(count, 1, 4)) for keys, count in counts.items()]
+
+
+def _hidden_parts(layout: Layout) -> int:
+    return layout.tensor if layout.sequence_parallel else 1

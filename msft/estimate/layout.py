@@ -1,0 +1,140 @@
+"""How a run is split over devices, in MindFormers' terms."""
+
+from collections.abc import Iterator
+from math import isqrt
+from typing import NamedTuple
+
+from msft.config import derive
+from msft.config.markers import shown
+from msft.config.schema import Recipe
+from msft.errors import InputError
+from msft.models.spec import ModelSpec
+
+# Devices of one machine, which its fast links join; a group of tensor parallelism stays within it.
+MACHINE = 8
+
+
+class Layout(NamedTuple):
+    """`data` x `tensor` x `pipeline` devices; `micro_batches` are those of one data-parallel share in a step.
+
+    `sequence_parallel` splits norms and hidden states over the tensor group (Korthikanti et al., arXiv:2205.05198).
+    `optimizer_sharding` deals the moments to the data group, whose members update a share of the tuned weights each and
+    gather the others' (ZeRO stage 1, arXiv:1910.02054). `whole_embedding` leaves embedding and head unsplit
+    (vocab_emb_dp). `weights_sharded` deals tuned weights and gradients out too and gathers weights in the compute
+    dtype, as MindSpore and fully sharded data parallelism do, for comparing with their published speeds.
+    """
+
+    data: int = 1
+    tensor: int = 1
+    pipeline: int = 1
+    sequence_parallel: bool = False
+    micro_batches: int = 1
+    optimizer_sharding: bool = False
+    whole_embedding: bool = False
+    weights_sharded: bool = False
+
+    @property
+    def devices(self) -> int:
+        """Number of devices."""
+        return self.data * self.tensor * self.pipeline
+
+    @property
+    def vocabulary_parts(self) -> int:
+        """Over how many devices the embedding and the head are split."""
+        return 1 if self.whole_embedding else self.tensor
+
+    def __str__(self) -> str:
+        words = [f"data {self.data} x tensor {self.tensor} x pipeline {self.pipeline}"]
+        words += ["sequence parallel"] * self.sequence_parallel + ["optimizer sharded"] * self.optimizer_sharding
+        return ", ".join(words)
+
+
+def layout_of(recipe: Recipe) -> Layout:
+    """Return the layout that a recipe asks for; without `use_parallel` it is one device.
+
+    A key without a value counts as 1. With a pipeline its `micro_batch_num` counts too (MindFormers).
+    Raises InputError naming every value that is no count.
+    """
+    accumulated = derive.gradient_accumulation(recipe)
+    if not recipe.use_parallel:
+        return Layout(micro_batches=accumulated)
+    names = ("data_parallel", "model_parallel", "pipeline_stage", "micro_batch_num")
+    values = {name: 1 if (value := getattr(recipe.parallel_config, name)) is None else value for name in names}
+    problems = [
+        f"{_place(recipe, name)} must be a whole number above 0, not {shown(value)}"
+        for name, value in values.items()
+        if type(value) is not int or value < 1
+    ]
+    if problems:
+        raise InputError(*problems)
+    data, tensor, pipeline, in_pipeline = values.values()
+    return Layout(
+        data=data,
+        tensor=tensor,
+        pipeline=pipeline,
+        sequence_parallel=bool(recipe.parallel_config.use_seq_parallel) and tensor > 1,
+        micro_batches=accumulated * (in_pipeline if pipeline > 1 else 1),
+        optimizer_sharding=bool(recipe.parallel.enable_parallel_optimizer) and data > 1,
+        whole_embedding=bool(recipe.parallel_config.vocab_emb_dp),
+    )
+
+
+def on_devices(recipe: Recipe, layout: Layout, devices: int | None, spec: ModelSpec) -> Layout:
+    """Return the layout on so many devices, of which data parallelism takes what the others leave; checked.
+
+    Raises InputError naming everything that does not divide.
+    """
+    devices = layout.devices if devices is None else devices
+    problems = list(_undivided(recipe, layout, devices, spec))
+    if problems:
+        raise InputError(*problems)
+    data = devices // (layout.tensor * layout.pipeline)
+    return layout._replace(data=data, optimizer_sharding=bool(recipe.parallel.enable_parallel_optimizer) and data > 1)
+
+
+def _undivided(recipe: Recipe, layout: Layout, devices: int, spec: ModelSpec) -> Iterator[str]:
+    group = layout.tensor * layout.pipeline
+    if devices < 1:
+        yield f"--devices is {devices}, it must be 1 or more"
+    elif devices % group:
+        near = max(devices // group, 1) * group
+        split = f"model_parallel {layout.tensor} x pipeline_stage {layout.pipeline}"
+        yield f"--devices is {devices}, which {split} does not divide; {near} would do"
+    tensor, pipeline = _place(recipe, "model_parallel"), _place(recipe, "pipeline_stage")
+    if MACHINE % layout.tensor:
+        near = _nearest(layout.tensor, divisors(MACHINE))
+        yield f"{tensor} is {layout.tensor}, which does not divide a machine of {MACHINE} devices; {near} would do"
+    if not _splits(layout.tensor, spec):
+        sizes = f"{spec.num_attention_heads} heads, {spec.num_key_value_heads} key-value heads"
+        near = _nearest(layout.tensor, tensor_sizes(spec))
+        yield (
+            f"{tensor} is {layout.tensor}, which does not divide {sizes}, feed-forward width "
+            f"{spec.intermediate_size} and {spec.vocab_size} tokens; {near} would do"
+        )
+    if spec.num_hidden_layers % layout.pipeline:
+        near = _nearest(layout.pipeline, divisors(spec.num_hidden_layers))
+        yield f"{pipeline} is {layout.pipeline}, which does not divide {spec.num_hidden_layers} layers; {near} would do"
+
+
+def divisors(number: int) -> list[int]:
+    """Return what divides a number, ascending."""
+    small = [size for size in range(1, isqrt(number) + 1) if number % size == 0]
+    return sorted({*small, *(number // size for size in small)})
+
+
+def tensor_sizes(spec: ModelSpec) -> list[int]:
+    """Return the sizes of tensor groups that a machine holds and the model's heads and widths can be split over."""
+    return [size for size in divisors(MACHINE) if _splits(size, spec)]
+
+
+def _splits(size: int, spec: ModelSpec) -> bool:
+    return not any(whole % size for whole in (spec.num_key_value_heads, spec.intermediate_size, spec.vocab_size))
+
+
+def _nearest(wanted: int, possible: list[int]) -> int:
+    return min(possible, key=lambda size: abs(size - wanted))
+
+
+def _place(recipe: Recipe, name: str) -> str:
+    path = f"parallel_config.{name}"
+    return f"{recipe.source.get(path, recipe.name)}: {path}"

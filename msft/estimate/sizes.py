@@ -1,0 +1,133 @@
+"""What a model, its tuning and its micro-batches come to in numbers, counted once for many layouts."""
+
+from math import prod
+from typing import NamedTuple
+
+from msft.backend.contract import Precision, Tuning
+from msft.backend.names import HEAD
+from msft.config import derive
+from msft.config.schema import Recipe
+from msft.models.families import family
+from msft.models.spec import ModelSpec
+
+EMBEDDING = "model.embed_tokens.weight"
+BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+# Adapters of these modules stand behind what tensor parallelism has split: their A is split, of the others their B.
+SPLIT_INPUT = ("o_proj", "down_proj")
+
+
+class Share(NamedTuple):
+    """Numbers of parameters: all of them, and those that are tuned."""
+
+    all: int
+    tuned: int
+
+
+class Sizes(NamedTuple):
+    """A model that is tuned; parameters are counted over all blocks, `spec` has the widths.
+
+    `linears` are the blocks' matrices, `others` their norms and biases; `head` counts 0 where it is the embedding.
+    `adapters` are split by tensor parallelism as `split_adapters` says, the rest of them is not. The shares of blocks
+    that keep the inputs of their linear modules for gradients: `keeps_normed` (of q, k, v), `keeps_mixed` (o),
+    `keeps_wide_normed` (gate, up), `keeps_gated` (down). `dropped` are features under dropout masks and `ranks` the
+    adapters' middle values, over all blocks, a token.
+    """
+
+    spec: ModelSpec
+    linears: Share
+    others: Share
+    embedding: Share
+    head: Share
+    last_norm: Share
+    adapters: int
+    split_adapters: int
+    keeps_normed: float
+    keeps_mixed: float
+    keeps_wide_normed: float
+    keeps_gated: float
+    dropped: int
+    ranks: int
+
+    @property
+    def parameters(self) -> int:
+        """All parameters, adapters included."""
+        parts = (self.linears, self.others, self.embedding, self.head, self.last_norm)
+        return sum(part.all for part in parts) + self.adapters
+
+    @property
+    def tuned(self) -> int:
+        """Parameters that are trained."""
+        parts = (self.linears, self.others, self.embedding, self.head, self.last_norm)
+        return sum(part.tuned for part in parts) + self.adapters
+
+    @property
+    def head_tuned(self) -> bool:
+        """Whether the head has a gradient, be it the embedding's."""
+        return bool(self.embedding.tuned if self.spec.tie_word_embeddings else self.head.tuned)
+
+
+class Work(NamedTuple):
+    """What runs: the engine, its dtypes, a micro-batch of `rows` x `length` tokens, all real and supervised."""
+
+    backend: str
+    kind: str
+    precision: Precision
+    rows: int
+    length: int
+    recompute: bool
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of a micro-batch."""
+        return self.rows * self.length
+
+
+def sizes_of(spec: ModelSpec, tuning: Tuning) -> Sizes:
+    """Count a model's parameters and what its blocks keep for the tuned ones."""
+    shapes = family(spec.family).tensor_shapes(spec)
+    tuned = set(tuning.parameters)
+
+    def share(names) -> Share:
+        counts = {name: prod(shapes[name]) for name in names}
+        return Share(sum(counts.values()), sum(count for name, count in counts.items() if name in tuned))
+
+    in_blocks = [name for name in shapes if ".layers." in name]
+    linears = [name for name in in_blocks if len(shapes[name]) == 2]
+    modules = tuning.lora.modules if tuning.lora else ()
+    rank, dropout = (tuning.lora.rank, tuning.lora.dropout) if tuning.lora else (0, 0.0)
+    widths = {module: shapes[f"{module}.weight"] for module in modules}
+    learning = {name.removesuffix(".weight") for name in linears if name in tuned} | set(modules)
+
+    def keeps(*leaves: str) -> float:
+        blocks = {module.split(".layers.")[1].split(".")[0] for module in learning if module.endswith(leaves)}
+        return len(blocks) / spec.num_hidden_layers
+
+    split = sum(width[1] if module.endswith(SPLIT_INPUT) else width[0] for module, width in widths.items())
+    return Sizes(
+        spec=spec,
+        linears=share(linears),
+        others=share(name for name in in_blocks if len(shapes[name]) == 1),
+        embedding=share([EMBEDDING]),
+        head=share([HEAD] if HEAD in shapes else []),
+        last_norm=share(["model.norm.weight"]),
+        adapters=rank * sum(map(sum, widths.values())),
+        split_adapters=rank * split,
+        keeps_normed=keeps("q_proj", "k_proj", "v_proj"),
+        keeps_mixed=keeps("o_proj"),
+        keeps_wide_normed=keeps("gate_proj", "up_proj"),
+        keeps_gated=keeps("down_proj"),
+        dropped=sum(width[1] for width in widths.values()) if dropout else 0,
+        ranks=rank * len(modules),
+    )
+
+
+def work_of(recipe: Recipe, kind: str) -> Work:
+    """Return what a recipe runs on a kind of device (cpu, cuda, npu)."""
+    return Work(
+        backend=recipe.backend,
+        kind=kind,
+        precision=derive.precision(recipe, kind),
+        rows=derive.micro_batch_size(recipe),
+        length=derive.seq_length(recipe),
+        recompute=derive.recompute(recipe),
+    )

@@ -1,0 +1,54 @@
+"""What a device sends in a step, by layout, in bytes; rings and trees send 2 (n - 1) / n of what they add up."""
+
+from typing import NamedTuple
+
+from msft.estimate.devices import Device
+from msft.estimate.layout import MACHINE, Layout
+from msft.estimate.memory import stage_weights
+from msft.estimate.sizes import BYTES, Sizes, Work
+
+
+class Traffic(NamedTuple):
+    """Bytes that one device sends in a step: gradients (and gathered weights), activations, between stages."""
+
+    data: float
+    tensor: float
+    pipeline: float
+
+    @property
+    def total(self) -> float:
+        """All of it."""
+        return sum(self)
+
+
+def traffic(sizes: Sizes, work: Work, layout: Layout) -> Traffic:
+    """Return what a device of the first pipeline stage sends in a step.
+
+    Data: the tuned weights' float32 gradients are added up (all-reduce), and with optimizer sharding the new weights
+    gathered; sharded weights are gathered in the compute dtype, and their gradients added up in shares. Tensor: the
+    hidden states of each block are added up twice each way, and twice more with recompute, once each way behind a split
+    embedding and before the head; sequence parallelism sends as much, as reduce-scatter and all-gather. Pipeline: each
+    micro-batch's hidden states go to the next stage, their gradient back.
+    """
+    weights = stage_weights(sizes, work, layout, 0)
+    share = (layout.data - 1) / layout.data
+    data = share * (3 if layout.optimizer_sharding else 2) * weights.tuned
+    if layout.weights_sharded:
+        data = share * (weights.tuned + weights.gathered)
+    states = work.tokens * sizes.spec.hidden_size * BYTES[work.precision.compute] * layout.micro_batches
+    ring = 2 * (layout.tensor - 1) / layout.tensor
+    sums = (6 if work.recompute else 4) * sizes.spec.num_hidden_layers / layout.pipeline + 2
+    ways = 2 if layout.pipeline > 1 else 0
+    parts = layout.tensor if layout.sequence_parallel else 1
+    return Traffic(data, ring * sums * states, ways * states / parts)
+
+
+def seconds(sent: Traffic, layout: Layout, device: Device) -> tuple[float, float, float]:
+    """Return how long each kind takes: by the link where its group fits into a machine, else by the network.
+
+    Tensor groups lie innermost, then data, then pipeline (MindFormers' order of ranks). Nothing hides behind products:
+    the engines add gradients up when all are there.
+    """
+    inner = device.link if layout.tensor * layout.data <= MACHINE else device.network
+    outer = device.link if layout.devices <= MACHINE else device.network
+    return sent.data / inner, sent.tensor / device.link, sent.pipeline / outer
