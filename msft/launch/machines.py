@@ -111,14 +111,14 @@ class Machines:
     def _started(self, token: str) -> bool | None:
         """On another machine: whether the first one has started this machine too."""
         link = self.links.get(0)
+        first = link.state.get("0", {}) if link else {}
         if self.refused:
             raise InputError(self.refused)
+        if first.get("over"):
+            raise RunError(f"machine 0 ({first['host']}) has ended the job")
         if link is None or link.closed:
             self._connect()
             return None
-        first = link.state.get("0", {})
-        if first.get("over"):
-            raise RunError(f"machine 0 ({first['host']}) has ended the job")
         if first.get("starts", {}).get(str(self.layout.node_rank)) != token:
             return None
         self.state = {"host": self.state["host"], "attempt": first["attempt"]}
