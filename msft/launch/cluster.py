@@ -48,9 +48,8 @@ def arrange(cluster: Cluster, given: Given) -> Given:
     if rank is None:
         problems.append(f"{source}: {_unknown(cluster)}")
     elif cluster.own is not None and rank != cluster.own:
-        problems.append(
-            f"--node_rank {rank}: {source} has this machine ({cluster.hosts[cluster.own]}) as {cluster.own}"
-        )
+        own = f"{cluster.own} ({cluster.hosts[cluster.own]})"
+        problems.append(f"--node_rank {rank}: this machine is number {own} of {source}, counted from 0")
     elif nodes <= rank < count:
         problems.append(f"--nnodes {nodes}: this machine is number {rank} of {source}, counted from 0")
     if problems:

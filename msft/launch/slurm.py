@@ -37,7 +37,7 @@ def _tasks(variables: Mapping[str, str], hosts: list[str]) -> int | None:
     if not text:
         return None
     parts = [re.fullmatch(r"(\d+)(?:\(x(\d+)\))?", part) for part in text.split(",")]
-    counts = [int(part[1]) for part in parts if part for _ in range(min(int(part[2] or 1), len(hosts)))]
+    counts = [int(part[1]) for part in parts if part for _ in range(min(int(part[2] or 1), len(hosts) + 1))]
     if not all(parts) or len(counts) != len(hosts):
         raise InputError(f"Slurm: {name}={text} does not fit {len(hosts)} machines")
     check_equal(dict(zip(hosts, counts, strict=True)), f"Slurm ({name}={text})")
