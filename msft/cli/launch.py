@@ -68,8 +68,8 @@ def parser() -> guard.Parser:
         "--hang_timeout",
         metavar="SECONDS",
         help="end the job, with the stacks of all ranks in their logs, when no rank has made progress for so long; "
-        "three times as long for the start, a first step and saving; 0 = never (default: the recipe's hang_timeout, "
-        "which is 1200 if it says nothing)",
+        "three times as long for the start, a first step and saving; a later step that compiles for a new length of "
+        "rows has to fit; 0 = never (default: the recipe's hang_timeout, which is 1200 if it says nothing)",
     )
     result.add_argument("--log_dir", type=Path, help="folder of the logs (default: output/msrun_log)")
     result.add_argument("--dry-run", "--dry_run", action="store_true", help="print the command line, start nothing")

@@ -87,7 +87,7 @@ def check_equal_to_one_process(machines, write_recipe, tmp_path, backend, proces
     assert json.loads((tmp_path / "two" / "train_summary.json").read_text())["processes"] == 2 * processes
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", ["torch", pytest.param("mindspore", marks=pytest.mark.netns)])
 def test_two_machines_are_one_run(machines, write_recipe, tmp_path, backend):
     need(backend)
     check_equal_to_one_process(machines, write_recipe, tmp_path, backend, processes=1, steps=3)

@@ -137,6 +137,7 @@ def test_all_show_their_stacks_and_are_ended(tmp_path, capsys):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+@pytest.mark.slow
 def test_a_halted_process_shows_no_stack_and_is_the_one_named(tmp_path):
     body = LIFE + BEAT.format(1) + "if rank == 1: os.kill(os.getpid(), signal.SIGSTOP)\ntime.sleep(600)\n"
     with pytest.raises(RunError, match="rank 1 .*it showed no Python stack"):

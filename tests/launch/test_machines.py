@@ -15,6 +15,7 @@ import pytest
 from tests.launch.jobs import ROOT, alive, within
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+slow = pytest.mark.slow
 
 LIFE = "\nfrom msft.launch import heartbeat\nheartbeat.start()\n"
 MOVING = LIFE + "for step in range(1, 600):\n    heartbeat.beat(step, 'computing the step')\n    time.sleep(0.1)\n"
@@ -87,7 +88,7 @@ def test_a_machine_never_comes(machine, tmp_path, node, missing):
     assert not (tmp_path / f"machine-{node}" / f"pid_{node}").exists()
 
 
-@pytest.mark.parametrize("failing", [0, 1])
+@pytest.mark.parametrize("failing", [pytest.param(0, marks=slow), 1])
 def test_a_failure_ends_the_job_on_all_machines_and_each_tells_it(machine, tmp_path, failing):
     body = f"if rank == {failing}: time.sleep(1); raise ValueError('boom')\ntime.sleep(60)"
     began = time.monotonic()
@@ -156,6 +157,7 @@ def test_a_lost_machine_is_named_not_the_connections_that_broke(machine, tmp_pat
     assert "error: machine 1 (" in text and "has left: its launcher was killed" in text
 
 
+@slow
 def test_a_launcher_that_hangs_is_given_up(machine, tmp_path):
     """What a cut link is like: the connection stands, but nothing comes."""
     launchers = [machine(node, MOVING) for node in range(2)]
@@ -168,7 +170,7 @@ def test_a_launcher_that_hangs_is_given_up(machine, tmp_path):
     assert "was not heard for 12 s: it or the network is down" in text
 
 
-@pytest.mark.parametrize("node", [0, 1])
+@pytest.mark.parametrize("node", [0, pytest.param(1, marks=slow)])
 def test_an_interruption_on_one_machine_is_a_stop_on_all_and_no_failure(machine, tmp_path, node):
     """The ranks agree to stop: here by a file, in training by their sum over all ranks."""
     body = f"""
