@@ -50,7 +50,9 @@ def _run(layout: Layout, program: Program, port: int, max_restarts: int) -> None
             words = program.words
             if machines.meet(resume):
                 words += ("--resume_training", "True")
-            supervise(build(layout, port, backend, words), layout, hang_timeout, machines)
+            # Meanwhile another job may have taken a port that nobody asked for.
+            own = choose_port(layout) if layout.nodes == 1 and layout.master_port is None else port
+            supervise(build(layout, own, backend, words), layout, hang_timeout, machines)
 
         restart.run(attempt, lambda: _newest(program), max_restarts, layout)
 
