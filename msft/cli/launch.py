@@ -2,11 +2,19 @@
 
 import os
 import shlex
+from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from msft.cli import guard
 from msft.cli.train import RESUME
+
+if TYPE_CHECKING:
+    from msft.launch.cluster import Given
+
+
+MAX_RESTARTS = "MSFT_MAX_RESTARTS"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -27,7 +35,11 @@ def parser() -> guard.Parser:
         usage="msft launch RECIPE.yaml [options] [flags of msft train]",
         description="Run a recipe on several processes: msrun for backend mindspore, torchrun for backend torch. "
         "Options that are not given are taken from the environment variables NPROC_PER_NODE, NNODES, NODE_RANK, "
-        "MASTER_ADDR and MASTER_PORT.",
+        "MASTER_ADDR, MASTER_PORT and MSFT_MAX_RESTARTS, then from --hostfile or a Slurm allocation. Nothing is "
+        "started over ssh: each machine runs its own launcher with the same words. Its number is found from its name "
+        "or addresses in the hostfile, or from SLURM_NODEID (srun --ntasks-per-node=1 msft launch ...). The launchers "
+        "talk to each other on the port after MASTER_PORT. When a process fails, or a machine is not heard for 12 "
+        "seconds, the job ends on all machines.",
     )
     number = {"type": int, "metavar": "N"}
     result.add_argument(
@@ -36,11 +48,28 @@ def parser() -> guard.Parser:
         default=given("NPROC_PER_NODE"),
         help="processes on each machine (default: one for each accelerator here, 1 without any)",
     )
-    result.add_argument("--nnodes", **number, default=given("NNODES", "1"), help="machines (default: 1)")
-    result.add_argument("--node_rank", **number, default=given("NODE_RANK", "0"), help="this machine, from 0")
-    result.add_argument("--master_addr", default=given("MASTER_ADDR", "127.0.0.1"), help="machine 0, name or address")
+    result.add_argument("--nnodes", **number, default=given("NNODES"), help="machines (default: 1)")
+    result.add_argument("--node_rank", **number, default=given("NODE_RANK"), help="this machine, from 0")
+    result.add_argument("--master_addr", default=given("MASTER_ADDR"), help="machine 0, name or address")
     result.add_argument(
         "--master_port", **number, default=given("MASTER_PORT"), help="port there (default: 8118, or a free one)"
+    )
+    result.add_argument(
+        "--hostfile", type=Path, help="the machines, a line `host slots=8` for each; the first one is machine 0"
+    )
+    result.add_argument(
+        "--max_restarts",
+        **number,
+        default=given(MAX_RESTARTS, "0"),
+        help="after a failure, start again from the last whole checkpoint; end after N restarts in a row without a "
+        "newer checkpoint (default: 0)",
+    )
+    result.add_argument(
+        "--hang_timeout",
+        metavar="SECONDS",
+        help="end the job, with the stacks of all ranks in their logs, when no rank has made progress for so long; "
+        "three times as long for the start, a first step and saving; a later step that compiles for a new length of "
+        "rows has to fit; 0 = never (default: the recipe's hang_timeout, which is 1200 if it says nothing)",
     )
     result.add_argument("--log_dir", type=Path, help="folder of the logs (default: output/msrun_log)")
     result.add_argument("--dry-run", "--dry_run", action="store_true", help="print the command line, start nothing")
@@ -64,23 +93,48 @@ def _launch(argv: Sequence[str]) -> None:
     _check_options(options, rest)
     from msft.errors import InputError
     from msft.launch.devices import count
-    from msft.launch.layout import LOG_DIR, Layout
+    from msft.launch.layout import ADDRESS, LOG_DIR, Layout
     from msft.launch.program import from_train_words
     from msft.launch.run import launch
 
     if not rest:
         raise InputError("msft launch: which recipe? (msft launch RECIPE.yaml, see msft launch --help)")
+    if words.hang_timeout is not None:
+        rest = [*rest, "--hang_timeout", words.hang_timeout]
     program = from_train_words(rest)
-    local = count(program.recipe) if words.nproc_per_node is None else words.nproc_per_node
+    found = _machines(words)
+    local = count(program.recipe) if found.nproc_per_node is None else found.nproc_per_node
     layout = Layout(
-        workers=words.nnodes * local,
+        workers=(1 if found.nnodes is None else found.nnodes) * local,
         local_workers=local,
-        master_addr=words.master_addr,
+        master_addr=found.master_addr or ADDRESS,
         master_port=words.master_port,
-        node_rank=words.node_rank,
+        node_rank=found.node_rank or 0,
         log_dir=words.log_dir or Path(LOG_DIR),
     )
-    launch(layout, program, words.dry_run, shlex.join(["msft", "launch", *argv, *RESUME]))
+    resume = shlex.join(["msft", "launch", *argv, *RESUME])
+    launch(layout, program, words.dry_run, resume, _restarts(words.max_restarts))
+
+
+def _machines(words: Namespace) -> "Given":
+    """What flags and variables say, completed by the hostfile, or by Slurm where several machines may be meant."""
+    from msft.launch.cluster import Given, arrange, read_hostfile
+    from msft.launch.slurm import from_slurm
+
+    given = Given(words.nnodes, words.nproc_per_node, words.node_rank, words.master_addr)
+    if words.hostfile:
+        return arrange(read_hostfile(words.hostfile), given)
+    if os.environ.get("SLURM_JOB_NODELIST") and words.nnodes != 1:
+        return arrange(from_slurm(os.environ), given)
+    return given
+
+
+def _restarts(word: int | str) -> int:
+    from msft.errors import InputError
+
+    if not str(word).isdigit():
+        raise InputError(f"{MAX_RESTARTS} or --max_restarts: {word!r} is not a number of restarts")
+    return int(word)
 
 
 def _launch_words(argv: Sequence[str]) -> None:
@@ -96,4 +150,4 @@ def _launch_words(argv: Sequence[str]) -> None:
     text, layout = parse(words[1:] if dry else words)
     after = words[2:] if dry else words[1:]
     resume = shlex.join(["bash", "scripts/msrun/msrun_launcher.sh", f"{text} {shlex.join(RESUME)}", *after])
-    launch(layout, from_text(text), dry, resume)
+    launch(layout, from_text(text), dry, resume, _restarts(os.environ.get(MAX_RESTARTS, "0")))

@@ -60,7 +60,9 @@ def _train(argv: Sequence[str]) -> None:
     if path is None:
         raise InputError("msft train: which recipe? (msft train RECIPE.yaml, see msft train --help)")
     from msft.config.load import load_recipe
+    from msft.launch import heartbeat
 
+    heartbeat.start()
     recipe = load_recipe(path, overrides)
     from msft.train.run import run
 

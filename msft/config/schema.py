@@ -147,6 +147,7 @@ class Recipe(Block):
     load_checkpoint: str = ""
     resume_training: Annotated[bool | str, BeforeValidator(_resume)] = False
     use_parallel: Switch = False
+    hang_timeout: Count = 1200
     torch_compile: Annotated[Switch, OnlyOn("torch", "its blocks are always compiled")] = False
     model: Model = Model()
     runner_config: Runner = Runner()

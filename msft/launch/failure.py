@@ -6,6 +6,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+# msrun or torchrun, in place of a rank's name.
+AGENT = "agent"
 MAX_LINES = 25
 LAST_LINES = 5
 
@@ -22,18 +24,36 @@ _CONSEQUENCE = re.compile(
 
 @dataclass(frozen=True)
 class Ended:
-    """How a process ended: worker_K or scheduler, exit code (negative: a signal), seconds since the epoch, its log."""
+    """How a process ended: worker_K, scheduler or agent, its exit code (negative: a signal), when, its log.
+
+    `time` is this machine's monotonic clock, which all its processes share. A process of another machine has that
+    machine's name, and the lines of its log that were told: its error's, and the last ones.
+    """
 
     name: str
     code: int
     time: float
     log: Path
+    machine: str = ""
+    told: tuple[list[str], list[str]] | None = None
+
+    def error(self) -> list[str]:
+        """See `error_lines`."""
+        return error_lines(self.log) if self.told is None else self.told[0]
+
+    def last(self) -> list[str]:
+        """See `last_lines`."""
+        return last_lines(self.log) if self.told is None else self.told[1]
 
     def __str__(self) -> str:
+        where = f" on {self.machine}" if self.machine else ""
+        if self.name == AGENT:
+            return f"msrun or torchrun{where} ended with exit code {self.code}"
         who = "the scheduler" if self.name == "scheduler" else f"rank {self.name.removeprefix('worker_')}"
+        who += where
         if self.code >= 0:
             return f"{who} failed (exit code {self.code})"
-        if self.code == -signal.SIGTERM and error_lines(self.log):
+        if self.code == -signal.SIGTERM and self.error():
             # torchrun ended it because of another one's failure, while it was going down with its own.
             return f"{who} failed"
         known = self.code in {-number for number in signal.Signals}
@@ -43,13 +63,14 @@ class Ended:
 
 
 def first(failed: Iterable[Ended]) -> Ended:
-    """Return the failure that caused the others; the scheduler only fails after the workers, unless it is alone."""
-    return min(failed, key=lambda ended: (ended.name == "scheduler", is_consequence(ended), ended.time))
+    """Return the failure that caused the others; scheduler and agent only fail after the workers, or all alone."""
+    later = {"scheduler": 1, AGENT: 2}
+    return min(failed, key=lambda ended: (later.get(ended.name, 0), is_consequence(ended), ended.time))
 
 
 def is_consequence(ended: Ended) -> bool:
     """Whether a process only failed because another one was gone: it lost a connection, or was told to end."""
-    lines = error_lines(ended.log)
+    lines = ended.error()
     return any(_CONSEQUENCE.search(line) for line in lines) if lines else ended.code == -signal.SIGTERM
 
 

@@ -9,6 +9,7 @@ from msft.errors import InputError
 
 DEFAULT_PORT = 8118
 LAST_PORT = 65535
+ADDRESS = "127.0.0.1"
 LOG_DIR = "output/msrun_log"
 
 
@@ -22,7 +23,7 @@ class Layout:
 
     workers: int
     local_workers: int
-    master_addr: str = "127.0.0.1"
+    master_addr: str = ADDRESS
     master_port: int | None = None
     node_rank: int = 0
     log_dir: Path = Path(LOG_DIR)
@@ -62,8 +63,9 @@ def check(layout: Layout) -> None:
 def _problems(layout: Layout) -> Iterator[str]:
     counts = {"processes": layout.workers, "processes on a machine": layout.local_workers, "seconds": layout.timeout}
     yield from (f"{count} {what}: there must be 1 or more" for what, count in counts.items() if count < 1)
-    if layout.master_port is not None and not 1 <= layout.master_port <= LAST_PORT:
-        yield f"port {layout.master_port}: ports are numbers from 1 to {LAST_PORT}"
+    last = LAST_PORT if layout.workers == layout.local_workers else LAST_PORT - 1
+    if layout.master_port is not None and not 1 <= layout.master_port <= last:
+        yield f"port {layout.master_port}: ports are numbers from 1 to {last}"
     if layout.workers < 1 or layout.local_workers < 1:
         return
     if layout.workers % layout.local_workers:
@@ -80,6 +82,11 @@ def choose_port(layout: Layout) -> int:
     if layout.master_port is None and layout.nodes == 1:
         return DEFAULT_PORT if _is_free(DEFAULT_PORT) else _free_port()
     port = layout.master_port or DEFAULT_PORT
+    if layout.nodes > 1 and not _is_free(port + 1):
+        raise InputError(
+            f"port {port + 1} is in use on this machine (the launchers of several machines talk to each other on the "
+            f"port after the job's): choose another than {port}"
+        )
     if not _is_free(port):
         raise InputError(
             f"port {port} is in use on this machine, perhaps by another run: choose another, {_free_port()} is free"

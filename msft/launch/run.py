@@ -1,23 +1,26 @@
 """From a layout and a program to a finished job."""
 
 import os
+from pathlib import Path
 
 from msft import console
 from msft.config import derive
 from msft.config.layout import layout as shared
-from msft.launch import RESUME_COMMAND
+from msft.launch import RESUME_COMMAND, restart
 from msft.launch.background import detach
 from msft.launch.command import RANK_VARIABLES, build
 from msft.launch.layout import Layout, check, choose_port
+from msft.launch.machines import Machines
 from msft.launch.program import Program
 from msft.launch.supervise import supervise
 
 
-def launch(layout: Layout, program: Program, dry: bool, resume_command: str) -> None:
+def launch(layout: Layout, program: Program, dry: bool, resume_command: str, max_restarts: int = 0) -> None:
     """Run a program on a layout's processes and wait for them, or leave them in the background (`layout.wait` False).
 
-    `dry` only prints the command line. `resume_command` is what a stopped job tells its user to type. Raises
-    InputError before a process is started, RunError when one fails.
+    `dry` only prints the command line. `resume_command` is what a stopped job tells its user to type. After a
+    failure the job is started again, at most `max_restarts` times in a row without progress. Raises InputError before
+    a process is started, RunError when one fails.
     """
     for name in RANK_VARIABLES:
         os.environ.pop(name, None)
@@ -25,7 +28,8 @@ def launch(layout: Layout, program: Program, dry: bool, resume_command: str) -> 
     if layout.workers > 1:
         program = program.parallel()
         shared(program.recipe, derive.model_spec(program.recipe), layout.workers)
-    command = build(layout, choose_port(layout), program.recipe.backend, program.words)
+    port = choose_port(layout)
+    command = build(layout, port, program.recipe.backend, program.words)
     if dry:
         console.say(str(command))
         return
@@ -38,7 +42,30 @@ def launch(layout: Layout, program: Program, dry: bool, resume_command: str) -> 
             console.note(f"running in the background: `tail -f {layout.logs[0]}` shows it, `kill {process}` ends it")
             return
     os.environ[RESUME_COMMAND] = resume_command
-    supervise(command, layout)
+    _run(layout, program, port, max_restarts)
+
+
+def _run(layout: Layout, program: Program, port: int, max_restarts: int) -> None:
+    backend, hang_timeout = program.recipe.backend, program.recipe.hang_timeout
+    with Machines(layout, port, max_restarts) as machines:
+
+        def attempt(resume: bool) -> None:
+            words = program.words
+            if machines.meet(resume):
+                words += ("--resume_training", "True")
+            # Meanwhile another job may have taken a port that nobody asked for.
+            own = choose_port(layout) if layout.nodes == 1 and layout.master_port is None else port
+            supervise(build(layout, own, backend, words), layout, hang_timeout, machines)
+
+        restart.run(attempt, lambda: _newest(program), max_restarts, layout)
+
+
+def _newest(program: Program) -> int:
+    """The step of a job's newest whole checkpoint, 0 when there is none."""
+    from msft.train import checkpoint
+
+    path = checkpoint.latest_whole(Path(program.recipe.output_dir) / checkpoint.FOLDER)
+    return checkpoint.read_state(path).step if path else 0
 
 
 def _what(layout: Layout, program: Program) -> str:

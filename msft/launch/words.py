@@ -29,6 +29,8 @@ USAGE = "\n".join(
         'COMMAND is one word in quotes, such as "run_finetune.py --config X.yaml". Without a WORKER_NUM there are 8,',
         "on this machine. JOIN True, and the forms without JOIN, wait for the end and fail when a worker fails; JOIN",
         "False returns at once. CLUSTER_TIME_OUT: seconds that workers wait for each other at the start.",
+        "MSFT_MAX_RESTARTS=N (a variable): after a failure, start again from the last whole checkpoint, as msft launch",
+        "--max_restarts does; it has the other options for several machines too.",
     ]
 )
 

@@ -13,17 +13,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from msft.files import write_text
+from msft.launch import RECORDS, rank_name
 
-# The folder for records; without it (a command line pasted from a dry run) nothing is written down.
-RECORDS = "MSFT_LAUNCH_RECORDS"
 _PR_SET_PDEATHSIG = 1
-
-
-def name() -> str:
-    """Return what this process is called, from the environment that msrun or torchrun gave it."""
-    if os.environ.get("MS_ROLE") == "MS_SCHED":
-        return "scheduler"
-    return f"worker_{os.environ.get('RANK_ID') or os.environ.get('RANK') or 0}"
 
 
 def die_with_parent(number: signal.Signals) -> Callable[[], None]:
@@ -41,7 +33,7 @@ def main() -> int:
         signal.signal(number, lambda *_: None)
     environment = {"PYTHONUNBUFFERED": "1", "PYTHONFAULTHANDLER": "1", **os.environ}
     Path(log_dir).mkdir(parents=True, exist_ok=True)
-    with open(Path(log_dir, f"{name()}.log"), "ab") as log:
+    with open(Path(log_dir, f"{rank_name()}.log"), "ab") as log:
         child = subprocess.Popen(
             [sys.executable, *command],
             env=environment,
@@ -52,14 +44,14 @@ def main() -> int:
         )
     _record("started", str(os.getpid()))
     code = child.wait()
-    _record("ended", f"{code} {time.time()}")
+    _record("ended", f"{code} {time.monotonic()}")
     return code if code >= 0 else 128 - code
 
 
 def _record(what: str, text: str) -> None:
     folder = os.environ.get(RECORDS)
     if folder and os.path.isdir(folder):
-        write_text(Path(folder, f"{name()}.{what}"), text)
+        write_text(Path(folder, f"{rank_name()}.{what}"), text)
 
 
 if __name__ == "__main__":

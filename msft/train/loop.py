@@ -9,6 +9,7 @@ from msft import console
 from msft.backend.contract import Batch, Engine, StepResult
 from msft.data.batches import BatchStream
 from msft.errors import RunError
+from msft.launch import heartbeat
 from msft.train.health import is_bad, shown_rows
 from msft.train.metrics import EvalRecord, StepRecord, perplexity
 from msft.train.schedules import Schedule
@@ -71,9 +72,11 @@ def train(
     Returns the number of the signal that ended the run before its last step, else 0. A checkpoint that is due in a
     row of bad steps waits for a good one. Raises RunError after `plan.max_skipped` bad steps in a row.
     """
-    bad, saved, due = 0, progress.step, False
+    bad, saved, due, first = 0, progress.step, False, progress.step + 1
     began = time.perf_counter()
     for micro_batches in _up_to(stream, progress.step, plan.last_step):
+        # The first step compiles.
+        heartbeat.beat(progress.step + 1, "computing the step", patient=progress.step + 1 == first)
         rate = schedule(progress.step - progress.skipped)
         result = engine.train_step(micro_batches, rate)
         progress.step += 1
@@ -101,6 +104,7 @@ def train(
         if bad >= plan.max_skipped:
             raise RunError(_failure(result, progress.step, bad, saved, stream.row_numbers(progress.step - 1)))
         if stopped:
+            heartbeat.beat(progress.step, "saving", patient=True)
             if plan.save_stopped and not bad:
                 plan.save_stopped(progress)
             return stopped
@@ -111,9 +115,13 @@ def train(
         if now_due and bad:
             console.note(f"step {progress.step}: the checkpoint waits for a step that is not skipped")
         if due and not bad:
+            # It may wait for the checkpoint before, which a thread is writing.
+            heartbeat.beat(progress.step, "saving", patient=True)
             plan.save(progress)
             saved, due = progress.step, False
+        heartbeat.beat(progress.step + 1, "reading data")
         began = time.perf_counter()
+    heartbeat.beat(progress.step, "saving", patient=True)
     return 0
 
 
@@ -157,7 +165,9 @@ def evaluate(
     """
     began = time.perf_counter()
     loss, supervised = 0.0, 0
-    for micro_batches in steps:
+    for number, micro_batches in enumerate(steps):
+        # Lengths of rows that training had not are compiled.
+        heartbeat.beat(step, "evaluating", patient=number == 0)
         for batch in micro_batches:
             batch_loss, batch_supervised = engine.evaluate(batch)
             loss += batch_loss

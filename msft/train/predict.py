@@ -9,6 +9,7 @@ from msft.config import derive
 from msft.data.tokenizers import open_tokenizer
 from msft.errors import InputError
 from msft.files import write_text
+from msft.launch import heartbeat
 from msft.predict.answers import Answerer
 from msft.predict.prompts import Prompts, default_template, read_prompts
 from msft.train import outputs, setup
@@ -34,6 +35,7 @@ def predict(prepared: Prepared) -> None:
     try:
         answers = []
         for start in range(0, len(texts), recipe.predict_batch_size):
+            heartbeat.beat(0, "answering", patient=True)
             batch = encoded[start : start + recipe.predict_batch_size]
             settings = derive.sampling(recipe, max(map(len, batch)))
             sampling = replace(settings, stop_ids=stop_ids, first_row=start)

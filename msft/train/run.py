@@ -12,6 +12,7 @@ from msft.config.schema import Recipe
 from msft.data.batches import BatchStream
 from msft.errors import Stopped
 from msft.files import write_json
+from msft.launch import heartbeat
 from msft.train import checkpoint, finish, loop, outputs, resume, schedules, setup, versions
 from msft.train.metrics import EvalRecord
 from msft.train.predict import predict
@@ -124,6 +125,7 @@ def _train_on(prepared: Prepared, session: setup.Session, state: checkpoint.Trai
             stopped = loop.train(session.engine, stream, schedule, plan, progress, reporter, sums)
         if stopped:
             return stopped
+        heartbeat.beat(progress.step, "writing the results", patient=True)
         adapter, model = saver.results()
         if session.rank == 0:
             finish.finish(prepared, session, progress, start, stream.report(), adapter, model)

@@ -11,6 +11,7 @@ from msft.config import derive
 from msft.config.checks import check_device
 from msft.config.schema import Recipe
 from msft.data.batches import BatchStream, evaluation_batches
+from msft.launch import heartbeat
 from msft.models.families import family
 from msft.models.spec import ModelSpec
 from msft.train import schedules
@@ -42,10 +43,12 @@ def start(prepared: Prepared) -> Session:
     console.note(f"device: {device} ({why})")
     distributed = import_module(f"msft.backend.{recipe.backend}.distributed")
     parallel = launched()
+    heartbeat.beat(0, "joining the other processes", patient=True)
     rank, world = distributed.initialize(device, prepared.layout.tensor) if parallel else (0, 1)
     if world > 1:
         console.note(f"processes: {world}, {prepared.layout}")
     runtime: Runtime = derive.runtime(recipe, device, parallel)
+    heartbeat.beat(0, "building the model", patient=True)
     engine_module = import_module(f"msft.backend.{recipe.backend}.engine")
     engine = engine_module.build(prepared.spec, prepared.weights.base, prepared.tuning, runtime)
     if prepared.weights.factors and prepared.resumed is None:

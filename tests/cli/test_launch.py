@@ -145,7 +145,8 @@ def test_the_python_is_the_active_environments_or_the_projects(tmp_path):
 @pytest.fixture
 def plain(monkeypatch, tmp_path):
     """No variables of a cluster around; everything relative goes to a folder of its own."""
-    for name in ("NPROC_PER_NODE", "NNODES", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT", "CUDA_VISIBLE_DEVICES"):
+    names = ("NPROC_PER_NODE", "NNODES", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT", "CUDA_VISIBLE_DEVICES")
+    for name in (*names, "MSFT_MAX_RESTARTS", *(name for name in os.environ if name.startswith("SLURM_"))):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.chdir(tmp_path)
 
@@ -170,6 +171,83 @@ def test_msft_launch_takes_a_clusters_variables(write_recipe, plain, capsys, mon
     assert launch.main([str(write_recipe()), "--dry-run"]) == 0
     expected = "--nnodes 2 --nproc_per_node 3 --node_rank 1 --master_addr ::1 --master_port 9119"
     assert expected in capsys.readouterr().out
+
+
+AGENTS = {
+    "torch": "-m torch.distributed.run --nnodes 2 --nproc_per_node 4 --node_rank 1 --master_addr 127.0.0.2 "
+    "--master_port 9118 ",
+    "mindspore": "/msrun --worker_num 8 --local_worker_num 4 --master_addr 127.0.0.2 --master_port 9118 --node_rank 1 ",
+}
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_hostfile_a_slurm_allocation_and_flags_give_the_same_line(write_recipe, plain, capsys, monkeypatch, backend):
+    """127.0.0.2 stands for another machine: a machine is found by its name first, by its addresses only then."""
+    need(backend)
+    recipe, port = str(write_recipe(backend)), ("--master_port", "9118", "--dry-run")
+    Path("hosts").write_text("127.0.0.2 slots=4\nthis-machine slots=4\n")
+    monkeypatch.setattr(socket, "gethostname", lambda: "this-machine")
+    layout = ("--nnodes", "2", "--nproc_per_node", "4", "--node_rank", "1", "--master_addr", "127.0.0.2")
+    lines = []
+    slurm = {"SLURM_JOB_NODELIST": "127.0.0.[2-3]", "SLURM_NNODES": "2", "SLURM_NODEID": "1"}
+    for words, variables in (
+        (layout, {}),
+        (("--hostfile", "hosts"), {}),
+        (("--hostfile", "hosts"), {"SLURM_JOB_NODELIST": "other[1-9]", "SLURM_NNODES": "9", "SLURM_NODEID": "4"}),
+        ((), slurm | {"SLURM_NTASKS_PER_NODE": "4"}),
+        (("--nproc_per_node", "4"), slurm | {"SLURM_TASKS_PER_NODE": "8(x2)"}),
+    ):
+        with monkeypatch.context() as inside:
+            for name, value in variables.items():
+                inside.setenv(name, value)
+            assert launch.main([recipe, *words, *port]) == 0
+        lines.append(capsys.readouterr().out)
+    assert len(set(lines)) == 1 and AGENTS[backend] in lines[0]
+
+
+def test_one_machine_of_an_allocation_alone(write_recipe, plain, capsys, monkeypatch):
+    """--nnodes 1 means this machine, whichever of the allocation it is."""
+    need("torch")
+    for name, value in {"SLURM_JOB_NODELIST": "n[1-4]", "SLURM_NNODES": "4", "SLURM_NODEID": "2"}.items():
+        monkeypatch.setenv(name, value)
+    assert launch.main([str(write_recipe()), "--nnodes", "1", "--nproc_per_node", "2", "--dry-run"]) == 0
+    assert "--nnodes 1 --nproc_per_node 2 --node_rank 0 --master_addr 127.0.0.1" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "problem"),
+    [
+        (["--hostfile", "hosts", "--nnodes", "3"], "--nnodes 3: hosts names 2: this-machine, other"),
+        (["--hostfile", "hosts", "--node_rank", "1"], "this machine is number 0 (this-machine) of hosts"),
+        (["--hostfile", "uneven"], "unequal slots (a 2, b 3)"),
+        (["--hostfile", "nowhere"], "--hostfile nowhere: cannot be read"),
+        (["--max_restarts", "-1"], "-1"),
+        (["--hang_timeout", "soon"], "--hang_timeout: must be a whole number, not 'soon'"),
+        (["--hang_timeout", "-5"], "--hang_timeout"),
+    ],
+)
+def test_contradictions_are_one_line(write_recipe, plain, capsys, monkeypatch, words, problem):
+    monkeypatch.setattr(socket, "gethostname", lambda: "this-machine")
+    Path("hosts").write_text("this-machine slots=2\nother slots=2\n")
+    Path("uneven").write_text("a slots=2\nb slots=3\n")
+    assert launch.main([str(write_recipe()), *words, "--dry-run"]) == 2
+    told = capsys.readouterr().err
+    assert told.startswith("error: ") and problem in told and told.count("\n") == 1
+
+
+def test_a_wrong_number_of_restarts_in_the_variable(write_recipe, plain, capsys, monkeypatch):
+    monkeypatch.setenv("MSFT_MAX_RESTARTS", "many")
+    words = [f"run_finetune.py --config {write_recipe()}", "2"]
+    assert launch.msrun_launcher(["--dry-run", *words]) == 2
+    assert "MSFT_MAX_RESTARTS or --max_restarts: 'many' is not a number" in capsys.readouterr().err
+
+
+def test_the_help_says_how_several_machines_start_and_what_hang_timeout_is(capsys):
+    with pytest.raises(SystemExit, match="0"):
+        launch.main(["--help"])
+    told = " ".join(capsys.readouterr().out.split())
+    for words in ("each machine runs its own launcher", "over ssh", "srun --ntasks-per-node=1", "which is 1200"):
+        assert words in told
 
 
 def test_msft_launch_uses_every_accelerator(write_recipe, plain, capsys, monkeypatch):

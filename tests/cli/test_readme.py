@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shlex
+import socket
 import subprocess
 import sys
 from configparser import ConfigParser
@@ -77,10 +78,14 @@ GOLDEN = (
     Step("msft parity configs/quickstart.yaml --perturb", instead=f"{FEW} --backend torch"),
 )
 ESTIMATE = (Step("msft estimate"),)
-BLOCKS = (INSTALL, QUICKSTART, EXTRAS, WORKFLOW, PARITY, GOLDEN, ESTIMATE)
+LAUNCH = (
+    Step("msft launch configs/quickstart.yaml --nproc_per_node 2", instead=" --dry-run"),
+    Step("msft launch configs/quickstart.yaml --hostfile hosts", instead=" --dry-run"),
+)
+BLOCKS = (INSTALL, QUICKSTART, EXTRAS, WORKFLOW, PARITY, GOLDEN, ESTIMATE, LAUNCH)
 
 # What stands in the text between backquotes: whole commands, and flags to add to the commands above.
-SUITES = ("make test", "make test-faults", "make test-mindformers")
+SUITES = ("make test", "make test-faults", "make test-netns", "make test-mindformers")
 BENCH = ("make bench DATA=alpaca.json", 'make bench DATA=alpaca.json QUESTIONS="startup conversion"')
 TARGETS = ("make demo", "make demo BACKEND=torch", "make model", *SUITES, *BENCH)  # not run here
 DRY_RUN = "msft train RECIPE --dry_run"
@@ -330,6 +335,15 @@ def test_both_engines_are_the_same_run(quickstart):
     assert "natural drift of one ulp" in said[4]
     size = sum(path.stat().st_size for path in (quickstart.path / "output" / "golden").iterdir())
     assert size < 1_500_000
+
+
+def test_the_launchers_lines_are_those_of_the_hostfile(quickstart):
+    """The processes themselves are started in the workflow, and by tests/conformance."""
+    (quickstart.path / "hosts").write_text(f"127.0.0.9 slots=8\n{socket.gethostname()} slots=8\n")
+    quickstart.run_block(6)
+    first, second = (quickstart.said[adapted(command, step)] for command, step in in_block(6))
+    assert "msft train --config configs/quickstart.yaml --hang_timeout 600" in first
+    assert "8118" in second and "127.0.0.9" in second
 
 
 def test_the_workflows_ckpt_holds_the_base_model(workflow):

@@ -67,7 +67,8 @@ def test_a_plain_yaml_reader_sees_our_own_keys_only_where_they_are_marked(path):
     assert data["optimizer"]["eps"] == 1e-8 and isinstance(data["lr_schedule"]["learning_rate"], float)
     assert data["train_dataset_task"]["dataset_config"] is data["train_dataset"]
     ours = [re.match(r"\s*(\w+):", line)[1] for line in text.splitlines() if re.search(r"# \[msft\]", line)]
-    assert ours == ["backend", "max_skipped_steps", "padding", "bucket_size", "packing", "length_grouping"]
+    data = ["padding", "bucket_size", "packing", "length_grouping"]
+    assert ours == ["backend", "max_skipped_steps", *data, "hang_timeout"]
 
 
 @pytest.mark.parametrize("devices", [8, 16, 32, 64])

@@ -126,6 +126,7 @@ def test_precision(tmp_path):
 
 def test_batches_epochs_and_steps(tmp_path):
     assert derive.max_skipped_steps(load(tmp_path, HEAD)) == 10
+    assert load(tmp_path, HEAD).hang_timeout == 1200
     assert derive.max_skipped_steps(load(tmp_path, HEAD + "runner_config: {max_skipped_steps: 3}")) == 3
     text = HEAD + "runner_config: {batch_size: 2, gradient_accumulation_steps: 3, epochs: 4, stop_step: 9}\n"
     text += "train_dataset: {batch_size: 5, repeat: 2}\nmicro_batch_interleave_num: 2\n"

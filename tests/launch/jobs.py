@@ -15,11 +15,11 @@ ROOT = Path(__file__).parents[2]
 # As torchrun and msrun do: every worker in a session of its own; on a failure, no hurry to end the others.
 AGENT = """
 import os, subprocess, sys
-log_dir, count, program = sys.argv[1:]
+log_dir, count, program, first = sys.argv[1:]
 def start(rank):
     words = [sys.executable, "-m", "msft.launch.worker", log_dir, program]
     return subprocess.Popen(words, env={**os.environ, "RANK": str(rank)}, start_new_session=True)
-workers = [start(rank) for rank in range(int(count))]
+workers = [start(int(first) + rank) for rank in range(int(count))]
 sys.exit(max(worker.wait() for worker in workers))
 """
 
@@ -30,14 +30,18 @@ open(f"{os.path.dirname(sys.argv[0])}/pid_{rank}", "w").write(str(os.getpid()))
 """
 
 
-def job(folder: Path, body: str, workers: int = 2) -> tuple[Command, Layout]:
-    """A job whose workers run `body`, which knows `rank`; their process ids are left in `folder`."""
+def job(folder: Path, body: str, workers: int = 2, **layout) -> tuple[Command, Layout]:
+    """A job whose workers run `body`, which knows `rank`; their process ids are left in `folder`.
+
+    `layout` are more settings of a Layout.
+    """
     (folder / "agent.py").write_text(AGENT)
     (folder / "program.py").write_text(PREFACE + body)
-    layout = Layout(workers, workers, log_dir=folder / "logs")
-    layout.log_dir.mkdir()
-    words = (sys.executable, str(folder / "agent.py"), str(layout.log_dir), str(workers), str(folder / "program.py"))
-    return Command(words, {"PYTHONPATH": str(ROOT)}), layout
+    layout = Layout(**{"workers": workers, "local_workers": workers, "log_dir": folder / "logs"} | layout)
+    layout.log_dir.mkdir(exist_ok=True)
+    variables = {"PYTHONPATH": f"{ROOT}:{os.environ.get('PYTHONPATH', '')}"}
+    words = (str(folder / "agent.py"), str(layout.log_dir), str(layout.local_workers), str(folder / "program.py"))
+    return Command((sys.executable, *words, str(layout.ranks[0])), variables), layout
 
 
 def pids(folder: Path, workers: int = 2) -> list[int]:

@@ -244,3 +244,13 @@ def test_nothing_is_left_when_the_launcher_is_killed(launcher):
     os.kill(process.pid, signal.SIGKILL)
     process.communicate()
     assert within(5, lambda: not any(map(alive, below)))
+
+
+def test_a_worker_that_is_killed_with_all_that_belongs_to_it_is_a_failure(tmp_path):
+    """The process that starts a rank and tells how it ended is gone too, so nobody writes it down."""
+    body = "\nif rank == 1: time.sleep(0.5); os.kill(os.getppid(), signal.SIGKILL)" + SLEEP
+    began = time.monotonic()
+    with pytest.raises(RunError, match="rank 1 was killed by SIGKILL"):
+        supervised(tmp_path, body, workers=3)
+    assert time.monotonic() - began < 20
+    assert not any(map(alive, pids(tmp_path, 3)))

@@ -76,6 +76,32 @@ def test_a_skipped_step_does_not_move_the_schedule():
     assert [r.skipped for r in records] == [False, True, True, False, False, False]
 
 
+def test_the_launcher_is_told_what_a_run_does_and_where_it_may_take_longer(monkeypatch):
+    """The first step compiles, and so may the first batch of an evaluation; a save may wait for the disk."""
+    signs = []
+    monkeypatch.setattr(loop.heartbeat, "beat", lambda step, doing, patient=False: signs.append((step, doing, patient)))
+    engine, batches = BigramEngine(VOCABULARY), stream(epochs=3)
+    evaluation = evaluation_batches(InMemoryDataset(counting_rows(8)), batch_size=4, pad_id=0)
+
+    def evaluate(step):
+        return loop.evaluate(engine, evaluation.steps(), list, step, 0.0)
+
+    train(engine, batches, 5, Progress(step=3), eval_steps=4, evaluate=evaluate, save_steps=4, save=lambda _: None)
+    assert signs == [
+        (4, "computing the step", True),
+        (4, "evaluating", True),
+        (4, "evaluating", False),
+        (4, "saving", True),
+        (5, "reading data", False),
+        (5, "computing the step", False),
+        (5, "evaluating", True),
+        (5, "evaluating", False),
+        (5, "saving", True),
+        (6, "reading data", False),
+        (5, "saving", True),
+    ]
+
+
 def test_evaluation_and_saving_come_when_due_and_at_the_end():
     seen = []
     evaluated = train(
