@@ -1,6 +1,6 @@
 """Trains tiny models that are cut over the processes of a launcher: run by test_cut_models.py, on either engine.
 
-TENSOR ranks hold a model; what came out is written by the first rank to result.npz. KIND: lora or full. SHARD: 1 deals
+TENSOR ranks hold a model; what came out is written by the first rank to result.npz. KIND: lora, full or bias. SHARD: 1 deals
 the optimizer's state to the ranks with different rows.
 """
 

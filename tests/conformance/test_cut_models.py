@@ -33,6 +33,7 @@ def cut(backend, kind, tensor, workers, shard, recipe, folder):
     ("backend", "kind", "tensor", "workers", "shard"),
     [
         ("torch", "full", 2, 4, True),
+        ("torch", "bias", 2, 2, False),
         ("mindspore", "full", 2, 2, False),
         *(
             pytest.param(backend, kind, tensor, workers, shard, marks=pytest.mark.slow)
