@@ -33,8 +33,8 @@ def cut(backend, kind, tensor, workers, shard, recipe, folder):
     ("backend", "kind", "tensor", "workers", "shard"),
     [
         ("torch", "full", 2, 4, True),
-        ("torch", "bias", 2, 2, False),
         ("mindspore", "full", 2, 2, False),
+        pytest.param("torch", "bias", 2, 2, False, marks=pytest.mark.slow),
         *(
             pytest.param(backend, kind, tensor, workers, shard, marks=pytest.mark.slow)
             for backend in ("torch", "mindspore")
