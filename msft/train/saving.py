@@ -100,7 +100,8 @@ class Saver:
 
         def write_files(folder: Path) -> None:
             if self.prepared.tuning.lora:
-                base = self.prepared.weights.path or self.prepared.output_dir / outputs.MODEL
+                base = None if self.prepared.tuning.parameters else self.prepared.weights.path
+                base = base or self.prepared.output_dir / outputs.MODEL
                 write_lora(folder, self.prepared.spec, self.prepared.tuning, state, str(base.resolve()))
             self._write_facts(folder)
 
