@@ -57,7 +57,8 @@ class AdamW:
             tuned[name], self.first[name], self.second[name] = self.update(
                 parameter, gradients[name], self.first[name], self.second[name], shrink, *scalars
             )
-        self.model.tuned.update(self._whole(tuned))
+        # Bucket by bucket the old tensors go as the new ones come.
+        self.model.tuned.update(distributed.gather_rows(tuned, self.model.tuned) if self.shard else tuned)
 
     def moments(self) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
         """Return copies of the first and second moments; where they are shared, every rank calls it."""
@@ -84,7 +85,7 @@ class AdamW:
 
     def _whole(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         """Whole tensors for this rank's rows of them."""
-        return distributed.gather_rows(tensors, self.model.tuned) if self.shard else tensors
+        return dict(distributed.gather_rows(tensors, self.model.tuned)) if self.shard else tensors
 
     def to_numpy(self, tensors: dict[str, Tensor]) -> dict[str, np.ndarray]:
         """Return float32 copies."""

@@ -78,7 +78,7 @@ class AdamW:
             )
         self.step += 1
         if self.shard:
-            for name, whole in self._whole(tuned).items():
+            for name, whole in distributed.gather_rows(tuned, self.model.tuned):
                 self.model.tuned[name].copy_(whole)
 
     def moments(self) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
@@ -108,7 +108,7 @@ class AdamW:
 
     def _whole(self, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Whole tensors for this rank's rows of them."""
-        return distributed.gather_rows(tensors, self.model.tuned) if self.shard else tensors
+        return dict(distributed.gather_rows(tensors, self.model.tuned)) if self.shard else tensors
 
     def to_numpy(self, tensors: dict[str, torch.Tensor]) -> dict[str, np.ndarray]:
         """Return float32 copies."""
