@@ -1,11 +1,13 @@
 """Protects memory where the optimizer's state is dealt out: updated rows are gathered a bucket at a time."""
 
 from importlib import import_module
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from msft.backend.buckets import BUCKET
+from msft.backend.mesh import Mesh
 
 SHAPES = {"a": (3, 2), "b": (4,), "large": (BUCKET // 8, 9), "c": (5, 3)}
 
@@ -25,6 +27,22 @@ def test_rows_are_gathered_a_bucket_at_a_time(backend, monkeypatch):
     assert sums == [["a", "b"], ["large"], ["c"]]
     for name, whole in rest.items():
         np.testing.assert_array_equal(np.asarray(whole), arrays[name])
+
+
+@pytest.mark.parametrize("backend", ["torch", "mindspore"])
+def test_ranks_without_rows_of_a_tensor_take_part(backend, monkeypatch):
+    """Two rows for four ranks: what each gives is summed to the whole."""
+    distributed, framework = (import_module(name) for name in (f"msft.backend.{backend}.distributed", backend))
+    make = framework.from_numpy if backend == "torch" else framework.Tensor
+    monkeypatch.setattr(distributed, "_summed", lambda tensors, group: tensors)
+    array, total = np.arange(1, 7, dtype=np.float32).reshape(2, 3), np.zeros((2, 3), np.float32)
+    for rank in range(4):
+        mesh = Mesh(data=4, rank=rank)
+        monkeypatch.setattr(distributed, "_joined", SimpleNamespace(mesh=mesh, data=None))
+        own = array[mesh.rows(2)]
+        given = dict(distributed.gather_rows({"a": make(own)} if len(own) else {}, {"a": make(array)}))
+        total += np.asarray(given["a"])
+    np.testing.assert_array_equal(total, array)
 
 
 def test_every_group_of_ranks_waits_equally_long(monkeypatch):
