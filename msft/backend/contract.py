@@ -277,6 +277,9 @@ class Engine(Protocol):
     def export_state(self) -> EngineState:
         """A copy of all tuned tensors, moments and counters."""
 
+    def export_weights(self) -> dict[str, np.ndarray]:
+        """Copies of all tuned tensors, whole; every process of a model calls it."""
+
     def export_parts(self) -> StateParts:
         """A copy of this process's share of the state; nothing is gathered."""
 

@@ -189,7 +189,11 @@ class FrameworkEngine:
     def export_state(self) -> EngineState:
         """See `contract.Engine.export_state`."""
         first, second = map(self._whole, self.optimizer.moments())
-        return EngineState(self._whole(self.model.export_tuned()), first, second, self._counters())
+        return EngineState(self.export_weights(), first, second, self._counters())
+
+    def export_weights(self) -> dict[str, np.ndarray]:
+        """See `contract.Engine.export_weights`."""
+        return self._whole(self.model.export_tuned())
 
     def _counters(self) -> dict[str, float]:
         return {

@@ -107,6 +107,9 @@ def _run(words, path: str, engines: list[str], overrides: list[str], output_dir:
     if first.run_mode not in ("train", "finetune"):
         console.note(f"parity compares training: run_mode {first.run_mode} is taken as finetune")
         fixed += ["--run_mode", "finetune"]
+    if first.use_parallel:
+        # One process an engine: the layout of the training does not count.
+        fixed += ["--use_parallel", "False"]
     engines = engines or [first.backend]
     engines = engines * 2 if words.perturb else engines
     recipes = tuple(load_recipe(path, [*overrides, *fixed, "--backend", engine]) for engine in engines)

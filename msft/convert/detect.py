@@ -87,6 +87,11 @@ def _folder(folder: Path) -> tuple[Kind, Path]:
         raise InputError(
             f"{folder}: is a LoRA adapter, not a model; give its base model here and the folder as adapter"
         )
+    if (folder / "slices").is_dir():
+        raise InputError(
+            f"{folder}: holds the parts of a job's processes, not a model: go on from it (resume_training) to the "
+            "end of the run, which writes the model"
+        )
     raise InputError(
         f"{folder}: holds no weights (model.safetensors, pytorch_model.bin, their index.json, "
         "consolidated.*.pth with params.json, *.ckpt or *.gguf)"

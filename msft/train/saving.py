@@ -100,7 +100,8 @@ class Saver:
 
         def write_files(folder: Path) -> None:
             if self.prepared.tuning.lora:
-                base = self.prepared.weights.path or self.prepared.output_dir / outputs.MODEL
+                base = None if self.prepared.tuning.parameters else self.prepared.weights.path
+                base = base or self.prepared.output_dir / outputs.MODEL
                 write_lora(folder, self.prepared.spec, self.prepared.tuning, state, str(base.resolve()))
             self._write_facts(folder)
 
@@ -171,9 +172,10 @@ class Saver:
         output_dir, tuning, base = self.prepared.output_dir, self.prepared.tuning, self.prepared.weights.path
         adapter = output_dir / outputs.ADAPTER if tuning.lora else None
         model = output_dir / outputs.MODEL if tuning.parameters or base is None else None
-        if not self._takes_part:
+        if self.session.share:
             return adapter, model
-        state = self.session.engine.export_state()
+        # Without moments, which need not fit into one process's memory where they are dealt out.
+        state = EngineState(self.session.engine.export_weights(), {}, {}, {})
         if self.session.rank == 0:
             checkpoint.check_finite(output_dir, state)
             with outputs.writable(output_dir):

@@ -7,6 +7,7 @@ processes reads them, on either engine.
 
 import json
 import math
+import os
 import time
 from contextlib import ExitStack
 from pathlib import Path
@@ -20,7 +21,7 @@ from msft.convert.dtypes import Cast
 from msft.convert.source import TensorInfo
 from msft.convert.stored import Stored, StoredTensors
 from msft.errors import InputError, RunError
-from msft.files import atomic_path, sha256, write_json
+from msft.files import atomic_path, new_token, sha256, sync, temporary_path
 from msft.train.lazy import Lazy
 
 FOLDER = "slices"
@@ -57,7 +58,15 @@ class PartFile:
             self.writer.close()
         self.stack.__exit__(kind, error, traceback)
         if error is None:
-            write_json(_note(self.folder, self.rank), {"size": self.path.stat().st_size, "sha256": sha256(self.path)})
+            _say_whole(_note(self.folder, self.rank), {"size": self.path.stat().st_size, "sha256": sha256(self.path)})
+
+
+def _say_whole(note: Path, entry: dict) -> None:
+    """Let the note of a rank appear; nothing follows, for the first rank may rename the folder now."""
+    temporary = temporary_path(note, new_token())
+    temporary.write_text(json.dumps(entry), encoding="utf-8")
+    sync(temporary)
+    os.replace(temporary, note)
 
 
 def write(folder: Path, rank: int, parts: StateParts) -> None:

@@ -19,16 +19,20 @@ from msft.convert.random_weights import RandomWeights
 from msft.convert.source import TensorSource
 from msft.errors import InputError
 from msft.models.adapters import is_mindformers_adapter
+from msft.models.families import family
 from msft.models.spec import ModelSpec
 from msft.train import checkpoint, manifest
 from msft.train.located import located
+from msft.train.sliced import is_sliced
+from msft.train.weights import Overlay, base_parts
 
 
 @dataclass(frozen=True)
 class Weights:
     """A base model, and the adapter to start from if one was given.
 
-    `path` is where the base comes from, None for random numbers. `adapter` is what the adapter's own config says
+    `path` is where the base comes from, None for random numbers and for a base that has tensors of the checkpoint
+    `parts`, for nobody else has that one. `adapter` is what the adapter's own config says
     (alpha NaN when it does not say), `factors` are its tensors under PEFT's names.
     """
 
@@ -37,10 +41,11 @@ class Weights:
     adapter: Lora | None = None
     factors: dict[str, np.ndarray] | None = None
     adapter_path: Path | None = None
+    parts: Path | None = None
 
     def describe(self) -> str:
         """Say where the weights come from."""
-        base = str(self.path) if self.path else "random numbers from the seed"
+        base = str(self.path or self.parts or "random numbers from the seed")
         return f"{base}, adapter {self.adapter_path}" if self.adapter_path else base
 
 
@@ -48,9 +53,9 @@ def open_all(recipe: Recipe, spec: ModelSpec, resumed: Path | None) -> Weights:
     """Return the weights that a recipe names, checked against the model's tensors; no base tensor is read yet.
 
     `load_checkpoint` may be a Hugging Face folder, a CKPT, a PEFT folder, a checkpoint (or a folder of them), or the
-    parent of MindFormers' `rank_0`. `resumed` is the checkpoint that the run goes on from: its own model is the base
-    when the recipe names none. Raises InputError for weights that do not fit, and when there are none although
-    `run_mode` needs some.
+    parent of MindFormers' `rank_0`; the base tensors of a checkpoint of parts take the place of those that the recipe
+    names. `resumed` is the checkpoint that the run goes on from: its own model is the base when the recipe names none.
+    Raises InputError for weights that do not fit, and when there are none although `run_mode` needs some.
     """
     given, ranks = located(Path(recipe.load_checkpoint)) if recipe.load_checkpoint else (None, 0)
     with _slices_explained(given, ranks):
@@ -65,21 +70,29 @@ def _open(recipe: Recipe, spec: ModelSpec, resumed: Path | None, given: Path | N
     if given and _holds_adapter(given):
         adapter_path = given
         base_path = given if _holds_model(given) else base_path
-    elif given:
+    elif given and not is_sliced(given):
         base_path = given
     if base_path is None and resumed and _holds_model(resumed):
         base_path = resumed
-    if base_path is None and (recipe.run_mode != "train" or adapter_path):
+    sliced = given or (resumed if base_path is None else None)
+    parts = base_parts(sliced)
+    whole = set(parts) >= set(family(spec.family).tensor_shapes(spec))
+    if base_path is None and not whole and (recipe.run_mode != "train" or adapter_path):
         why = f"{adapter_path} is an adapter without its base model" if adapter_path else f"run_mode {recipe.run_mode}"
+        if parts:
+            why = f"{sliced} has {len(parts)} tensors of the model alone"
         raise InputError(f"{recipe.name}: {why}: name the base weights in model.pretrained or checkpoint_name_or_path")
     base = open_weights(base_path, spec) if base_path else RandomWeights(spec, recipe.seed)
+    if parts:
+        base, base_path = Overlay(base, parts), None
+    found = Weights(base, base_path, parts=sliced if parts else None)
     check_against(spec, base)
     if adapter_path is None:
-        return Weights(base, base_path)
+        return found
     config, factors = read_adapter(adapter_path, spec.family)
     lora = adapter_lora(config, factors, str(adapter_path))
     adapter.check_adapter(lora, factors, spec, str(adapter_path))
-    return Weights(base, base_path, lora, factors, adapter_path)
+    return replace(found, adapter=lora, factors=factors, adapter_path=adapter_path)
 
 
 def check_adapter(weights: Weights, wanted: Lora | None, where: str) -> None:

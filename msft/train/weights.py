@@ -18,11 +18,12 @@ from msft.train import lazy, sliced
 
 
 class Overlay:
-    """A TensorSource in which tuned tensors (by name) take the place of the base's."""
+    """A TensorSource in which tuned tensors (float32, by name) take the place of the base's."""
 
     def __init__(self, base: TensorSource, tuned: Mapping[str, np.ndarray]):
         self.base, self.tuned = base, tuned
-        infos = {name: TensorInfo(array.shape, array.dtype.name) for name, array in tuned.items()}
+        shapes = tuned.shapes if isinstance(tuned, lazy.Lazy) else {name: array.shape for name, array in tuned.items()}
+        infos = {name: TensorInfo(shape, "float32") for name, shape in shapes.items()}
         self.tensors = {**base.tensors, **infos}
 
     def read(self, name: str) -> np.ndarray:
@@ -31,7 +32,7 @@ class Overlay:
 
     def file_of(self, name: str) -> str:
         """Return where a tensor comes from, for messages."""
-        return "the run's tuned weights" if name in self.tuned else self.base.file_of(name)
+        return "the tuned weights" if name in self.tuned else self.base.file_of(name)
 
 
 def write_model(
@@ -65,3 +66,12 @@ def read_tuned(folder: Path, names: tuple[str, ...]) -> Mapping[str, np.ndarray]
         stored = read_index(model)
         found |= {name: stored[name] for name in names if name in stored}
     return lazy.stored(StoredTensors(found), {name: name for name in found})
+
+
+def base_parts(folder: Path | None) -> lazy.Lazy:
+    """Return the tuned base tensors of a checkpoint of parts, read when they are asked for; none of any other path."""
+    if folder is None or not sliced.is_sliced(folder):
+        return lazy.Lazy({}, {}.__getitem__)
+    found = sliced.Tensors(folder, "weights")
+    shapes = {name: shape for name, shape in found.shapes.items() if not name.startswith(PEFT_PREFIX)}
+    return lazy.Lazy(shapes, found.__getitem__)

@@ -51,6 +51,13 @@ def test_both_engines_from_one_recipe(recipe, tmp_path, capsys):
     assert (tmp_path / "output" / "parity" / "parity.png").read_bytes()[:4] == b"\x89PNG"
 
 
+def test_a_recipe_of_several_processes(write_recipe, tmp_path):
+    recipe = write_recipe(use_parallel=True, parallel_config={"data_parallel": 4, "model_parallel": 2})
+    golden = tmp_path / "golden"
+    assert parity(recipe, "--engines", "torch", "--steps", 1, "--export-golden", golden) == 0
+    assert golden.is_dir()
+
+
 def test_one_engine_against_itself_is_bit_equal(recipe, tmp_path):
     assert parity(recipe, "--engines", "torch,torch", "--steps", 2) == 0
     found = report(tmp_path / "output" / "parity")

@@ -1,7 +1,7 @@
 """Trains tiny models that are cut over the processes of a launcher: run by test_cut_models.py, on either engine.
 
-TENSOR ranks hold a model; what came out is written by the first rank to result.npz. KIND: lora or full. SHARD: 1 deals
-the optimizer's state to the ranks with different rows.
+TENSOR ranks hold a model; what came out is written by the first rank to result.npz. KIND: a key of TUNINGS. SHARD: 1
+deals the optimizer's state to the ranks with different rows.
 """
 
 import os

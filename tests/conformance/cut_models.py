@@ -11,7 +11,9 @@ from tests.conformance.tiny_engines import RUNTIME, UNTIED, batch, build, full
 CONFIG = {**UNTIED, "num_key_value_heads": 4}
 RATE = 1e-2
 MODULES = tuple(llama.linear_modules(llama.spec_from_hf(CONFIG)))
-TUNINGS = {"lora": Tuning(lora=Lora(4, 8.0, 0.1, MODULES)), "full": full(CONFIG)}
+# One rank of a model adds these.
+BIASES = tuple(name for name in full(CONFIG).parameters if name.endswith("o_proj.bias"))
+TUNINGS = {"lora": Tuning(lora=Lora(4, 8.0, 0.1, MODULES)), "full": full(CONFIG), "bias": Tuning(BIASES)}
 
 
 def engine(backend, kind, shard=False):

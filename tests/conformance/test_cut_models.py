@@ -34,6 +34,7 @@ def cut(backend, kind, tensor, workers, shard, recipe, folder):
     [
         ("torch", "full", 2, 4, True),
         ("mindspore", "full", 2, 2, False),
+        pytest.param("torch", "bias", 2, 2, False, marks=pytest.mark.slow),
         *(
             pytest.param(backend, kind, tensor, workers, shard, marks=pytest.mark.slow)
             for backend in ("torch", "mindspore")

@@ -1,6 +1,7 @@
 """Protects checkpoints of parts: the parts of any layout are the whole, bit for bit; what does not fit is named."""
 
 import json
+import os
 import threading
 
 import numpy as np
@@ -107,6 +108,19 @@ def test_waiting_ends_with_the_last_rank_and_gives_what_the_manifest_says(tmp_pa
     manifest.write(tmp_path, known)
     assert manifest.problems(tmp_path) == []
     assert json.loads((tmp_path / manifest.NAME).read_text())["files"].items() >= known.items()
+
+
+def test_the_first_rank_may_rename_the_folder_as_soon_as_the_last_note_is_there(tmp_path, monkeypatch):
+    state, replace = parts([wholes(0)] * 3, Mesh()), os.replace
+
+    def replaced(old, new):
+        replace(old, new)
+        if str(new).endswith("rank-0.json"):
+            (tmp_path / "temporary").rename(tmp_path / "whole")
+
+    monkeypatch.setattr(os, "replace", replaced)
+    sliced.write(tmp_path / "temporary", 0, state)
+    assert sliced.wait(tmp_path / "whole", 1)
 
 
 def test_ranks_that_never_write_are_named(tmp_path, monkeypatch):

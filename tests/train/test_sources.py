@@ -6,7 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from msft.backend.contract import Lora
+from msft.backend import slices
+from msft.backend.contract import Lora, StateParts
+from msft.backend.mesh import Mesh
 from msft.config.load import load_recipe
 from msft.convert.adapter import write_adapter
 from msft.convert.ckpt import CkptWriter
@@ -16,12 +18,14 @@ from msft.convert.random_weights import RandomWeights
 from msft.convert.source import TensorInfo
 from msft.convert.weights import write_ckpt
 from msft.errors import InputError
+from msft.files import write_json
 from msft.models import llama
 from msft.models.adapters import peft_names, peft_to_mindformers
-from msft.train import outputs, sources
+from msft.train import checkpoint, manifest, outputs, sliced, sources
 
 MODULES = ("model.layers.0.self_attn.q_proj", "model.layers.1.self_attn.v_proj")
 LORA = Lora(2, 4.0, 0.0, MODULES)
+SIZES = {"hidden_size": 32, "num_layers": 2, "num_heads": 4, "n_kv_heads": 2, "vocab_size": 128, "multiple_of": 16}
 
 
 @pytest.fixture
@@ -94,9 +98,51 @@ def test_mindformers_ckpt_with_an_adapter_alone_needs_a_base(write_recipe, spec,
     tensors = {peft_to_mindformers(name, llama): array for name, array in factors.items()}
     path = write_tensors(tmp_path / "adapter.ckpt", tensors)
     assert sources.open_all(recipe_with(write_recipe, path), spec, None).path == tiny_model
-    sizes = {"hidden_size": 32, "num_layers": 2, "num_heads": 4, "n_kv_heads": 2, "vocab_size": 128, "multiple_of": 16}
     with pytest.raises(InputError, match="is an adapter without its base model"):
-        sources.open_all(recipe_with(write_recipe, path, model={"model_config": sizes}), spec, None)
+        sources.open_all(recipe_with(write_recipe, path, model={"model_config": SIZES}), spec, None)
+
+
+def write_checkpoint_of_parts(folder, arrays):
+    """A whole checkpoint of two processes, as far as weights are concerned."""
+    for rank in range(2):
+        places = slices.places({name: array.shape for name, array in arrays.items()}, Mesh(2, 1, rank))
+        own = {name: arrays[name][place.region] for name, place in places.items()}
+        sliced.write(folder, rank, StateParts(own, own, own, places, {}))
+    write_json(folder / checkpoint.STATE, {})
+    manifest.write(folder, sliced.wait(folder, 2))
+    return folder
+
+
+@pytest.mark.parametrize("way", ["load_checkpoint", "both", "resume_training"])
+def test_a_model_in_parts_is_a_base_of_its_own(way, write_recipe, tiny_model, spec, tmp_path):
+    other = RandomWeights(spec, 7)
+    folder = write_checkpoint_of_parts(tmp_path / "step-2", {name: other.read(name) for name in other.tensors})
+    given = "" if way == "resume_training" else folder
+    recipe = recipe_with(write_recipe, given, model={"model_config": SIZES})
+    found = sources.open_all(recipe, spec, None if way == "load_checkpoint" else folder)
+    assert found.path is None and found.describe() == str(folder)
+    assert all(np.array_equal(found.base.read(name), other.read(name)) for name in other.tensors)
+
+
+def test_tuned_tensors_in_parts_take_the_place_of_the_base_s(write_recipe, tiny_model, spec, factors, tmp_path):
+    """An adapter and norms: without the norms it would be another model."""
+    norm = np.full(32, 3, np.float32)
+    folder = tmp_path / "step-2"
+    write_adapter(folder, LORA, factors, str(tiny_model), spec)
+    write_checkpoint_of_parts(folder, {"model.norm.weight": norm, **factors})
+    found = sources.open_all(recipe_with(write_recipe, folder), spec, None)
+    assert np.array_equal(found.base.read("model.norm.weight"), norm)
+    name = "model.embed_tokens.weight"
+    assert np.array_equal(found.base.read(name), open_weights(tiny_model).read(name))
+    assert found.factors.keys() == factors.keys() and found.path is None
+    with pytest.raises(InputError, match="step-2 has 1 tensors of the model alone: name the base weights"):
+        sources.open_all(recipe_with(write_recipe, folder, model={"model_config": SIZES}), spec, None)
+
+
+def test_a_model_in_parts_is_none_for_other_commands(spec, tmp_path):
+    folder = write_checkpoint_of_parts(tmp_path / "step-2", {"model.norm.weight": np.ones(32, np.float32)})
+    with pytest.raises(InputError, match="step-2: holds the parts of a job's processes, not a model: go on from it"):
+        open_weights(folder, spec)
 
 
 def test_weights_of_another_model_are_refused(write_recipe, spec, tmp_path):

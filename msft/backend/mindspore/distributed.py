@@ -3,7 +3,7 @@
 import os
 import sys
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from types import SimpleNamespace
 
 import mindspore
@@ -110,15 +110,22 @@ def join(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     return found
 
 
-def gather_rows(parts: dict[str, Tensor], like: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return float32 tensors of the shapes of `like`; each rank with different rows has `parts` of those it shares."""
-    padded = {}
-    for name, shape in ((name, tensor.shape) for name, tensor in like.items()):
-        rows = _joined.mesh.rows(shape[0])
-        around = [(count, *shape[1:]) for count in (rows.start, shape[0] - rows.stop)]
-        before, behind = ([ops.zeros(size, mindspore.float32)] if size[0] else [] for size in around)
-        padded[name] = ops.concat([*before, *([parts[name]] if name in parts else []), *behind])
-    return _summed(padded, _joined.data)
+def gather_rows(parts: dict[str, Tensor], like: dict[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+    """Yield name and float32 tensor of the shapes of `like`; each rank with different rows has `parts` of its rows.
+
+    A bucket at a time, so that what is yielded need not all be in memory.
+    """
+    shapes = {name: tensor.shape for name, tensor in like.items()}
+    for names in buckets({name: tensor.size for name, tensor in like.items()}):
+        yield from _summed({name: _padded(parts.get(name), shapes[name]) for name in names}, _joined.data).items()
+
+
+def _padded(part: Tensor | None, shape: tuple[int, ...]) -> Tensor:
+    """This rank's rows in their place and zeros around them."""
+    rows = _joined.mesh.rows(shape[0])
+    around = [(count, *shape[1:]) for count in (rows.start, shape[0] - rows.stop)]
+    before, behind = ([ops.zeros(size, mindspore.float32)] if size[0] else [] for size in around)
+    return ops.concat([*before, *([] if part is None else [part]), *behind])
 
 
 def _summed(gradients: dict[str, Tensor], add: ops.AllReduce) -> dict[str, Tensor]:

@@ -57,11 +57,12 @@ class AdamW:
             tuned[name], self.first[name], self.second[name] = self.update(
                 parameter, gradients[name], self.first[name], self.second[name], shrink, *scalars
             )
-        self.model.tuned.update(self._whole(tuned))
+        # Bucket by bucket the old tensors go as the new ones come.
+        self.model.tuned.update(distributed.gather_rows(tuned, self.model.tuned) if self.shard else tuned)
 
     def moments(self) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
         """Return copies of the first and second moments; where they are shared, every rank calls it."""
-        return self.to_numpy(self._whole(self.first)), self.to_numpy(self._whole(self.second))
+        return self._whole(self.first), self._whole(self.second)
 
     def shares(self) -> list[dict[str, np.ndarray]]:
         """Return copies of this rank's rows of the tuned tensors, the first and the second moments."""
@@ -82,9 +83,10 @@ class AdamW:
         rows = {name: distributed.mesh().rows(tensor.shape[0]) for name, tensor in tensors.items()}
         return {name: tensors[name][own] for name, own in rows.items() if own.stop > own.start}
 
-    def _whole(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Whole tensors for this rank's rows of them."""
-        return distributed.gather_rows(tensors, self.model.tuned) if self.shard else tensors
+    def _whole(self, tensors: dict[str, Tensor]) -> dict[str, np.ndarray]:
+        """Copies of the whole tensors for this rank's rows of them, which are not all on the device at a time."""
+        pairs = distributed.gather_rows(tensors, self.model.tuned) if self.shard else tensors.items()
+        return {name: ops.to_numpy(tensor) for name, tensor in pairs}
 
     def to_numpy(self, tensors: dict[str, Tensor]) -> dict[str, np.ndarray]:
         """Return float32 copies."""

@@ -248,7 +248,10 @@ def _linear(part: nn.Module, compute: torch.dtype, hidden: torch.Tensor) -> torc
 
 
 def _bias(part: nn.Module) -> torch.Tensor | None:
-    return part.bias if part.adds_bias else None
+    if part.bias is None or part.adds_bias:
+        return part.bias
+    # Zeros: what has a gradient must have one on every rank of a model, or some would wait for sums of the others.
+    return part.bias * 0 if part.bias.requires_grad else None
 
 
 def _normed(norm: nn.Module, parts: block.Parts, hidden: torch.Tensor) -> torch.Tensor:

@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from datetime import timedelta
 from types import SimpleNamespace
 
@@ -13,6 +13,9 @@ import torch.distributed as group
 from msft.backend import slices
 from msft.backend.buckets import buckets
 from msft.backend.mesh import Mesh
+
+# How long a rank waits for the others, for instance while the first one writes a model (NCCL's groups: 10 minutes).
+WAIT = timedelta(minutes=30)
 
 # The mesh of this process, and its groups of ranks: None = all of them.
 _joined = SimpleNamespace(mesh=Mesh(), data=None, tensor=None)
@@ -28,7 +31,7 @@ def initialize(device: str, tensor: int = 1) -> tuple[int, int]:
     if device != "cpu":
         getattr(torch, device).set_device(int(os.environ["LOCAL_RANK"]))
     backend = {"cpu": "gloo", "cuda": "nccl", "npu": "hccl"}[device]
-    group.init_process_group(backend, timeout=timedelta(minutes=30))
+    group.init_process_group(backend, timeout=WAIT)
     rank, world = rank_and_world()
     _joined.mesh = Mesh(world // tensor, tensor, rank)
     if tensor > 1:
@@ -39,7 +42,7 @@ def initialize(device: str, tensor: int = 1) -> tuple[int, int]:
 
 def _own(groups: list[list[int]], rank: int):
     """The group that has this rank; every rank makes all of them."""
-    made = [(ranks, group.new_group(ranks)) for ranks in groups]
+    made = [(ranks, group.new_group(ranks, timeout=WAIT)) for ranks in groups]
     return next(handle for ranks, handle in made if rank in ranks)
 
 
@@ -101,12 +104,17 @@ def join(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     return found
 
 
-def gather_rows(parts: dict[str, torch.Tensor], like: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Return float32 tensors of the shapes of `like`; each rank with different rows has `parts` of those it shares."""
-    padded = {name: torch.zeros_like(tensor, requires_grad=False) for name, tensor in like.items()}
-    for name, part in parts.items():
-        padded[name][_joined.mesh.rows(len(padded[name]))] = part
-    return _summed(padded, _joined.data)
+def gather_rows(parts: dict[str, torch.Tensor], like: dict[str, torch.Tensor]) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield name and float32 tensor of the shapes of `like`; each rank with different rows has `parts` of its rows.
+
+    A bucket at a time, so that what is yielded need not all be in memory.
+    """
+    for names in buckets({name: tensor.numel() for name, tensor in like.items()}):
+        padded = {name: torch.zeros_like(like[name], requires_grad=False) for name in names}
+        for name in names:
+            if name in parts:
+                padded[name][_joined.mesh.rows(len(padded[name]))] = parts[name]
+        yield from _summed(padded, _joined.data).items()
 
 
 def _summed(gradients: dict[str, torch.Tensor], ranks) -> dict[str, torch.Tensor]:

@@ -38,9 +38,7 @@ class Model:
             loss, d_hidden, d_head = self._head_gradients(hidden.detach(), labels, scale)
             # The head's own gradient is known already; a tied head is reached through the embedding as well.
             below = {name: tensor for name, tensor in self.tuned.items() if name != names.HEAD}
-            # A bias that only one rank of a cut model adds is not met on the others.
-            unmet = {"allow_unused": True, "materialize_grads": True}
-            found = torch.autograd.grad(hidden, list(below.values()), d_hidden, **unmet) if below else ()
+            found = torch.autograd.grad(hidden, list(below.values()), d_hidden) if below else ()
         gradients = dict(zip(below, found, strict=True))
         if d_head is not None:
             name = names.HEAD if names.HEAD in self.tuned else EMBEDDING

@@ -78,12 +78,12 @@ class AdamW:
             )
         self.step += 1
         if self.shard:
-            for name, whole in self._whole(tuned).items():
+            for name, whole in distributed.gather_rows(tuned, self.model.tuned):
                 self.model.tuned[name].copy_(whole)
 
     def moments(self) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
         """Return copies of the first and second moments; where they are shared, every rank calls it."""
-        return self.to_numpy(self._whole(self.first)), self.to_numpy(self._whole(self.second))
+        return self._whole(self.first), self._whole(self.second)
 
     def shares(self) -> list[dict[str, np.ndarray]]:
         """Return copies of this rank's rows of the tuned tensors, the first and the second moments."""
@@ -106,9 +106,10 @@ class AdamW:
     def _rows(self, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         return {name: tensor[distributed.mesh().rows(len(tensor))] for name, tensor in tensors.items()}
 
-    def _whole(self, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Whole tensors for this rank's rows of them."""
-        return distributed.gather_rows(tensors, self.model.tuned) if self.shard else tensors
+    def _whole(self, tensors: dict[str, torch.Tensor]) -> dict[str, np.ndarray]:
+        """Copies of the whole tensors for this rank's rows of them, which are not all on the device at a time."""
+        pairs = distributed.gather_rows(tensors, self.model.tuned) if self.shard else tensors.items()
+        return {name: ops.to_numpy(tensor) for name, tensor in pairs}
 
     def to_numpy(self, tensors: dict[str, torch.Tensor]) -> dict[str, np.ndarray]:
         """Return float32 copies."""
