@@ -45,10 +45,11 @@ def load_spec(config: Path | None, weights: Path) -> ModelSpec:
 def find(config: Path | None, weights: Path) -> dict[str, bytes | Path]:
     """Return the tokenizer's and generation's files for a new model folder, by name.
 
-    They are taken from the folder of `config` if it has any, else from beside the weights; a GGUF's are made
-    from its metadata.
+    They are taken from the folder of `config` if it has any, else from beside the weights or their
+    `rank_0`; a GGUF's are made from its metadata.
     """
     folders = [place if place.is_dir() else place.parent for place in (config, weights) if place is not None]
+    folders += [folder.parent for folder in folders if folder.name.startswith("rank_")]
     for folder in folders:
         names = [name for name in NAMES if (folder / name).is_file() and hf_folder.inside(folder.resolve(), name)]
         if names:

@@ -15,6 +15,7 @@ from msft.convert import companions
 from msft.convert.adapter import adapter_lora, check_adapter, read_adapter
 from msft.convert.check import check_against
 from msft.convert.open import open_weights
+from msft.convert.rank_folder import KEY, slices_explained
 from msft.data.tokenizers import Tokenizer, open_tokenizer
 from msft.errors import InputError
 from msft.models.spec import ModelSpec
@@ -52,8 +53,9 @@ def load_engine(
     `backend` None takes mindspore if it is installed, else torch. `lora_alpha` overrules the adapter's own.
     Raises InputError for weights that do not fit and for what the device cannot do.
     """
-    source = open_weights(model, spec)
-    check_against(spec, source)
+    with slices_explained(model, f"join them first with msft convert_weight --{KEY}"):
+        source = open_weights(model, spec)
+        check_against(spec, source)
     tuning, factors = Tuning(), {}
     if adapter:
         lora, factors = _read_adapter(adapter, spec, lora_alpha)
