@@ -52,7 +52,7 @@ def _merge(argv: Sequence[str]) -> None:
     from msft.errors import InputError
 
     shard_bytes = byte_size(words.max_shard_size, "--max_shard_size")
-    strategy = words.src_strategy_path_or_dir
+    dtype, strategy = WORDS.get(words.dtype), words.src_strategy_path_or_dir
     of_model, of_adapter = (strategy if ranks_in(path) else None for path in (words.model, words.adapter))
     if strategy and not of_model and not of_adapter:
         raise InputError(f"--{KEY}: neither --model nor --adapter is a folder of rank_0, rank_1, ...")
@@ -63,13 +63,12 @@ def _merge(argv: Sequence[str]) -> None:
         check_against(spec, base)
     with slices_explained(None if strategy else words.adapter, f"give --{KEY}"):
         config, weights = read_adapter(words.adapter, spec.family, of_adapter)
-    lora = adapter_lora(config, weights, str(words.adapter), words.lora_alpha)
+        lora = adapter_lora(config, weights, str(words.adapter), words.lora_alpha)
+        merged = MergedTensors(base, lora, weights, str(words.adapter), dtype)
     if spec.tie_word_embeddings and HEAD.removesuffix(".weight") in lora.modules:
         raise InputError(
             f"{words.adapter}: tunes lm_head, which {words.model} shares with its embedding; cannot be merged"
         )
-    dtype = WORDS.get(words.dtype)
-    merged = MergedTensors(base, lora, weights, str(words.adapter), dtype)
     if words.output_path.suffix == ".ckpt":
         size = write_ckpt(merged, spec, ckpt_path(words.output_path, "--output_path"), dtype)
     else:

@@ -20,6 +20,9 @@ from msft.data.tokenizers import Tokenizer, open_tokenizer
 from msft.errors import InputError
 from msft.models.spec import ModelSpec
 
+# What to do with a distributed checkpoint's slices, which are not joined here.
+JOINING = f"join them with msft convert_weight or merge --{KEY}"
+
 
 def load_spec(model: Path) -> ModelSpec:
     """Return the sizes of the model at a path; raises InputError when nothing tells them."""
@@ -53,7 +56,7 @@ def load_engine(
     `backend` None takes mindspore if it is installed, else torch. `lora_alpha` overrules the adapter's own.
     Raises InputError for weights that do not fit and for what the device cannot do.
     """
-    with slices_explained(model, f"join them first with msft convert_weight --{KEY}"):
+    with slices_explained(model, JOINING):
         source = open_weights(model, spec)
         check_against(spec, source)
     tuning, factors = Tuning(), {}
@@ -78,11 +81,12 @@ def load_engine(
 
 
 def _read_adapter(path: Path, spec: ModelSpec, alpha: float | None) -> tuple[Lora, dict[str, np.ndarray]]:
-    config, factors = read_adapter(path, spec.family)
-    lora = adapter_lora(config, factors, str(path), alpha)
+    with slices_explained(path, JOINING):
+        config, factors = read_adapter(path, spec.family)
+        lora = adapter_lora(config, factors, str(path), alpha)
+        check_adapter(lora, factors, spec, str(path))
     if not math.isfinite(lora.alpha):
         raise InputError(f"{path}: does not say its alpha; give --lora_alpha")
-    check_adapter(lora, factors, spec, str(path))
     return lora, factors
 
 

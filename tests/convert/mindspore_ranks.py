@@ -90,6 +90,8 @@ def write_distributed(folder, arrays, cuts: list[dict[str, Cut]], step="1_2", ex
 # MindFormers' Llama: which axis of a matrix model_parallel cuts.
 BY_ROWS = (".wq.", ".wk.", ".wv.", ".w1.", ".w3.", "lm_head", "tok_embeddings")
 BY_COLUMNS = (".wo.", ".w2.")
+# The adapter's factor that has not the axis which is cut (tests adapt attention alone).
+UNCUT = ("lora_a", "lora_b")
 
 
 def llama_cuts(arrays, data: int, model: int, shard: int = 0) -> dict[str, Cut]:
@@ -97,7 +99,9 @@ def llama_cuts(arrays, data: int, model: int, shard: int = 0) -> dict[str, Cut]:
     result = {}
     for name, array in arrays.items():
         tensor_map = [-1] * array.ndim
-        if any(mark in name for mark in BY_ROWS):
+        if name.endswith(UNCUT[0]) and ".wo." not in name or name.endswith(UNCUT[1]) and ".wo." in name:
+            pass
+        elif any(mark in name for mark in BY_ROWS):
             tensor_map[0] = 0
         elif any(mark in name for mark in BY_COLUMNS):
             tensor_map[1] = 0
