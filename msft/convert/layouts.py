@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 # Far more than any cluster, and few enough to count them one by one.
-MAX_RANKS = 2**20
+MAX_RANKS = 2**16
 
 
 class Layout(NamedTuple):

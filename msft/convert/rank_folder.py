@@ -24,22 +24,22 @@ _RANK = re.compile(r"rank_(\d{1,7})")
 _STEP = re.compile(r"-(\d+_\d+)\.ckpt$")
 
 
-def read_index(files: dict[int, Path], strategy: Path, verify: bool = True) -> dict[str, Stored | Joined]:
+def read_index(ckpts: dict[int, Path], strategy: Path, verify: bool = True) -> dict[str, Stored | Joined]:
     """Return the whole tensors of a distributed checkpoint by its own names; no slice is read yet.
 
-    `files` are the ranks' CKPTs, `strategy` is a strategy file or a folder of them, `verify` is as in `ckpt`. Of equal
+    `ckpts` are the ranks' files, `strategy` is a strategy file or a folder of them, `verify` is as in `ckpt`. Of equal
     slices the lowest rank's is taken. A tensor that the strategy does not name is taken whole, which is said; the
     optimizer's state is not joined. Raises InputError, also for slices that are missing or do not fit together.
     """
     cut = read_strategy(strategy)
     covered = cut.stages * cut.ranks
-    if max(files) >= covered:
+    if max(ckpts) >= covered:
         raise InputError(
-            f"{files[max(files)].parent}: is there, but {strategy} describes {covered} ranks ({cut.stages} pipeline "
+            f"{ckpts[max(ckpts)].parent}: is there, but {strategy} describes {covered} ranks ({cut.stages} pipeline "
             f"stages of {cut.ranks}): with several stages, name the folder of every rank's strategy file"
         )
-    ranks = {rank: ckpt.read_index(file, verify).tensors for rank, file in files.items()}
-    return _join(min(files.items())[1].parent.parent, cut, ranks)
+    ranks = {rank: ckpt.read_index(file, verify).tensors for rank, file in ckpts.items()}
+    return _join(min(ckpts.items())[1].parent.parent, cut, ranks)
 
 
 def files(folder: Path) -> dict[int, Path]:
@@ -90,7 +90,8 @@ def slices_explained(path: Path | None, advice: str) -> Iterator[None]:
     try:
         yield
     except InputError as error:
-        folder = path and next((place for place in (path, *path.parents[:2]) if len(ranks_in(place)) > 1), None)
+        around = (path, *path.absolute().parents[:2]) if path else ()
+        folder = next((place for place in around if len(ranks_in(place)) > 1), None)
         if folder is None:
             raise
         place = folder.parent / "strategy"

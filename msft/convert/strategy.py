@@ -19,7 +19,7 @@ from msft.convert.stored import readable
 from msft.errors import InputError
 
 WHAT = "MindSpore strategy file"
-MAX_TEXT = 2**16
+MAX_TEXT = 1024
 _MERGED = re.compile(r"(\d{1,6})-(.+)")
 
 
@@ -66,6 +66,8 @@ def _different(path: Path) -> Iterator[Path]:
         files = sorted(path.glob("*.ckpt"))
         if not files:
             raise InputError(f"{path}: holds no strategy file (*.ckpt)")
+    elif path.suffix == ".json":
+        raise InputError(f"{path}: strategies saved as JSON are not read, save them as .ckpt")
     elif path.is_file():
         files = [path]
     else:

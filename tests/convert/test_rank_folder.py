@@ -3,6 +3,7 @@
 import math
 import os
 import shutil
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -199,6 +200,20 @@ def test_equal_slices_are_read_once_and_one_rank_of_them_is_enough(saved, arrays
     assert [piece.stored.file.parent.name for piece in pieces] == ["rank_1", "rank_2"]
 
 
+def test_one_tensor_and_one_slice_are_in_memory(tmp_path):
+    array, cut = np.ones((1024, 2048), np.float32), Cut([2, 2], [1, 0])
+    write_ckpts(tmp_path, {name: slices(array, cut) for name in ("a.b", "a.c")})
+    (tmp_path / "s.ckpt").write_bytes(strategy_bytes({"a.b": cut, "a.c": cut}))
+    source = opened(tmp_path, tmp_path / "s.ckpt")
+    tracemalloc.start()
+    try:
+        for name in ("a.b", "a.c"):
+            assert source.read(name).nbytes == array.nbytes
+        assert tracemalloc.get_traced_memory()[1] < 1.3 * array.nbytes
+    finally:
+        tracemalloc.stop()
+
+
 def test_missing_ranks_and_tensors_are_named(saved, arrays):
     folder, strategy = saved
     for rank in (0, 2):
@@ -281,6 +296,7 @@ def test_what_is_no_strategy(tmp_path, saved):
     for path, message in (
         (tmp_path / "empty", "holds no strategy file"),
         (tmp_path / "nowhere", "does not exist"),
+        (tmp_path / "s.json", "strategies saved as JSON are not read"),
         (tmp_path / "none.ckpt", "holds no parameter's layout"),
         (tmp_path / "only_stage.ckpt", "holds no parameter's layout"),
         (weights, "no MindSpore strategy file, or truncated or damaged"),
