@@ -142,7 +142,7 @@ def _holds_model(path: Path, names: list[str]) -> bool:
 
 def _ckpt_names(path: Path, strategy: Path | None = None) -> list[str]:
     if strategy is not None:
-        return list(rank_folder.read_index(rank_folder.files(path), strategy, verify=False))
+        return [name for file in rank_folder.files(path).values() for name in ckpt.read_index(file, False).tensors]
     if (path / CONFIG).is_file() or (path / checkpoint.STATE).is_file():
         return []
     kind, file = detect(path)
