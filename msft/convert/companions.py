@@ -5,6 +5,7 @@ from pathlib import Path
 from msft.convert import hf_folder
 from msft.convert import open as opening
 from msft.convert.detect import Kind, detect
+from msft.convert.rank_folder import ranks_in
 from msft.errors import InputError
 from msft.models.families import spec_from_hf
 from msft.models.llama import hf_config_from_mindformers
@@ -54,6 +55,8 @@ def find(config: Path | None, weights: Path) -> dict[str, bytes | Path]:
         names = [name for name in NAMES if (folder / name).is_file() and hf_folder.inside(folder.resolve(), name)]
         if names:
             return {name: folder / name for name in names}
+    if ranks_in(weights):  # a distributed checkpoint, maybe of several steps
+        return {}
     kind, file = detect(weights)
     if kind is Kind.GGUF:
         from msft.convert.gguf_tokenizer import tokenizer_files

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import shutil
 
 import numpy as np
@@ -62,6 +63,16 @@ def convert(source, target, *more) -> int:
     )
 
 
+def with_an_older_step(checkpoint, place):
+    """A copy of a distributed checkpoint in which each rank has a second, older CKPT."""
+    shutil.copytree(checkpoint, place)
+    for rank in place.iterdir():
+        [file] = rank.iterdir()
+        older = file.with_name(file.name.replace("1_2", "1_1"))
+        older.write_bytes(b"not read")
+        os.utime(older, (1000, 1000))
+
+
 def equal(left, right) -> bool:
     first, second = open_weights(left), open_weights(right)
     return first.tensors == second.tensors and all(
@@ -80,11 +91,7 @@ def test_convert_weight_gives_the_original_back(distributed, tiny_model, tmp_pat
 
 
 def test_the_config_and_the_tokenizer_are_found_beside_rank_0(distributed, tiny_model, tmp_path):
-    shutil.copytree(distributed[0], tmp_path / "place")
-    for rank in (tmp_path / "place").iterdir():  # a second step, of which the newest is taken
-        [file] = rank.iterdir()
-        shutil.copy(file, file.with_name(file.name.replace("1_2", "1_1")))
-        os.utime(file.with_name(file.name.replace("1_2", "1_1")), (1000, 1000))
+    with_an_older_step(distributed[0], tmp_path / "place")
     for name in ("config.json", "tokenizer.json"):
         shutil.copy(tiny_model / name, tmp_path / "place")
     assert convert(tmp_path / "place", tmp_path / "hf", "--reversed", KEY, distributed[1]) == 0
@@ -133,12 +140,16 @@ def test_a_damaged_slice_is_seen_before_the_result_is(distributed, tiny_model, t
 def test_a_recipe_loads_slices(distributed, write_recipe, tiny_model, tmp_path, capsys):
     """Full fine-tuning from slices goes through the same losses as from the whole model."""
     config = json.loads((tiny_model / "config.json").read_text())
+    with_an_older_step(distributed[0], tmp_path / "place")
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty" / "config.json").write_text(json.dumps(config))
     recipe = str(write_recipe(model__pet_config=None, model__pretrained=str(tmp_path / "empty"), auto_trans_ckpt=True))
     losses = []
     for number, words in enumerate(
-        (["--load_checkpoint", str(tiny_model)], ["--load_checkpoint", str(distributed[0]), KEY, str(distributed[1])])
+        (
+            ["--load_checkpoint", str(tiny_model)],
+            ["--load_checkpoint", str(tmp_path / "place"), KEY, str(distributed[1])],
+        )
     ):
         output = tmp_path / f"output-{number}"
         words = [*words, "--output_dir", str(output), "--runner_config.stop_step", "3"]
@@ -147,6 +158,17 @@ def test_a_recipe_loads_slices(distributed, write_recipe, tiny_model, tmp_path, 
         losses.append([record["loss"] for record in map(json.loads, lines) if "loss" in record])
     assert losses[0] == losses[1] and len(losses[0]) == 3
     assert "auto_trans_ckpt" in capsys.readouterr().err
+
+
+def test_the_next_command_after_lora_on_slices_works(distributed, write_recipe, tmp_path, capsys):
+    words = ["--load_checkpoint", str(distributed[0]), KEY, str(distributed[1]), "--runner_config.stop_step", "1"]
+    assert train([str(write_recipe()), *words]) == 0
+    said = capsys.readouterr()
+    [line] = [line for line in (said.out + said.err).splitlines() if line.startswith("next: ")]
+    command = shlex.split(line.removeprefix("next: "))
+    assert command[:4] == ["msft", "merge", "--model", str(distributed[0])]
+    assert merge(command[2:]) == 0
+    assert (tmp_path / "output" / "merged" / "model.safetensors").is_file()
 
 
 def test_a_recipe_refuses_slices_without_a_strategy(distributed, write_recipe, capsys):
