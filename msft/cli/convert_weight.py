@@ -12,7 +12,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def parser() -> guard.Parser:
-    """Return the command's parser: MindFormers' arguments, and `--config` and `--max_shard_size`."""
+    """Return the command's parser: MindFormers' arguments, and three more."""
     result = guard.Parser(
         prog="convert_weight",
         description="Convert Hugging Face, Meta or GGUF weights to a MindSpore CKPT with MindFormers' names, or back.",
@@ -22,6 +22,12 @@ def parser() -> guard.Parser:
     result.add_argument("--input_path", required=True, type=Path, help="a model folder, or a file in it")
     result.add_argument(
         "--output_path", required=True, type=Path, help="the CKPT, or with --reversed the folder to write"
+    )
+    result.add_argument(
+        "--src_strategy_path_or_dir",
+        type=Path,
+        metavar="PATH",
+        help="MindSpore's strategy file, or the folder of all, when --input_path has slices in rank_0, rank_1, ...",
     )
     result.add_argument("--dtype", choices=("fp32", "fp16", "bf16"), help="cast to this (default: keep the input's)")
     result.add_argument("--reversed", **flag, metavar="BOOL", help="write a Hugging Face folder")
@@ -41,6 +47,7 @@ def _convert(argv: Sequence[str]) -> None:
     from msft.convert.check import check_against
     from msft.convert.dtypes import WORDS
     from msft.convert.open import open_weights, sidecar, verifying
+    from msft.convert.rank_folder import KEY, lowest_file, slices_explained
     from msft.convert.weights import write_ckpt, write_hf_folder
     from msft.errors import InputError
     from msft.models.families import family
@@ -50,15 +57,18 @@ def _convert(argv: Sequence[str]) -> None:
     if words.reversed and words.qkv_concat:
         raise InputError("--qkv_concat is for CKPT files; a Hugging Face folder (--reversed) has no joined tensors")
     output = (folder_path if words.reversed else ckpt_path)(words.output_path, "--output_path")
-    spec = companions.load_spec(words.config, words.input_path)
+    strategy = words.src_strategy_path_or_dir
+    weights = lowest_file(words.input_path) if strategy else words.input_path
+    spec = companions.load_spec(words.config, weights)
     if spec.family != words.model:
         raise InputError(f"{words.input_path}: is a {spec.family} model, not {words.model} (--model)")
     dtype = WORDS.get(words.dtype)
-    with verifying(words.input_path) as verified:
-        source = open_weights(words.input_path, spec, verify=False)
-        check_against(spec, source)
+    with verifying(words.input_path, strategy) as verified:
+        with slices_explained(None if strategy else words.input_path, f"give --{KEY}"):
+            source = open_weights(words.input_path, spec, verify=False, strategy=strategy)
+            check_against(spec, source)
         if words.reversed:
-            files = companions.find(words.config, words.input_path)
+            files = companions.find(words.config, weights)
             size = write_hf_folder(source, spec, output, dtype, shard_bytes, files, verified=verified)
             names = "".join(f", {name}" for name in files)
             console.say(f"wrote {output}: {gigabytes(size)} of weights, config.json{names}")

@@ -21,6 +21,12 @@ def parser() -> guard.Parser:
     result.add_argument(
         "--adapter", required=True, type=Path, help="PEFT folder, or MindFormers' CKPT with LoRA tensors"
     )
+    result.add_argument(
+        "--src_strategy_path_or_dir",
+        type=Path,
+        metavar="PATH",
+        help="MindSpore's strategy file, or the folder of all, for --model and --adapter with rank_0, rank_1, ...",
+    )
     result.add_argument("--output_path", required=True, type=Path, help="the Hugging Face folder to write, or X.ckpt")
     result.add_argument("--dtype", choices=("fp32", "fp16", "bf16"), help="cast to this (default: keep the base's)")
     result.add_argument("--lora_alpha", type=float, help="alpha, for an adapter that does not say it (CKPT)")
@@ -41,25 +47,32 @@ def _merge(argv: Sequence[str]) -> None:
     from msft.convert.dtypes import WORDS
     from msft.convert.merged import MergedTensors
     from msft.convert.open import open_weights
+    from msft.convert.rank_folder import KEY, lowest_file, ranks_in, slices_explained
     from msft.convert.weights import write_ckpt, write_hf_folder
     from msft.errors import InputError
 
     shard_bytes = byte_size(words.max_shard_size, "--max_shard_size")
-    spec = companions.load_spec(words.config, words.model)
-    base = open_weights(words.model, spec)
-    check_against(spec, base)
-    config, weights = read_adapter(words.adapter, spec.family)
-    lora = adapter_lora(config, weights, str(words.adapter), words.lora_alpha)
+    dtype, strategy = WORDS.get(words.dtype), words.src_strategy_path_or_dir
+    of_model, of_adapter = (strategy if ranks_in(path) else None for path in (words.model, words.adapter))
+    if strategy and not of_model and not of_adapter:
+        raise InputError(f"--{KEY}: neither --model nor --adapter is a folder of rank_0, rank_1, ...")
+    model = lowest_file(words.model) if of_model else words.model
+    spec = companions.load_spec(words.config, model)
+    with slices_explained(None if strategy else words.model, f"give --{KEY}"):
+        base = open_weights(words.model, spec, strategy=of_model)
+        check_against(spec, base)
+    with slices_explained(None if strategy else words.adapter, f"give --{KEY}"):
+        config, weights = read_adapter(words.adapter, spec.family, of_adapter)
+        lora = adapter_lora(config, weights, str(words.adapter), words.lora_alpha)
+        merged = MergedTensors(base, lora, weights, str(words.adapter), dtype)
     if spec.tie_word_embeddings and HEAD.removesuffix(".weight") in lora.modules:
         raise InputError(
             f"{words.adapter}: tunes lm_head, which {words.model} shares with its embedding; cannot be merged"
         )
-    dtype = WORDS.get(words.dtype)
-    merged = MergedTensors(base, lora, weights, str(words.adapter), dtype)
     if words.output_path.suffix == ".ckpt":
         size = write_ckpt(merged, spec, ckpt_path(words.output_path, "--output_path"), dtype)
     else:
-        files = companions.find(words.config, words.model)
+        files = companions.find(words.config, model)
         size = write_hf_folder(merged, spec, folder_path(words.output_path, "--output_path"), dtype, shard_bytes, files)
     scale = f"alpha {lora.alpha:g} / rank {lora.rank}"
     console.say(f"wrote {words.output_path}: {gigabytes(size)}, {len(lora.modules)} modules merged with {scale}")

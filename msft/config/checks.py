@@ -140,6 +140,8 @@ def _missing_weights(recipe: Recipe) -> Iterator[tuple[str, str]]:
         yield "model.pretrained", f"{recipe.model.pretrained} is no Hugging Face folder (it has no config.json)"
     if recipe.load_checkpoint:
         yield from _missing("load_checkpoint", recipe.load_checkpoint)
+        if recipe.src_strategy_path_or_dir:
+            yield from _missing("src_strategy_path_or_dir", recipe.src_strategy_path_or_dir)
     elif recipe.run_mode != "train" and not recipe.resume_training and not weights(recipe):
         yield "load_checkpoint", f"run_mode {recipe.run_mode} needs weights (name them here or with --load_checkpoint)"
     if recipe.processor.tokenizer.vocab_file:

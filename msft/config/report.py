@@ -76,3 +76,5 @@ def _outvoted(recipe: Recipe) -> Iterator[tuple[Keys, str]]:
         yield ("context", "device_target"), f"device ({recipe.device}) wins"
     if config and config.checkpoint_name_or_path and recipe.load_checkpoint:
         yield ("model", "model_config", "checkpoint_name_or_path"), "load_checkpoint wins"
+    if recipe.src_strategy_path_or_dir and not recipe.load_checkpoint:
+        yield ("src_strategy_path_or_dir",), "it joins the slices of load_checkpoint, which is not set"

@@ -17,7 +17,7 @@ Graphs = Annotated[Any, Unused("MindSpore's graph compiler is left at its defaul
 Memory = Annotated[Any, Unused("memory is left to the framework")]
 Layout = Annotated[Any, Unused("parallel_config.data_parallel and model_parallel say how processes share the work")]
 Whole = Annotated[Any, Unused("the result is the same: what is not cut is whole on every process")]
-Slices = Annotated[Any, Unused("weights are read in any layout without transforming them first")]
+Slices = Annotated[Any, Unused("load_checkpoint is always joined and cut anew for this run")]
 Hub = Annotated[Any, Unused("nothing is uploaded")]
 Images = Annotated[Any, Unused("it is for image models")]
 
@@ -145,6 +145,7 @@ class Recipe(Block):
     seed: Count = 0
     output_dir: Annotated[str, Field(min_length=1)] = "./output"
     load_checkpoint: str = ""
+    src_strategy_path_or_dir: str = ""
     resume_training: Annotated[bool | str, BeforeValidator(_resume)] = False
     use_parallel: Switch = False
     hang_timeout: Count = 1200
@@ -190,7 +191,6 @@ class Recipe(Block):
     resume_by_last_timestamp_ckpt: Annotated[Any, Unused("the newest whole checkpoint is taken")] = None
     adapter_id: Annotated[Any, Unused("one adapter at a time")] = None
     save_file: Annotated[Any, Unused("predictions are written to output_dir")] = None
-    src_strategy_path_or_dir: Slices = None
     auto_trans_ckpt: Slices = None
     transform_process_num: Slices = None
     transform_by_rank: Slices = None

@@ -11,11 +11,12 @@ from pathlib import Path
 import numpy as np
 
 from msft.backend.contract import Lora
-from msft.convert import ckpt, safetensors_file
+from msft.convert import ckpt, rank_folder, safetensors_file
 from msft.convert.detect import Kind, detect
 from msft.convert.dtypes import FLOATS, Cast
 from msft.convert.hf_folder import read_json
-from msft.convert.source import TensorInfo
+from msft.convert.joined import JoinedTensors
+from msft.convert.source import TensorInfo, TensorSource
 from msft.convert.stored import Stored, StoredTensors, readable
 from msft.errors import InputError, did_you_mean
 from msft.files import atomic_path, write_json
@@ -27,18 +28,21 @@ CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _FACTOR = re.compile(re.escape(PEFT_PREFIX) + r"(.+)\.lora_([AB])\.weight")
 
 
-def read_adapter(path: str | os.PathLike, family_name: str = "llama") -> tuple[dict, dict[str, np.ndarray]]:
+def read_adapter(
+    path: str | os.PathLike, family_name: str = "llama", strategy: Path | None = None
+) -> tuple[dict, dict[str, np.ndarray]]:
     """Return an adapter's config and its tensors under PEFT's file names.
 
     `path` is a PEFT folder, or a CKPT of MindFormers (or a folder with one) that holds LoRA tensors, with or without
-    the base model's; a CKPT knows no alpha, so `lora_alpha` is None in its config. Raises InputError.
+    the base model's; a CKPT knows no alpha, so `lora_alpha` is None in its config. With `strategy` (as in
+    `open_weights`) it is the parent of `rank_0`, `rank_1`, ... Raises InputError.
     """
     path = Path(path)
     with readable(path):
         if (path / CONFIG).is_file():
             config, source = read_json(path / CONFIG), StoredTensors(_read_peft_index(path))
         else:
-            config, source = _open_ckpt(path, family_name)
+            config, source = _open_ckpt(path, family_name, strategy)
     weights = {name: source.read(name) for name in source.tensors}
     adapter_lora(config, weights, str(path))
     return config, weights
@@ -155,21 +159,25 @@ def _read_peft_index(folder: Path) -> dict[str, Stored]:
     raise InputError(f"{folder}: has {CONFIG} but no {WEIGHTS}")
 
 
-def _open_ckpt(path: Path, family_name: str) -> tuple[dict, StoredTensors]:
-    kind, file = detect(path)
-    if kind is not Kind.CKPT:
-        raise InputError(f"{path}: is no LoRA adapter (a PEFT folder with {CONFIG}, or a CKPT with LoRA tensors)")
+def _open_ckpt(path: Path, family_name: str, strategy: Path | None) -> tuple[dict, TensorSource]:
+    if strategy is not None:
+        file, entries = path, rank_folder.read_index(rank_folder.files(path), strategy)
+    else:
+        kind, file = detect(path)
+        if kind is not Kind.CKPT:
+            raise InputError(f"{path}: is no LoRA adapter (a PEFT folder with {CONFIG}, or a CKPT with LoRA tensors)")
+        entries = ckpt.read_index(file).tensors
     model = family(family_name)
     stored = {
         mindformers_to_peft(name, model): entry
-        for name, entry in ckpt.read_index(file).tensors.items()
+        for name, entry in entries.items()
         if is_mindformers_adapter(name) and not name.startswith(("adam_m.", "adam_v."))
     }
     if not stored:
         raise InputError(f"{file}: holds no LoRA tensors (mindpet_delta_lora_a and _b)")
     modules = sorted({_FACTOR.fullmatch(name)[1].rsplit(".", 1)[-1] for name in stored})
     config = {"peft_type": "LORA", "r": None, "lora_alpha": None, "lora_dropout": 0.0, "target_modules": modules}
-    return config, StoredTensors(stored)
+    return config, JoinedTensors(stored)
 
 
 def _refuse_unsupported(config: dict, where: str) -> None:

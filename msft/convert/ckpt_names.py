@@ -3,7 +3,8 @@
 from types import ModuleType
 
 from msft import console
-from msft.convert.stored import Stored, rows
+from msft.convert.joined import Joined, rows
+from msft.convert.stored import Stored
 from msft.errors import InputError
 from msft.models.adapters import is_mindformers_adapter
 from msft.models.families import family
@@ -13,20 +14,20 @@ from msft.models.spec import ModelSpec
 _STATE_PREFIXES = ("adam_m.", "adam_v.", "moment1.", "moment2.", "moments.", "accu_grads.")
 
 
-def are_mindformers(stored: dict[str, Stored]) -> bool:
+def are_mindformers(stored: dict[str, Stored | Joined]) -> bool:
     """Whether tensors carry MindFormers' names (a CKPT's, or a safetensors file's that MindSpore wrote)."""
     marks = (".tok_embeddings.embedding_weight", ".attention.w", ".feed_forward.w", ".attention_norm.")
     return any(mark in name for name in stored for mark in marks) and not any(".self_attn." in name for name in stored)
 
 
-def canonical(stored: dict[str, Stored], spec: ModelSpec | None, where: str) -> dict[str, Stored]:
+def canonical(stored: dict[str, Stored | Joined], spec: ModelSpec | None, where: str) -> dict[str, Stored | Joined]:
     """Return a CKPT's model tensors by canonical name.
 
     `spec` is needed only to split `w_qkv`. What is left out (optimizer and trainer state, adapters) is said.
     Raises InputError when two tensors get the same name.
     """
     model = family(spec.family if spec else MODEL_TYPE)
-    result: dict[str, Stored] = {}
+    result: dict[str, Stored | Joined] = {}
     state, adapters = 0, 0
     for name, entry in stored.items():
         if is_mindformers_adapter(name):
@@ -45,13 +46,20 @@ def canonical(stored: dict[str, Stored], spec: ModelSpec | None, where: str) -> 
     return result
 
 
-def is_trainer_state(name: str, entry: Stored) -> bool:
+def is_trainer_state(name: str, entry: Stored | Joined) -> bool:
     """Whether a CKPT's tensor is an optimizer moment or a counter (a single number without a path)."""
     counter = "." not in name and sum(entry.info.shape) <= 1
     return counter or name.startswith(_STATE_PREFIXES)
 
 
-def _renamed(name: str, entry: Stored, model: ModuleType, spec: ModelSpec | None, where: str) -> dict[str, Stored]:
+def is_concatenated(name: str) -> bool:
+    """Whether a CKPT's tensor is several matrices in one (`qkv_concat`)."""
+    return any(f".{cell}." in name for cell in family(MODEL_TYPE).CONCATENATED)
+
+
+def _renamed(
+    name: str, entry: Stored | Joined, model: ModuleType, spec: ModelSpec | None, where: str
+) -> dict[str, Stored | Joined]:
     for cell, modules in model.CONCATENATED.items():
         if f".{cell}." in name:
             names = [name.replace(f".{cell}.", f".{module}.") for module in modules]
@@ -63,7 +71,7 @@ def _renamed(name: str, entry: Stored, model: ModuleType, spec: ModelSpec | None
     return {model.from_mindformers(name): entry}
 
 
-def _split_sizes(name: str, entry: Stored, parts: int, spec: ModelSpec | None, where: str) -> list[int]:
+def _split_sizes(name: str, entry: Stored | Joined, parts: int, spec: ModelSpec | None, where: str) -> list[int]:
     total = entry.info.shape[0] if entry.info.shape else 0
     if parts == 2:
         sizes = [total // 2, total // 2]

@@ -5,6 +5,7 @@ from pathlib import Path
 from msft.convert import hf_folder
 from msft.convert import open as opening
 from msft.convert.detect import Kind, detect
+from msft.convert.rank_folder import ranks_in
 from msft.errors import InputError
 from msft.models.families import spec_from_hf
 from msft.models.llama import hf_config_from_mindformers
@@ -45,14 +46,17 @@ def load_spec(config: Path | None, weights: Path) -> ModelSpec:
 def find(config: Path | None, weights: Path) -> dict[str, bytes | Path]:
     """Return the tokenizer's and generation's files for a new model folder, by name.
 
-    They are taken from the folder of `config` if it has any, else from beside the weights; a GGUF's are made
-    from its metadata.
+    They are taken from the folder of `config` if it has any, else from beside the weights or their
+    `rank_0`; a GGUF's are made from its metadata.
     """
     folders = [place if place.is_dir() else place.parent for place in (config, weights) if place is not None]
+    folders += [folder.parent for folder in folders if folder.name.startswith("rank_")]
     for folder in folders:
         names = [name for name in NAMES if (folder / name).is_file() and hf_folder.inside(folder.resolve(), name)]
         if names:
             return {name: folder / name for name in names}
+    if ranks_in(weights):  # a distributed checkpoint, maybe of several steps
+        return {}
     kind, file = detect(weights)
     if kind is Kind.GGUF:
         from msft.convert.gguf_tokenizer import tokenizer_files

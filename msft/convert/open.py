@@ -5,8 +5,9 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from msft.convert import ckpt, ckpt_names, gguf_file, hf_folder, meta, safetensors_file, torch_file
+from msft.convert import ckpt, ckpt_names, gguf_file, hf_folder, meta, rank_folder, safetensors_file, torch_file
 from msft.convert.detect import Kind, detect, is_companion
+from msft.convert.joined import Joined, JoinedTensors
 from msft.convert.source import TensorSource
 from msft.convert.stored import Stored, StoredTensors, readable
 from msft.errors import InputError
@@ -17,16 +18,23 @@ from msft.models.spec import ModelSpec
 SMALL_BYTES = 64 * 2**20
 
 
-def open_weights(path: str | os.PathLike, spec: ModelSpec | None = None, verify: bool = True) -> TensorSource:
+def open_weights(
+    path: str | os.PathLike, spec: ModelSpec | None = None, verify: bool = True, strategy: Path | None = None
+) -> TensorSource:
     """Open a model's weights under Hugging Face's names.
 
     `path` is an HF folder (safetensors or `.bin`, one file or shards), a file in it, a MindSpore CKPT, a folder with
     one CKPT, Meta's folder, or a GGUF file. `spec` is needed only to split a CKPT's `w_qkv`; without it the
     config beside the file is used. Raises InputError naming file and tensor. Nothing but headers is read, except
     that the CRC of a CKPT (unless `verify` is False, see `verifying`) or a file of torch.save, where present, is
-    verified.
+    verified. With `strategy` (MindSpore's strategy file or a folder of them) `path` is the parent of `rank_0`,
+    `rank_1`, ..., whose slices are joined.
     """
     with readable(path):
+        if strategy is not None:
+            files = rank_folder.files(Path(path))
+            entries = rank_folder.read_index(files, strategy, verify)
+            return JoinedTensors(_canonical(entries, spec, min(files.items())[1]))
         kind, file = detect(path)
         if kind is Kind.META:
             return meta.open_folder(file)
@@ -36,17 +44,17 @@ def open_weights(path: str | os.PathLike, spec: ModelSpec | None = None, verify:
 
 
 @contextlib.contextmanager
-def verifying(path: str | os.PathLike):
-    """Verify the CRC of the weights at a path, if they are a CKPT: a large one in a thread while the body reads it.
+def verifying(path: str | os.PathLike, strategy: Path | None = None):
+    """Verify the CRC of the weights at a path, if they are CKPTs: large ones in a thread while the body reads them.
 
     Yields a function that waits for the end and raises InputError for damage: call it before a result is shown to
-    anybody. Damage is raised in place of what the body raised because of it.
+    anybody. Damage is raised in place of what the body raised because of it. `strategy` is as in `open_weights`.
     """
     with readable(path):
-        kind, file = detect(path)
-        size = file.stat().st_size
+        files = list(rank_folder.files(Path(path)).values()) if strategy else _ckpts(path)
+        size = sum(file.stat().st_size for file in files)
     with ThreadPoolExecutor(1) as thread:
-        verified = thread.submit(_verify, kind, file)
+        verified = thread.submit(_verify, files)
         if size < SMALL_BYTES:
             verified.result()
         try:
@@ -104,13 +112,18 @@ def _read_index(kind: Kind, file: Path, verify: bool) -> dict[str, Stored]:
     return (torch_file if kind is Kind.TORCH else safetensors_file).read_index(file)
 
 
-def _verify(kind: Kind, file: Path) -> None:
-    if kind is Kind.CKPT:
+def _ckpts(path: str | os.PathLike) -> list[Path]:
+    kind, file = detect(path)
+    return [file] if kind is Kind.CKPT else []
+
+
+def _verify(files: list[Path]) -> None:
+    for file in files:
         with readable(file):
             ckpt.verify(file)
 
 
-def _canonical(stored: dict[str, Stored], spec: ModelSpec | None, file: Path) -> dict[str, Stored]:
+def _canonical(stored: dict[str, Stored | Joined], spec: ModelSpec | None, file: Path) -> dict[str, Stored | Joined]:
     if not ckpt_names.are_mindformers(stored):
         return stored
     config = find_config(file)

@@ -1,4 +1,4 @@
-"""As much of the protobuf wire format as MindSpore's CKPT needs.
+"""As much of the protobuf wire format as MindSpore's CKPT and strategy files need.
 
 Format: https://protobuf.dev/programming-guides/encoding
 """
@@ -28,10 +28,17 @@ def key(field: int, wire_type: int) -> bytes:
 
 
 class Message:
-    """A message that lies between two offsets of a file; everything in it must fit there."""
+    """A message that lies between two offsets of a file; everything in it must fit there.
 
-    def __init__(self, path: Path, file: BinaryIO, start: int, end: int):
-        self.path, self.file, self.start, self.end = path, file, start, end
+    `what` the file should be is named when it is damaged.
+    """
+
+    def __init__(self, path: Path, file: BinaryIO, start: int, end: int, what: str = "MindSpore CKPT"):
+        self.path, self.file, self.start, self.end, self.what = path, file, start, end, what
+
+    def inside(self, start: int, end: int) -> "Message":
+        """Return the message that is a field's content between two offsets."""
+        return Message(self.path, self.file, start, end, self.what)
 
     def fields(self, varints: tuple[int, ...] = ()) -> Iterator[tuple[int, int, int]]:
         """Yield (field number, offset, end) of each field's content; only fields named in `varints` may be varints.
@@ -48,9 +55,9 @@ class Message:
             elif wire_type == VARINT and number in varints:
                 _, stop = self.varint(position)
             else:
-                raise self._damaged(position)
+                raise self.damaged(position)
             if stop > self.end:
-                raise self._damaged(position)
+                raise self.damaged(position)
             yield number, position, stop
             position = stop
 
@@ -65,7 +72,7 @@ class Message:
             number |= (byte[0] & 127) << 7 * index
             if byte[0] < 128:
                 return number, position + index + 1
-        raise self._damaged(position)
+        raise self.damaged(position)
 
     def varints(self, position: int, stop: int) -> list[int]:
         """Return the varints between two offsets: one for a plain field, several for a packed one."""
@@ -74,18 +81,19 @@ class Message:
             number, position = self.varint(position)
             numbers.append(number)
             if len(numbers) > 32:
-                raise self._damaged(position)
+                raise self.damaged(position)
         return numbers
 
     def text(self, position: int, stop: int, limit: int) -> str:
         """Return the UTF-8 text between two offsets; raises InputError above `limit` bytes."""
         self.file.seek(position)
         if stop - position > limit:
-            raise self._damaged(position)
+            raise self.damaged(position)
         try:
             return self.file.read(stop - position).decode("utf-8")
         except UnicodeDecodeError:
-            raise self._damaged(position) from None
+            raise self.damaged(position) from None
 
-    def _damaged(self, position: int) -> InputError:
-        return InputError(f"{self.path}: no MindSpore CKPT, or truncated or damaged (byte {position})")
+    def damaged(self, position: int) -> InputError:
+        """Return the error that says where the file is not what it should be."""
+        return InputError(f"{self.path}: no {self.what}, or truncated or damaged (byte {position})")

@@ -22,6 +22,7 @@ PLACES = {
     "device",
     "output_dir",
     "load_checkpoint",
+    "src_strategy_path_or_dir",
     "model.pretrained",
     "model.model_config.checkpoint_name_or_path",
     "train_dataset.data_loader.dataset_dir",

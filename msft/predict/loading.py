@@ -15,9 +15,13 @@ from msft.convert import companions
 from msft.convert.adapter import adapter_lora, check_adapter, read_adapter
 from msft.convert.check import check_against
 from msft.convert.open import open_weights
+from msft.convert.rank_folder import KEY, slices_explained
 from msft.data.tokenizers import Tokenizer, open_tokenizer
 from msft.errors import InputError
 from msft.models.spec import ModelSpec
+
+# What to do with a distributed checkpoint's slices, which are not joined here.
+JOINING = f"join them with msft convert_weight or merge --{KEY}"
 
 
 def load_spec(model: Path) -> ModelSpec:
@@ -52,8 +56,9 @@ def load_engine(
     `backend` None takes mindspore if it is installed, else torch. `lora_alpha` overrules the adapter's own.
     Raises InputError for weights that do not fit and for what the device cannot do.
     """
-    source = open_weights(model, spec)
-    check_against(spec, source)
+    with slices_explained(model, JOINING):
+        source = open_weights(model, spec)
+        check_against(spec, source)
     tuning, factors = Tuning(), {}
     if adapter:
         lora, factors = _read_adapter(adapter, spec, lora_alpha)
@@ -76,11 +81,12 @@ def load_engine(
 
 
 def _read_adapter(path: Path, spec: ModelSpec, alpha: float | None) -> tuple[Lora, dict[str, np.ndarray]]:
-    config, factors = read_adapter(path, spec.family)
-    lora = adapter_lora(config, factors, str(path), alpha)
+    with slices_explained(path, JOINING):
+        config, factors = read_adapter(path, spec.family)
+        lora = adapter_lora(config, factors, str(path), alpha)
+        check_adapter(lora, factors, spec, str(path))
     if not math.isfinite(lora.alpha):
         raise InputError(f"{path}: does not say its alpha; give --lora_alpha")
-    check_adapter(lora, factors, spec, str(path))
     return lora, factors
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from msft import console
 from msft.convert.hf_folder import weights_file
+from msft.convert.rank_folder import KEY
 from msft.files import write_json
 from msft.train import health, outputs, plot, tensorboard
 from msft.train.loop import Progress
@@ -94,11 +95,14 @@ def _tell(prepared: Prepared, summary: dict, adapter: Path | None, model: Path |
 
 def next_command(prepared: Prepared, adapter: Path | None, model: Path | None) -> str:
     """Return the command that uses what was trained: generate where a Hugging Face folder is at hand, else merge."""
-    base = model or prepared.weights.path
+    base, strategy = model or prepared.weights.path, prepared.recipe.src_strategy_path_or_dir
     words = ["msft", "generate", "--model", str(base)]
     if adapter and not (base.is_dir() and weights_file(base)):
-        config = prepared.output_dir / outputs.RECIPE
+        block = prepared.recipe.model
+        config = prepared.output_dir / outputs.RECIPE if block.config else block.pretrained
         words = ["msft", "merge", "--model", str(base), "--adapter", str(adapter), "--config", str(config)]
+        if strategy and base == Path(prepared.recipe.load_checkpoint):
+            words += [f"--{KEY}", strategy]
         return shlex.join([*words, "--output_path", str(prepared.output_dir / "merged")])
     if adapter:
         words += ["--adapter", str(adapter)]

@@ -1,6 +1,5 @@
 """Where a run's weights come from: `load_checkpoint`, `model.pretrained`, or random numbers from the seed."""
 
-import contextlib
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -9,7 +8,7 @@ import numpy as np
 from msft.backend.contract import Lora
 from msft.config.schema import Recipe
 from msft.config.schema_model import PetConfig
-from msft.convert import adapter, ckpt
+from msft.convert import adapter, ckpt, rank_folder
 from msft.convert.adapter import CONFIG, adapter_lora, read_adapter
 from msft.convert.check import check_against
 from msft.convert.detect import Kind, detect
@@ -53,26 +52,26 @@ def open_all(recipe: Recipe, spec: ModelSpec, resumed: Path | None) -> Weights:
     """Return the weights that a recipe names, checked against the model's tensors; no base tensor is read yet.
 
     `load_checkpoint` may be a Hugging Face folder, a CKPT, a PEFT folder, a checkpoint (or a folder of them), or the
-    parent of MindFormers' `rank_0`; the base tensors of a checkpoint of parts take the place of those that the recipe
-    names. `resumed` is the checkpoint that the run goes on from: its own model is the base when the recipe names none.
-    Raises InputError for weights that do not fit, and when there are none although `run_mode` needs some.
+    parent of MindFormers' `rank_0`: with `src_strategy_path_or_dir` the ranks' slices are joined. The base tensors of a
+    checkpoint of parts take the place of those that the recipe names. `resumed` is the checkpoint that the run goes on
+    from: its own model is the base when the recipe names none. Raises InputError for weights that do not fit, and when
+    there are none although `run_mode` needs some.
     """
-    given, ranks = located(Path(recipe.load_checkpoint)) if recipe.load_checkpoint else (None, 0)
-    with _slices_explained(given, ranks):
-        return _open(recipe, spec, resumed, given)
-
-
-def _open(recipe: Recipe, spec: ModelSpec, resumed: Path | None, given: Path | None) -> Weights:
+    given = Path(recipe.load_checkpoint) if recipe.load_checkpoint else None
+    strategy = Path(recipe.src_strategy_path_or_dir) if recipe.src_strategy_path_or_dir else None
+    if given and strategy is None:
+        given = located(given)
     base_path = _base_without(recipe)
     adapter_path = None
     if given and (given / checkpoint.STATE).is_file():
         _check_whole(given)
-    if given and _holds_adapter(given):
+    names = _ckpt_names(given, strategy) if given else []
+    if given and _holds_adapter(given, names):
         adapter_path = given
-        base_path = given if _holds_model(given) else base_path
+        base_path = given if _holds_model(given, names) else base_path
     elif given and not is_sliced(given):
         base_path = given
-    if base_path is None and resumed and _holds_model(resumed):
+    if base_path is None and resumed and _holds_model(resumed, _ckpt_names(resumed)):
         base_path = resumed
     sliced = given or (resumed if base_path is None else None)
     parts = base_parts(sliced)
@@ -82,16 +81,18 @@ def _open(recipe: Recipe, spec: ModelSpec, resumed: Path | None, given: Path | N
         if parts:
             why = f"{sliced} has {len(parts)} tensors of the model alone"
         raise InputError(f"{recipe.name}: {why}: name the base weights in model.pretrained or checkpoint_name_or_path")
-    base = open_weights(base_path, spec) if base_path else RandomWeights(spec, recipe.seed)
-    if parts:
-        base, base_path = Overlay(base, parts), None
-    found = Weights(base, base_path, parts=sliced if parts else None)
-    check_against(spec, base)
-    if adapter_path is None:
-        return found
-    config, factors = read_adapter(adapter_path, spec.family)
-    lora = adapter_lora(config, factors, str(adapter_path))
-    adapter.check_adapter(lora, factors, spec, str(adapter_path))
+    with rank_folder.slices_explained(None if strategy else given, f"name {rank_folder.KEY}"):
+        of_base = strategy if base_path == given else None
+        base = open_weights(base_path, spec, strategy=of_base) if base_path else RandomWeights(spec, recipe.seed)
+        if parts:
+            base, base_path = Overlay(base, parts), None
+        check_against(spec, base)
+        found = Weights(base, base_path, parts=sliced if parts else None)
+        if adapter_path is None:
+            return found
+        config, factors = read_adapter(adapter_path, spec.family, strategy)
+        lora = adapter_lora(config, factors, str(adapter_path))
+        adapter.check_adapter(lora, factors, spec, str(adapter_path))
     return replace(found, adapter=lora, factors=factors, adapter_path=adapter_path)
 
 
@@ -131,22 +132,6 @@ def with_alpha(weights: Weights, pet: PetConfig | None, where: str) -> Lora:
     return replace(weights.adapter, alpha=pet.lora_alpha)
 
 
-@contextlib.contextmanager
-def _slices_explained(given: Path | None, ranks: int):
-    """When the first rank's file does not fit, say that it may be a slice."""
-    try:
-        yield
-    except InputError as error:
-        if ranks < 2:
-            raise
-        raise InputError(
-            f"load_checkpoint: {given.parent.parent} holds files of {ranks} ranks and the first rank's are no whole "
-            "tensors; slices are not joined here: join them in MindFormers (auto_trans_ckpt, or mindspore's "
-            "transform_checkpoints) and name the result",
-            *error.problems,
-        ) from error
-
-
 def _base_without(recipe: Recipe) -> Path | None:
     """The base weights that the recipe names apart from `load_checkpoint`."""
     named = recipe.model.config.checkpoint_name_or_path if recipe.model.config else recipe.model.pretrained
@@ -159,17 +144,19 @@ def _check_whole(folder: Path) -> None:
         raise InputError(*(f"load_checkpoint: {problem}" for problem in problems))
 
 
-def _holds_adapter(path: Path) -> bool:
-    return (path / CONFIG).is_file() or any(map(is_mindformers_adapter, _ckpt_names(path)))
+def _holds_adapter(path: Path, names: list[str]) -> bool:
+    return (path / CONFIG).is_file() or any(map(is_mindformers_adapter, names))
 
 
-def _holds_model(path: Path) -> bool:
+def _holds_model(path: Path, names: list[str]) -> bool:
     if path.is_dir() and weights_file(path):
         return True
-    return any(not is_mindformers_adapter(name) and "." in name for name in _ckpt_names(path))
+    return any(not is_mindformers_adapter(name) and "." in name for name in names)
 
 
-def _ckpt_names(path: Path) -> list[str]:
+def _ckpt_names(path: Path, strategy: Path | None = None) -> list[str]:
+    if strategy is not None:
+        return [name for file in rank_folder.files(path).values() for name in ckpt.read_index(file, False).tensors]
     if (path / CONFIG).is_file() or (path / checkpoint.STATE).is_file():
         return []
     kind, file = detect(path)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import strategies as st
 
-from msft.convert import ckpt, companions, safetensors_file, torch_file, torch_pickle
+from msft.convert import ckpt, companions, safetensors_file, strategy, torch_file, torch_pickle
 from msft.convert.dtypes import Cast
 from msft.convert.gguf_header import read_header
 from msft.convert.open import open_weights, read_spec
@@ -80,6 +80,71 @@ def read_ckpt(path):
 @short_and_long(200, 3000)
 def test_ckpt(tmp_path, count):
     try_all(count, ckpts(), lambda data: survive(read_ckpt, tmp_path / "x.ckpt", data))
+
+
+MINUS_1 = 2**64 - 1  # as a varint
+
+
+def numbers(*values: int) -> bytes:
+    return b"".join(key(1, 0) + varint(value) for value in values)
+
+
+PLACES = ("start", "stage", "sizes", "dims", "axes", "uneven", "field", "shards", "wire", "name", "length", "end")
+
+
+@st.composite
+def strategies(draw) -> bytes:
+    """Strategy files for two parameters, sound ones or with anything in one kind of place."""
+    odd = draw(st.sampled_from(["", "", *PLACES]))
+
+    def one(place, sound, other):
+        return draw(other if place == odd else st.sampled_from(sound))
+
+    data = one("start", [b"\x08\x01"], st.sampled_from([b"", b"\x0a\x00"]))
+    for _ in range(2):
+        stage = one("stage", [0], st.sampled_from([0, 1, 2**40]))
+        data += field(2, field(1, b"MatMul") + field(2, key(1, 0) + varint(stage)))
+    for sound in (b"a.b", b"a.c"):
+        axes = one("axes", [1], st.integers(0, 3))
+        sizes = one("sizes", [(2, 2), (1, 4)], st.lists(st.sampled_from([1, 2, 4, 0, 2**20, 2**63]), max_size=3))
+        dims = [(0, MINUS_1), (MINUS_1, 0), (MINUS_1, MINUS_1)]
+        dims = one("dims", dims, st.lists(st.sampled_from([0, 1, 2, MINUS_1, 2**62]), max_size=3))
+        step, size = one("shards", [(0, 0), (1, 0)], st.tuples(number, number))
+        layouts = [field(1, numbers(*sizes)), *[field(2, numbers(*dims))] * axes]
+        layouts += [field(3, numbers(*one("uneven", [()], st.just((1, 3))))), field(4, b"")]
+        for index, value in ((5, one("field", [0], number)), (6, step), (7, size)):
+            layouts.append(key(index, one("wire", [0], st.sampled_from([0, 1, 2]))) + varint(value))
+        name = one("name", [sound], st.sampled_from([b"a.b", b"1-a.b", b"999999-a.b", b"\xff", b"x" * 70000]))
+        data += field(3, field(1, name) + field(2, b"".join(layouts), one("length", [None], number)))
+    return data + one("end", [b""], st.binary(max_size=3))
+
+
+@short_and_long(200, 3000)
+def test_strategies(tmp_path, count):
+    """A strategy file is refused, or what it makes of a folder of four ranks is no larger than the folder."""
+    path, folder = tmp_path / "s.ckpt", tmp_path / "ranks"
+    content = np.arange(6, dtype=np.float32).reshape(2, 3)
+    for rank in range(4):
+        (folder / f"rank_{rank}").mkdir(parents=True)
+        with open(folder / f"rank_{rank}" / "x.ckpt", "wb") as file:
+            writer = ckpt.CkptWriter(file)
+            for name in ("a.b", "a.c"):
+                writer.add(name, TensorInfo((2, 3), "float32"), Cast(None).pieces(name, content))
+            writer.close()
+    accepted = 0
+
+    def check(data):
+        nonlocal accepted
+        path.write_bytes(data)
+        with little_memory():
+            result_or_error(lambda: strategy.read_strategy(path), str(path))
+            source = result_or_error(lambda: open_weights(folder, strategy=path), str(tmp_path))
+            if source:
+                accepted += 1
+                assert all(source.read(name).nbytes <= 4 * content.nbytes for name in source.tensors)
+
+    try_all(count, strategies(), check)
+    assert accepted > count / 100, "too few strategies are sound: the test tries nothing"
 
 
 values = st.recursive(

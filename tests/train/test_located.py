@@ -31,7 +31,7 @@ def rank_0(tmp_path):
 
 def test_the_file_that_meta_names(rank_0):
     (rank_0 / "meta.json").write_text(json.dumps({"last_ckpt_file": "b_rank_0-1_9.ckpt"}))
-    assert located(rank_0.parent) == (rank_0 / "b_rank_0-1_9.ckpt", 1)
+    assert located(rank_0.parent) == rank_0 / "b_rank_0-1_9.ckpt"
 
 
 @pytest.mark.parametrize("meta", [None, "", "[]", '{"last_ckpt_file": 3}', '{"last_ckpt_file": "../../x.ckpt"}'])
@@ -39,7 +39,7 @@ def test_else_the_newest(rank_0, meta, capsys):
     (rank_0.parent.parent / "x.ckpt").write_text("outside")
     if meta is not None:
         (rank_0 / "meta.json").write_text(meta)
-    assert located(rank_0.parent) == (rank_0 / "a_rank_0-1_10.ckpt", 1)
+    assert located(rank_0.parent) == rank_0 / "a_rank_0-1_10.ckpt"
     assert ("names no file here" in capsys.readouterr().err) == (meta is not None)
 
 
@@ -55,9 +55,9 @@ def test_a_folder_of_checkpoints_is_its_newest_whole_one(tmp_path, capsys):
         (checkpoints / f"step-{step}").mkdir(parents=True)
         (checkpoints / f"step-{step}" / "x").write_text("x")
         manifest.write(checkpoints / f"step-{step}")
-    assert located(checkpoints) == located(tmp_path) == (checkpoints / "step-8", 0)
+    assert located(checkpoints) == located(tmp_path) == checkpoints / "step-8"
     (checkpoints / "step-8" / "x").unlink()
-    assert located(checkpoints) == (checkpoints / "step-4", 0)
+    assert located(checkpoints) == checkpoints / "step-4"
     (checkpoints / "step-4" / "x").unlink()
     with pytest.raises(InputError, match="holds no whole checkpoint"):
         located(tmp_path)
@@ -65,8 +65,8 @@ def test_a_folder_of_checkpoints_is_its_newest_whole_one(tmp_path, capsys):
 
 
 def test_anything_else_is_itself(tmp_path, tiny_model):
-    assert located(tiny_model) == (tiny_model, 0)
-    assert located(tmp_path / "nowhere") == (tmp_path / "nowhere", 0)
+    assert located(tiny_model) == tiny_model
+    assert located(tmp_path / "nowhere") == tmp_path / "nowhere"
 
 
 def ranks_of(folder, spec, halved):
@@ -99,5 +99,6 @@ def test_whole_tensors_of_several_ranks_are_read_slices_are_refused(tmp_path, wr
     sliced = ranks_of(tmp_path / "sliced", spec, halved=True)
     with pytest.raises(InputError) as caught:
         opened(sliced)
-    assert f"{sliced} holds files of 2 ranks" in str(caught.value) and "slices are not joined here" in str(caught.value)
+    assert f"{sliced}: holds files of 2 ranks, and one rank's alone do not fit" in str(caught.value)
+    assert "name src_strategy_path_or_dir" in str(caught.value)
     assert "'model.layers.0.self_attn.q_proj.weight' has shape [16, 32]" in str(caught.value)
