@@ -107,7 +107,9 @@ class Runtime:
 
     `max_grad_norm` None means no clipping. `recompute` drops a block's activations and computes them again
     in the backward pass. `compile` asks torch for a compiled norm, rotation and SwiGLU (MindSpore's blocks always are).
-    `parallel` asks for the process group of the launcher (msrun, torchrun).
+    `parallel` asks for the process group of the launcher (msrun, torchrun). `strategy` says what its ranks share out:
+    rows alone (ddp), or the model, its gradients and moments too (fsdp; deepspeed: what `deepspeed`, its whole
+    configuration, says).
     """
 
     device: str = "cpu"
@@ -119,6 +121,7 @@ class Runtime:
     recompute: bool = False
     compile: bool = False
     parallel: bool = False
+    strategy: str = "ddp"
 
 
 @dataclass(frozen=True)
@@ -189,7 +192,12 @@ class EngineState:
 
 
 class Engine(Protocol):
-    """A model on a device, ready to train, score and generate; built by `backend.<engine>.engine.build`."""
+    """A model on a device, ready to train, score and generate; built by `backend.<engine>.engine.build`.
+
+    Where it `is_sharded`, each rank holds a part of every tensor: all ranks make each call together.
+    """
+
+    is_sharded: bool
 
     def train_step(self, micro_batches: Sequence[Batch], learning_rate: float) -> StepResult:
         """One optimizer step over this rank's micro-batches, reduced over all ranks."""
@@ -246,7 +254,7 @@ class Engine(Protocol):
         """
 
     def export_state(self) -> EngineState:
-        """A copy of all tuned tensors, moments and counters."""
+        """A copy of all tuned tensors, moments and counters; of a sharded model, the first rank alone gets tensors."""
 
     def import_state(self, state: EngineState) -> None:
         """Take over a state that either engine exported; raises RunError naming what does not fit."""

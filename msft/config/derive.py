@@ -205,6 +205,11 @@ def recompute(recipe: Recipe) -> bool:
     return any(layers) if isinstance(layers, list) else bool(layers)
 
 
+def strategy(recipe: Recipe) -> str:
+    """Return what several processes share out: rows alone (ddp), or the model too (fsdp, deepspeed)."""
+    return recipe.strategy if recipe.backend == "torch" else "ddp"
+
+
 def runtime(recipe: Recipe, device: str, parallel: bool) -> "Runtime":
     """Return where and how the model runs; `device` is the one that was picked."""
     from msft.backend.contract import Runtime
@@ -219,6 +224,7 @@ def runtime(recipe: Recipe, device: str, parallel: bool) -> "Runtime":
         recompute=recompute(recipe),
         compile=recipe.backend == "torch" and recipe.torch_compile,
         parallel=parallel,
+        strategy=strategy(recipe),
     )
 
 

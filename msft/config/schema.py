@@ -18,6 +18,7 @@ Memory = Annotated[Any, Unused("memory is left to the framework")]
 Layout = Annotated[Any, Unused("parallel_config.data_parallel and model_parallel say how processes share the work")]
 Whole = Annotated[Any, Unused("the result is the same: what is not cut is whole on every process")]
 Slices = Annotated[Any, Unused("weights are read in any layout without transforming them first")]
+Strategy = Annotated[Literal["ddp", "fsdp", "deepspeed"], OnlyOn("torch", "its processes have the whole model each")]
 Hub = Annotated[Any, Unused("nothing is uploaded")]
 Images = Annotated[Any, Unused("it is for image models")]
 
@@ -147,6 +148,8 @@ class Recipe(Block):
     load_checkpoint: str = ""
     resume_training: Annotated[bool | str, BeforeValidator(_resume)] = False
     use_parallel: Switch = False
+    strategy: Strategy = "ddp"
+    deepspeed: Annotated[str | dict[str, Any] | None, OnlyOn("torch", "DeepSpeed is PyTorch's")] = None
     torch_compile: Annotated[Switch, OnlyOn("torch", "its blocks are always compiled")] = False
     model: Model = Model()
     runner_config: Runner = Runner()

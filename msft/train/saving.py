@@ -40,6 +40,11 @@ class Saver:
     def __exit__(self, *error) -> None:
         self.writer.__exit__(*error)
 
+    @property
+    def _takes_part(self) -> bool:
+        """Whether this rank holds a part of what is saved."""
+        return self.session.share == 0 or self.session.engine.is_sharded
+
     def start(self, step: int) -> None:
         """Write the resolved recipe and the versions; remove what a run that was killed at `step` had not yet."""
         if self.session.rank == 0:
@@ -52,11 +57,11 @@ class Saver:
 
         Raises RunError when the checkpoint before could not be written.
         """
-        if self.session.share != 0:
+        if not self._takes_part:
             return
         # Before the state is copied: two copies would take twice the memory.
         self.writer.wait()
-        # All ranks of the model give their slices.
+        # All ranks of the model give their slices or parts.
         state = self.session.engine.export_state()
         path = checkpoint.folder(self.prepared.output_dir, progress.step)
         if self.session.rank != 0 or path.exists():
@@ -119,7 +124,7 @@ class Saver:
         output_dir, tuning, base = self.prepared.output_dir, self.prepared.tuning, self.prepared.weights.path
         adapter = output_dir / outputs.ADAPTER if tuning.lora else None
         model = output_dir / outputs.MODEL if tuning.parameters or base is None else None
-        if self.session.share != 0:
+        if not self._takes_part:
             return adapter, model
         state = self.session.engine.export_state()
         if self.session.rank == 0:

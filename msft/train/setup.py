@@ -45,6 +45,8 @@ def start(prepared: Prepared) -> Session:
     rank, world = distributed.initialize(device, prepared.layout.tensor) if parallel else (0, 1)
     if world > 1:
         console.note(f"processes: {world}, {prepared.layout}")
+    elif derive.strategy(recipe) != "ddp":
+        console.note(f"strategy {recipe.strategy}: one process has nobody to share the model with, so it is whole")
     runtime: Runtime = derive.runtime(recipe, device, parallel)
     engine_module = import_module(f"msft.backend.{recipe.backend}.engine")
     engine = engine_module.build(prepared.spec, prepared.weights.base, prepared.tuning, runtime)

@@ -1,8 +1,10 @@
-"""Trains tiny models that are cut over the processes of a launcher: run by test_cut_models.py, on either engine.
+"""Trains tiny models that are shared out over the processes of a launcher, on either engine.
 
-TENSOR ranks hold a model; what came out is written by the first rank to result.npz. KIND: lora or full.
+Run by test_cut_models.py: TENSOR ranks hold a model; and by test_sharded.py: SETTINGS (JSON) are the runtime's. What
+came out is written by the first rank to result.npz. KIND: lora, full or tied.
 """
 
+import json
 import os
 import sys
 from importlib import import_module
@@ -14,19 +16,29 @@ from msft.cli import guard
 from tests.conformance import cut_models
 
 
-def main(backend, tensor, kind):
+def held(engine):
+    """How many numbers this rank holds of each parameter, moment or weight that is tuned."""
+    parts = {f"parameter {name}": part.to_local() for name, part in engine.model.decoder.network.named_parameters()}
+    for kind in ("first", "second"):
+        parts |= {f"{kind} {name}": tensor for name, tensor in getattr(engine.optimizer, kind).items()}
+    return {name: part.numel() for name, part in parts.items()}
+
+
+def main(backend, tensor, kind, settings):
     distributed = import_module(f"msft.backend.{backend}.distributed")
     distributed.initialize("cpu", tensor)
     mesh = distributed.mesh()
     try:
 
         def rows_of(whole: Batch) -> Batch:
-            return Batch(*(np.split(array, mesh.data)[mesh.data_rank] for array in vars(whole).values()))
+            return Batch(*(np.array_split(array, mesh.data)[mesh.data_rank] for array in vars(whole).values()))
 
-        engine = cut_models.engine(backend, kind)
+        engine = cut_models.engine(backend, kind, **settings)
         results = cut_models.measure(engine, rows_of)
         if mesh.rank == 0:
             np.savez("result.npz", **results)
+            if engine.is_sharded:
+                np.savez("held.npz", **held(engine))
         # A state that one process wrote is taken over, each rank its slices.
         engine.import_state(cut_models.state(np.load("start.npz")))
         again = engine.train_step([rows_of(batch) for batch in cut_models.micro_batches(9)], cut_models.RATE)
@@ -37,5 +49,5 @@ def main(backend, tensor, kind):
 
 
 if __name__ == "__main__":
-    words = os.environ["BACKEND"], int(os.environ["TENSOR"]), os.environ["KIND"]
+    words = os.environ["BACKEND"], int(os.environ["TENSOR"]), os.environ["KIND"], json.loads(os.environ["SETTINGS"])
     sys.exit(guard.run(lambda _: main(*words), sys.argv[1:]))

@@ -1,19 +1,23 @@
-"""A tiny model that can be cut into two or four, and what is measured of it, whole or cut."""
+"""A tiny model that can be cut into two or four, or sharded, and what is measured of it, whole or shared out."""
+
+from dataclasses import replace
 
 import numpy as np
 
-from msft.backend.contract import EngineState, Lora, Tuning
+from msft.backend.contract import EngineState, Lora, Precision, Tuning
 from msft.models import llama
-from tests.conformance.tiny_engines import UNTIED, batch, build, full
+from tests.conformance.tiny_engines import RUNTIME, TIED, UNTIED, batch, build, full
 
 CONFIG = {**UNTIED, "num_key_value_heads": 4}
 RATE = 1e-2
 MODULES = tuple(llama.linear_modules(llama.spec_from_hf(CONFIG)))
-TUNINGS = {"lora": Tuning(lora=Lora(4, 8.0, 0.1, MODULES)), "full": full(CONFIG)}
+TUNINGS = {"lora": Tuning(lora=Lora(4, 8.0, 0.1, MODULES)), "full": full(CONFIG), "tied": full(TIED)}
 
 
-def engine(backend, kind):
-    return build(backend, CONFIG, TUNINGS[kind])
+def engine(backend, kind, compute="float32", **settings):
+    """An engine of a kind of tuning, computing in a dtype, with settings of `Runtime`."""
+    runtime = replace(RUNTIME, precision=Precision(parameters=compute, compute=compute), **settings)
+    return build(backend, TIED if kind == "tied" else CONFIG, TUNINGS[kind], runtime)
 
 
 def micro_batches(step):

@@ -18,8 +18,10 @@ PROGRAM = Path(__file__).with_name("cut_model_program.py")
 SCRIPT = ROOT / "scripts" / "msrun" / "msrun_launcher.sh"
 
 
-def cut(backend, kind, tensor, workers, recipe, folder):
+def shared_out(backend, kind, tensor, workers, recipe, folder, settings=None):
+    """Results of the program's steps, and of the one that goes on from what one process wrote."""
     variables = environment(PYTHON=sys.executable, BACKEND=backend, KIND=kind, TENSOR=str(tensor))
+    variables["SETTINGS"] = json.dumps(settings or {})
     words = ["bash", str(SCRIPT), f"{PROGRAM} --config {recipe}", str(workers)]
     with alone():
         done = subprocess.run(words, cwd=folder, env=variables, capture_output=True, text=True)
@@ -42,11 +44,15 @@ def cut(backend, kind, tensor, workers, recipe, folder):
     ],
 )
 def test_a_cut_model_trains_as_the_whole_one(backend, kind, tensor, workers, write_recipe, tmp_path):
+    check_equal_to_one_process(backend, kind, tensor, workers, write_recipe(backend), tmp_path)
+
+
+def check_equal_to_one_process(backend, kind, tensor, workers, recipe, folder, settings=None):
     whole = cut_models.engine(backend, kind)
     expected = cut_models.measure(whole, lambda batch: batch)
     again = whole.train_step(cut_models.micro_batches(9), cut_models.RATE)
-    np.savez(tmp_path / "start.npz", **expected)
-    found, found_again = cut(backend, kind, tensor, workers, write_recipe(backend), tmp_path)
+    np.savez(folder / "start.npz", **expected)
+    found, found_again = shared_out(backend, kind, tensor, workers, recipe, folder, settings)
     assert set(found) == set(expected)
     assert np.abs(found["losses"] - expected["losses"]).max() < 1e-5
     np.testing.assert_allclose(found["logits"], expected["logits"], atol=2e-4, rtol=1e-4)

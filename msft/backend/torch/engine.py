@@ -6,10 +6,13 @@ from msft.backend.torch import distributed
 from msft.backend.torch.generation import Session
 from msft.backend.torch.model import Model
 from msft.backend.torch.optimizer import AdamW
+from msft.backend.torch.sharded import ShardedAdamW, ShardedModel
 from msft.models.spec import ModelSpec
 
 
 def build(spec: ModelSpec, source, tuning: Tuning, runtime: Runtime) -> Engine:
     """Return an engine with the source's weights on the runtime's device."""
-    model = Model(spec, source, tuning, runtime)
-    return FrameworkEngine(model, AdamW(model, runtime.optimizer), distributed, Session, runtime)
+    is_sharded = distributed.mesh().shards(runtime.strategy)
+    model_kind, optimizer_kind = (ShardedModel, ShardedAdamW) if is_sharded else (Model, AdamW)
+    model = model_kind(spec, source, tuning, runtime)
+    return FrameworkEngine(model, optimizer_kind(model, runtime.optimizer), distributed, Session, runtime)

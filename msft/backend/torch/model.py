@@ -36,16 +36,20 @@ class Model:
         with self.decoder.mode(keys, adapter=True):
             hidden, labels = self._supervised(batch)
             loss, d_hidden, d_head = self._head_gradients(hidden.detach(), labels, scale)
-            # The head's own gradient is known already; a tied head is reached through the embedding as well.
-            below = {name: tensor for name, tensor in self.tuned.items() if name != names.HEAD}
-            # A bias that only one rank of a cut model adds is not met on the others.
-            unmet = {"allow_unused": True, "materialize_grads": True}
-            found = torch.autograd.grad(hidden, list(below.values()), d_hidden, **unmet) if below else ()
+            return loss, self._backward(hidden, d_hidden, d_head)
+
+    def _backward(self, hidden: torch.Tensor, d_hidden: torch.Tensor, d_head: torch.Tensor | None):
+        """The gradients of the tuned parameters, from those of the hidden states and of the head (None: not tuned)."""
+        # The head's own gradient is known already; a tied head is reached through the embedding as well.
+        below = {name: tensor for name, tensor in self.tuned.items() if name != names.HEAD}
+        # A bias that only one rank of a cut model adds is not met on the others.
+        unmet = {"allow_unused": True, "materialize_grads": True}
+        found = torch.autograd.grad(hidden, list(below.values()), d_hidden, **unmet) if below else ()
         gradients = dict(zip(below, found, strict=True))
         if d_head is not None:
             name = names.HEAD if names.HEAD in self.tuned else EMBEDDING
             gradients[name] = gradients[name] + d_head if name in gradients else d_head
-        return loss, {name: gradients[name] for name in self.tuned}
+        return {name: gradients[name] for name in self.tuned}
 
     @torch.no_grad()
     def loss_sum(self, batch: Batch) -> float:
@@ -145,7 +149,8 @@ class Model:
         """The cross-entropy of each supervised position in reading order, float32 [n]; logits for a chunk at a time."""
         hidden, labels = self._supervised(batch)
         weight, chunks = self.decoder.head_weight(), _chunks(hidden, labels)
-        return torch.cat([ops.token_losses(self.decoder.head(part, weight), answers) for part, answers in chunks])
+        losses = [ops.token_losses(self.decoder.head(part, weight), answers) for part, answers in chunks]
+        return torch.cat(losses) if losses else weight.new_zeros(0)
 
     @torch.no_grad()
     def _head_gradients(self, hidden: torch.Tensor, labels: torch.Tensor, scale: float):
@@ -163,10 +168,10 @@ class Model:
             d_part.copy_(block.product(d_logits, weight.t()))
             if tuned:
                 d_head += block.product(d_logits.t(), part.to(weight.dtype).t())
-        return torch.stack(summed).sum().item(), d_hidden, d_head
+        return torch.stack(summed).sum().item() if summed else 0.0, d_hidden, d_head
 
 
 def _chunks(*tensors: torch.Tensor) -> Iterator[tuple[torch.Tensor, ...]]:
-    """Yield equal parts of tensors [n, ...], none longer than `ops.LOSS_CHUNK`."""
-    count = max(1, -(-len(tensors[0]) // ops.LOSS_CHUNK))
-    return zip(*(tensor.tensor_split(count) for tensor in tensors), strict=True)
+    """Yield equal parts of tensors [n, ...], none longer than `ops.LOSS_CHUNK` and none empty."""
+    count = -(-len(tensors[0]) // ops.LOSS_CHUNK)
+    return zip(*(tensor.tensor_split(count) for tensor in tensors), strict=True) if count else iter(())
