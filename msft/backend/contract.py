@@ -5,7 +5,7 @@ All arrays are numpy, all names are canonical: Hugging Face's for weights, PEFT'
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -122,6 +122,7 @@ class Runtime:
     compile: bool = False
     parallel: bool = False
     strategy: str = "ddp"
+    deepspeed: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)

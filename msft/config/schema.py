@@ -133,6 +133,12 @@ def _device(value: Any) -> Any:
     return names.get(value.lower(), value.lower()) if isinstance(value, str) else value
 
 
+def _deepspeed(value: Any) -> Any:
+    if value is None or isinstance(value, dict) or isinstance(value, str) and value:
+        return value
+    raise ValueError(f"must be the path of a JSON file or a block of DeepSpeed's own keys, not {shown(value)}")
+
+
 class Recipe(Block):
     """Everything about a run; frozen. Defaults are MindFormers' where it has any.
 
@@ -149,7 +155,7 @@ class Recipe(Block):
     resume_training: Annotated[bool | str, BeforeValidator(_resume)] = False
     use_parallel: Switch = False
     strategy: Strategy = "ddp"
-    deepspeed: Annotated[str | dict[str, Any] | None, OnlyOn("torch", "DeepSpeed is PyTorch's")] = None
+    deepspeed: Annotated[Any, BeforeValidator(_deepspeed), OnlyOn("torch", "DeepSpeed is PyTorch's")] = None
     torch_compile: Annotated[Switch, OnlyOn("torch", "its blocks are always compiled")] = False
     model: Model = Model()
     runner_config: Runner = Runner()

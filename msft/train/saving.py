@@ -50,6 +50,8 @@ class Saver:
         if self.session.rank == 0:
             with outputs.writable(self.prepared.output_dir):
                 self._write_facts(self.prepared.output_dir)
+                if self.session.deepspeed:
+                    write_json(self.prepared.output_dir / outputs.DEEPSPEED, self.session.deepspeed)
                 self._prune(step)
 
     def checkpoint(self, progress: Progress) -> None:

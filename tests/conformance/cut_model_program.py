@@ -34,10 +34,11 @@ def main(backend, tensor, kind, settings):
             return Batch(*(np.array_split(array, mesh.data)[mesh.data_rank] for array in vars(whole).values()))
 
         engine = cut_models.engine(backend, kind, **settings)
-        results = cut_models.measure(engine, rows_of)
+        # DeepSpeed does not show the gradients of a step.
+        results = cut_models.measure(engine, rows_of, gradients=settings.get("strategy") != "deepspeed")
         if mesh.rank == 0:
             np.savez("result.npz", **results)
-            if engine.is_sharded:
+            if settings.get("strategy") == "fsdp":
                 np.savez("held.npz", **held(engine))
         # A state that one process wrote is taken over, each rank its slices.
         engine.import_state(cut_models.state(np.load("start.npz")))

@@ -25,10 +25,10 @@ def micro_batches(step):
     return [batch(2 * step + part, rows=4) for part in range(2)]
 
 
-def measure(engine, rows_of):
+def measure(engine, rows_of, gradients=True):
     """Losses, norms, gradients and weights of some steps; `rows_of` a batch gives those that this process has."""
     steps = [[rows_of(whole) for whole in micro_batches(step)] for step in range(3)]
-    gradients = engine.step_gradients(steps[0])
+    found = engine.step_gradients(steps[0]).gradients if gradients else {}
     taken = [engine.train_step(parts, RATE) for parts in steps]
     state = engine.export_state()
     kinds = {"weights": state.weights, "first": state.first_moment, "second": state.second_moment}
@@ -36,7 +36,7 @@ def measure(engine, rows_of):
         "losses": np.array([(result.loss, result.grad_norm, result.supervised) for result in taken]),
         "logits": engine.logits(batch(7, rows=2)),
         "counters": np.array(list(state.counters.values())),
-        **{f"gradients {name}": array for name, array in gradients.gradients.items()},
+        **{f"gradients {name}": array for name, array in found.items()},
         **{f"{kind} {name}": array for kind, arrays in kinds.items() for name, array in arrays.items()},
     }
 

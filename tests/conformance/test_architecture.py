@@ -73,8 +73,8 @@ def argument_names(function: ast.FunctionDef) -> str:
     return f"({', '.join(names)})"
 
 
-# What stands around torch's own modules: FSDP2 is put on them, and its hooks ask for other ways to gradients.
-TORCH_ALONE = {"sharding.py", "sharded.py"}
+# What stands around torch's own modules: FSDP2 and DeepSpeed put hooks on them that ask for other ways to gradients.
+TORCH_ALONE = {"sharding.py", "sharded.py", "zero.py"}
 
 
 def test_both_engine_folders_hold_the_same_files():

@@ -1,4 +1,6 @@
-"""Protects FSDP: what is shared out over processes trains as the whole model does, and checkpoints know no layout.
+"""Protects FSDP, and DeepSpeed in a run: what is shared out over processes trains as the whole model does.
+
+Checkpoints know no layout.
 
 Biases, an untied and a tied head, dropout, accumulation, clipping, decay, parts of unequal size and empty ones.
 """
@@ -13,6 +15,10 @@ from tests.conformance import cut_models
 from tests.conformance.test_cut_models import check_equal_to_one_process, shared_out, train
 
 FSDP = {"strategy": "fsdp"}
+APPLIED = {
+    "fsdp": "strategy fsdp: parameters, gradients and moments in 2 parts",
+    "deepspeed": "strategy deepspeed: ZeRO stage 3 over 2 ranks",
+}
 
 
 @pytest.mark.parametrize(
@@ -52,17 +58,27 @@ def test_frozen_weights_are_shared_out_in_their_own_dtype(write_recipe, tmp_path
     np.testing.assert_allclose(found["losses"], expected["losses"], rtol=1e-2)
 
 
-@pytest.mark.parametrize("tuned", ["full", pytest.param("lora", marks=pytest.mark.slow)])
-def test_a_sharded_run_is_gone_on_with_by_one_process(tuned, write_recipe, tmp_path, tiny_data):
+@pytest.mark.parametrize(
+    ("strategy", "tuned"),
+    [
+        ("fsdp", "full"),
+        pytest.param("fsdp", "lora", marks=pytest.mark.slow),
+        pytest.param("deepspeed", "lora", marks=pytest.mark.deepspeed),
+        pytest.param("deepspeed", "full", marks=pytest.mark.deepspeed),
+    ],
+)
+def test_a_sharded_run_is_gone_on_with_by_one_process(strategy, tuned, write_recipe, tmp_path, tiny_data):
     """One process reads its checkpoint, and the log is that of one process.
 
     17 rows in steps of 8: of the third step's micro-batches, one has a row on rank 0 and none on rank 1, the other
     has none at all.
     """
     changes = {"model__pet_config": None} if tuned == "full" else {}
+    if strategy == "deepspeed":
+        changes["deepspeed"] = {"zero_optimization": {"stage": 3}, "gradient_clipping": "auto"}
     recipe = write_recipe(
         "torch",
-        strategy="fsdp",
+        strategy=strategy,
         optimizer={"type": "AdamW", "learning_rate": 0.002},
         train_dataset={
             "data_loader": {"dataset_dir": str(tiny_data[0]), "num_samples": 17},
@@ -79,13 +95,16 @@ def test_a_sharded_run_is_gone_on_with_by_one_process(tuned, write_recipe, tmp_p
     common = ["--config", str(recipe)]
     done = train([*common, "--batch_size", "4", "--output_dir", "one"], tmp_path)
     assert done.returncode == 0, done.stderr
-    assert "strategy fsdp: one process has nobody to share the model with" in done.stdout + done.stderr
+    assert f"strategy {strategy}: one process has nobody to share the model with" in done.stdout + done.stderr
     words = ["--batch_size", "2", "--runner_config.stop_step", "3", "--output_dir", "two"]
     done = train([*common, *words], tmp_path, workers=2)
     assert done.returncode == 0, done.stderr + done.stdout
     said = done.stdout + done.stderr
-    assert "processes: 2, each with its part of the model and its share of every batch (fsdp)" in said
-    assert "strategy fsdp: parameters, gradients and moments in 2 parts" in said
+    assert f"processes: 2, each with its part of the model and its share of every batch ({strategy})" in said
+    assert APPLIED[strategy] in said
+    if strategy == "deepspeed":
+        written = json.loads((tmp_path / "two" / "deepspeed.json").read_text())
+        assert (written["train_batch_size"], written["gradient_clipping"]) == (8, 1.0)
     done = train([*common, "--batch_size", "4", "--output_dir", "two", "--resume_training", "True"], tmp_path)
     assert done.returncode == 0, done.stderr
     logs = [(tmp_path / name / "trainer_log.jsonl").read_text().splitlines() for name in ("one", "two")]

@@ -45,8 +45,9 @@ class Decoder:
         self.mesh = distributed.mesh()
         parts = block.cut_parts(kernels.parts, distributed.reduce) if self.mesh.tensor > 1 else kernels.parts
         self.is_sharded = self.mesh.shards(runtime.strategy)
+        self.is_fsdp = self.is_sharded and runtime.strategy == "fsdp"
         source = slices.SlicedSource(source, self.mesh)
-        self.network = _load(spec, source, tuning, runtime, parts, self.is_sharded)
+        self.network = _load(spec, source, tuning, runtime, parts, self.is_fsdp)
         # What is called for the way from tokens to the last norm.
         self.trunk = self.network.model
         self._fit_modules()
@@ -58,9 +59,9 @@ class Decoder:
         self.adapted_layers: list[nn.Module] = []
         if tuning.lora:
             names.check_modules(tuning.lora.modules, spec)
-            self.adapted = _add_lora(self.network, tuning.lora, runtime, self.mesh, self.is_sharded)
+            self.adapted = _add_lora(self.network, tuning.lora, runtime, self.mesh, self.is_fsdp)
             self.adapted_layers = [self.network.get_submodule(module) for module in tuning.lora.modules]
-        if self.is_sharded:
+        if self.is_fsdp:
             self.trunk = sharding.shard(self.network, runtime.device)
             self._fill(source, tuning)
         self.tuned: dict[str, nn.Parameter] = {name: self.network.get_parameter(name) for name in tuning.parameters}
@@ -73,7 +74,7 @@ class Decoder:
             self.network.activation_checkpointing_enable({"use_reentrant": False})
 
     def _fill(self, source, tuning: Tuning) -> None:
-        """Read the weights of a sharded model, one whole tensor at a time."""
+        """Read the weights of a model that FSDP shares out, one whole tensor at a time."""
         for name in family(self.spec.family).tensor_shapes(self.spec):
             whole = _read(source, name, name in tuning.parameters, self.runtime)
             sharding.keep(self.network.get_parameter(name), whole)
@@ -98,7 +99,7 @@ class Decoder:
             return self.attention(query, key, value, segments, scale)
 
         try:
-            if self.is_sharded:
+            if self.is_fsdp:
                 self._warm_up_whole(attend)
                 return time.perf_counter() - began
             hidden = model.embed_tokens(positions).detach().requires_grad_()
@@ -132,7 +133,7 @@ class Decoder:
         finally:
             self.dropout_keys = None
             self._set_dropout(None)
-            if self.is_sharded:
+            if self.is_fsdp:
                 sharding.free(self.network)
 
     def hidden(self, input_ids: np.ndarray, position_ids: np.ndarray, segment_ids: np.ndarray) -> torch.Tensor:
@@ -200,7 +201,7 @@ class Decoder:
 
     def head_weight(self) -> torch.Tensor:
         """Return the matrix that `head` takes, [vocabulary, hidden] in the compute dtype: one copy for many calls."""
-        if self.is_sharded:
+        if self.is_fsdp:
             sharding.gather_head(self.network)
         return self.network.lm_head.weight.to(ops.dtype(self.runtime.precision.compute))
 
@@ -212,7 +213,7 @@ class Decoder:
     def parameter(self, name: str) -> torch.Tensor:
         """Return a tensor by its name in the model, tuned or frozen; a tied head is the embedding.
 
-        Of a sharded model it is a DTensor, but for the head between `head_weight` and the end of `mode`.
+        With FSDP it is a DTensor, but for the head between `head_weight` and the end of `mode`.
         """
         return self.network.get_parameter(name)
 
@@ -251,8 +252,8 @@ class Decoder:
         return torch.autocast(self.runtime.device, ops.dtype(compute), enabled=compute != "float32")
 
 
-def _load(spec: ModelSpec, source, tuning: Tuning, runtime: Runtime, parts: block.Parts, is_sharded: bool) -> nn.Module:
-    """The network with its weights; those of a sharded one have no values yet."""
+def _load(spec: ModelSpec, source, tuning: Tuning, runtime: Runtime, parts: block.Parts, is_fsdp: bool) -> nn.Module:
+    """The network with its weights; those of one for FSDP have no values yet."""
     rope.check(spec)
     # Dropout is the adapters' own alone.
     config = AutoConfig.for_model(**{**spec.hf_config, "attention_dropout": 0.0, "return_dict": True})
@@ -260,7 +261,7 @@ def _load(spec: ModelSpec, source, tuning: Tuning, runtime: Runtime, parts: bloc
         network = AutoModelForCausalLM.from_config(config, attn_implementation=ATTENTION)
     tuned, precision = set(tuning.parameters), runtime.precision
     for name, shape in family(spec.family).tensor_shapes(spec).items():
-        if is_sharded:
+        if is_fsdp:
             kind = ops.dtype(names.computed_dtype(name, name in tuned, precision))
             tensor = torch.empty(shape, dtype=kind, device="meta")
         else:
@@ -327,7 +328,7 @@ def _rebuild_rotary(network: nn.Module, config, device: str) -> None:
     network.model.rotary_emb = rotary
 
 
-def _add_lora(network: nn.Module, lora: Lora, runtime: Runtime, mesh: Mesh, is_sharded: bool):
+def _add_lora(network: nn.Module, lora: Lora, runtime: Runtime, mesh: Mesh, is_fsdp: bool):
     from peft import LoraConfig, get_peft_model
 
     config = LoraConfig(
@@ -345,7 +346,7 @@ def _add_lora(network: nn.Module, lora: Lora, runtime: Runtime, mesh: Mesh, is_s
     for module in lora.modules:
         layer = network.get_submodule(module)
         a, b = layer.lora_A["default"], layer.lora_B["default"]
-        if is_sharded:
+        if is_fsdp:
             a.weight = nn.Parameter(torch.empty(lora.rank, layer.in_features, device="meta"))
         else:
             a.weight = nn.Parameter(_drawn(module, layer, lora, runtime, mesh))

@@ -12,6 +12,10 @@ from msft.models.spec import ModelSpec
 
 def build(spec: ModelSpec, source, tuning: Tuning, runtime: Runtime) -> Engine:
     """Return an engine with the source's weights on the runtime's device."""
+    if distributed.mesh().shards(runtime.strategy) and runtime.strategy == "deepspeed":
+        from msft.backend.torch.zero import ZeroEngine
+
+        return ZeroEngine(spec, source, tuning, runtime)
     is_sharded = distributed.mesh().shards(runtime.strategy)
     model_kind, optimizer_kind = (ShardedModel, ShardedAdamW) if is_sharded else (Model, AdamW)
     model = model_kind(spec, source, tuning, runtime)
