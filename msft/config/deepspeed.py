@@ -3,6 +3,7 @@
 DeepSpeed fills in what a configuration leaves out (it clips gradients at 1.0, for one), so every key is written.
 """
 
+import importlib.util
 import json
 import sys
 from collections.abc import Iterator
@@ -28,6 +29,17 @@ class Said(NamedTuple):
 
     value: Any
     by: str
+
+
+def check(recipe: Recipe, spec: "ModelSpec", workers: int) -> None:
+    """Raise InputError where a recipe asks for DeepSpeed and cannot have it, or contradicts its configuration."""
+    if derive.strategy(recipe) != "deepspeed":
+        return
+    whole(recipe, spec, workers, derive.device(recipe))
+    # A single process does without it.
+    if workers > 1 and importlib.util.find_spec("deepspeed") is None:
+        where = recipe.source.get("strategy", recipe.name)
+        raise InputError(f"{where}: strategy deepspeed needs deepspeed: pip install 'msft[deepspeed]'")
 
 
 def whole(recipe: Recipe, spec: "ModelSpec", ranks: int, device: str) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 import os
 
 from msft import console
-from msft.config import derive
+from msft.config import deepspeed, derive
 from msft.config.layout import layout as shared
 from msft.launch import RESUME_COMMAND
 from msft.launch.background import detach
@@ -24,7 +24,9 @@ def launch(layout: Layout, program: Program, dry: bool, resume_command: str) -> 
     check(layout)
     if layout.workers > 1:
         program = program.parallel()
-        shared(program.recipe, derive.model_spec(program.recipe), layout.workers)
+        spec = derive.model_spec(program.recipe)
+        shared(program.recipe, spec, layout.workers)
+        deepspeed.check(program.recipe, spec, layout.workers)
     command = build(layout, choose_port(layout), program.recipe.backend, program.words)
     if dry:
         console.say(str(command))

@@ -61,7 +61,7 @@ def prepare(recipe: Recipe) -> Prepared:
     resumed = found.of(_resumed, recipe) if trains else None
     spec = derive.model_spec(recipe)
     dealt = found.of(layout, recipe, spec, processes())
-    found.of(_deepspeed, recipe, spec)
+    found.of(deepspeed.check, recipe, spec, processes())
     weights = found.of(sources.open_all, recipe, spec, resumed)
     tuning = found.of(_tuning, recipe, spec, weights, resumed) if weights else None
     pad_id = found.of(_pad_id, recipe, spec)
@@ -122,16 +122,6 @@ def _check_framework(recipe: Recipe) -> None:
             f"{where}: backend {recipe.backend} needs {', '.join(absent)}, not installed here: "
             f"pip install 'msft[{recipe.backend}]'"
         )
-
-
-def _deepspeed(recipe: Recipe, spec: ModelSpec) -> None:
-    """Check strategy deepspeed; one process does without it."""
-    if derive.strategy(recipe) != "deepspeed":
-        return
-    deepspeed.whole(recipe, spec, processes(), derive.device(recipe))
-    if processes() > 1 and importlib.util.find_spec("deepspeed") is None:
-        where = recipe.source.get("strategy", recipe.name)
-        raise InputError(f"{where}: strategy deepspeed needs deepspeed: pip install 'msft[deepspeed]'")
 
 
 def _resumed(recipe: Recipe) -> Path | None:

@@ -215,6 +215,16 @@ def test_the_form_without_bias_correction_is_deepspeeds_own_kernel(tmp_path):
     assert params["bias_correction"] is False and params["torch_adam"] is False and params["eps"] == 1e-6
 
 
+def test_without_deepspeed_its_strategy_is_refused(tmp_path, monkeypatch):
+    recipe = load(tmp_path, RECIPE)
+    monkeypatch.setattr(deepspeed.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(InputError) as caught:
+        deepspeed.check(recipe, derive.model_spec(recipe), 2)
+    (found,) = caught.value.problems
+    assert found.endswith("r.yaml:2: strategy deepspeed needs deepspeed: pip install 'msft[deepspeed]'")
+    deepspeed.check(recipe, derive.model_spec(recipe), 1)
+
+
 def test_strategies_and_cut_models_are_one_of_two(tmp_path):
     for strategy in ("fsdp", "deepspeed"):
         text = RECIPE.replace("strategy: deepspeed", f"strategy: {strategy}")

@@ -32,6 +32,8 @@ class ZeroModel(Model):
         network = self.decoder.network
         # Hooks stand around the calls of these two; what is to be done between them is brought along.
         network.forward = network.lm_head.forward = lambda work, *arguments: work(*arguments)
+        # Stage 3 gives a block's weights back when the gradient of its input is there, or at once where it needs none.
+        network.enable_input_require_grads()
 
     def training(self, batch: Batch, step: int):
         """Return the context of a training step: its dropout, and recomputing where it is asked for."""
