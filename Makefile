@@ -1,7 +1,7 @@
 # make demo [BACKEND=torch|mindspore]   install, fetch a real model, fine-tune it, show what it learned
 # make model                            the model alone, as models/SmolLM2-135M-Instruct
 # make test                             install and run the default suite
-# make test-slow, make test-faults, make test-netns, make test-mindformers  the suites that take longer
+# make test-slow, make test-faults, make test-netns, make test-mindformers, make test-deepspeed  the suites that take longer
 # make bench DATA=alpaca.json [QUESTIONS="startup conversion"]   measure against other toolkits
 # make lint
 
@@ -22,7 +22,7 @@ endif
 
 # Two pip installations at a time would spoil the environment.
 .NOTPARALLEL:
-.PHONY: demo model test test-slow test-faults test-netns test-mindformers bench lint clean
+.PHONY: demo model test test-slow test-faults test-netns test-mindformers test-deepspeed bench lint clean
 
 demo: $(VENV)/installed-$(BACKEND) $(MODEL)/config.json
 	$(BIN)/python scripts/demo.py --model $(MODEL) --engines $(ENGINES)
@@ -48,6 +48,11 @@ test-netns: $(VENV)/installed-dev
 test-mindformers: $(VENV)/installed-dev
 	PYTHON=$(abspath $(BIN)/python) bash scripts/test_mindformers.sh
 
+# DeepSpeed compiles its messages between processes of a machine once, for some minutes.
+test-deepspeed: $(VENV)/installed-deepspeed
+	DS_ACCELERATOR=cpu TORCH_EXTENSIONS_DIR=$(abspath $(VENV)/torch_extensions) PATH="$(abspath $(BIN)):$$PATH" \
+	  $(BIN)/python -m pytest -n 0 -m deepspeed
+
 bench: $(VENV)/installed-dev $(MODEL)/config.json
 	$(BIN)/python -m benchmarks.run $(QUESTIONS)
 
@@ -58,6 +63,7 @@ lint: $(VENV)/installed-dev
 $(VENV)/installed-both $(VENV)/installed-torch $(VENV)/installed-mindspore: EXTRAS = $(ENGINES),demo
 $(VENV)/installed-model: EXTRAS = demo
 $(VENV)/installed-dev: EXTRAS = torch,mindspore,demo,dev
+$(VENV)/installed-deepspeed: EXTRAS = torch,mindspore,deepspeed,demo,dev
 $(VENV)/installed-%: constraints.txt setup.cfg | $(VENV)/bin/python
 	$(BIN)/python -m pip install --upgrade 'pip>=25'
 	$(BIN)/python -m pip install -c constraints.txt -e '.[$(EXTRAS)]'

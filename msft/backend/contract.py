@@ -5,7 +5,7 @@ All arrays are numpy, all names are canonical: Hugging Face's for weights, PEFT'
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -108,7 +108,9 @@ class Runtime:
     `max_grad_norm` None means no clipping. `recompute` drops a block's activations and computes them again
     in the backward pass. `compile` asks torch for a compiled norm, rotation and SwiGLU (MindSpore's blocks always are).
     `shard_optimizer` deals the optimizer's state to the ranks with different rows (ZeRO stage 1).
-    `parallel` asks for the process group of the launcher (msrun, torchrun).
+    `parallel` asks for the process group of the launcher (msrun, torchrun). `strategy` says what its ranks share out:
+    rows alone (ddp), or the model, its gradients and moments too (fsdp; deepspeed: what `deepspeed`, its whole
+    configuration, says).
     """
 
     device: str = "cpu"
@@ -121,6 +123,8 @@ class Runtime:
     compile: bool = False
     shard_optimizer: bool = False
     parallel: bool = False
+    strategy: str = "ddp"
+    deepspeed: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -218,7 +222,14 @@ class StateParts:
 
 
 class Engine(Protocol):
-    """A model on a device, ready to train, score and generate; built by `backend.<engine>.engine.build`."""
+    """A model on a device, ready to train, score and generate; built by `backend.<engine>.engine.build`.
+
+    Where it `is_sharded`, each rank holds a part of every tensor: all ranks make each call together. Where it
+    `shares_state`, each rank holds a part of the moments: all ranks make the call of `export_state`.
+    """
+
+    is_sharded: bool
+    shares_state: bool
 
     def train_step(self, micro_batches: Sequence[Batch], learning_rate: float) -> StepResult:
         """One optimizer step over this rank's micro-batches, reduced over all ranks."""
@@ -275,7 +286,7 @@ class Engine(Protocol):
         """
 
     def export_state(self) -> EngineState:
-        """A copy of all tuned tensors, moments and counters."""
+        """A copy of all tuned tensors, moments and counters; of a sharded model, the first rank alone gets tensors."""
 
     def export_weights(self) -> dict[str, np.ndarray]:
         """Copies of all tuned tensors, whole; every process of a model calls it."""

@@ -27,6 +27,10 @@ class Mesh:
         """This rank's slice of the matrices, from 0."""
         return self.rank % self.tensor
 
+    def shards(self, strategy: str) -> bool:
+        """Whether a strategy leaves each rank with a part of what is tuned: one rank has nobody to share it with."""
+        return strategy != "ddp" and self.data > 1
+
     @property
     def tensor_groups(self) -> list[list[int]]:
         """The ranks of each model."""

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from os.path import exists, isfile, join
 
 from msft.config.block import Block
-from msft.config.derive import weights
+from msft.config.derive import strategy, weights
 from msft.config.markers import Refused, shown
 from msft.config.schema import Recipe
 from msft.config.schema_model import ModelKeys
@@ -28,7 +28,7 @@ _HALF_ON_CPU = {
 def cross_checks(recipe: Recipe, document: Document) -> list[tuple[Keys, Problem]]:
     """Return what is wrong between keys whose types and ranges are right."""
     found = [*_refused(recipe), *_model(recipe), *_schedule(recipe), *_callbacks(recipe), *_optimizer(recipe)]
-    found += _length_grouping(recipe)
+    found += [*_length_grouping(recipe), *_strategy(recipe)]
     return [(path, Problem(document.place(path), dotted(path), message)) for path, message in found]
 
 
@@ -96,6 +96,13 @@ def _length_grouping(recipe: Recipe) -> Iterator[tuple[Keys, str]]:
         yield at, "stands beside padding max_length, which makes all rows equally long: write bucket or longest"
     if not block.data_loader.shuffle:
         yield at, "groups the rows of a shuffled order, but data_loader.shuffle is False"
+
+
+def _strategy(recipe: Recipe) -> Iterator[tuple[Keys, str]]:
+    cut = recipe.parallel_config.model_parallel
+    if strategy(recipe) != "ddp" and cut > 1:
+        beside = f"stands beside parallel_config.model_parallel {cut}"
+        yield ("strategy",), f"{recipe.strategy} {beside}: write one of the two"
 
 
 def _callbacks(recipe: Recipe) -> Iterator[tuple[Keys, str]]:

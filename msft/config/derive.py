@@ -205,6 +205,11 @@ def recompute(recipe: Recipe) -> bool:
     return any(layers) if isinstance(layers, list) else bool(layers)
 
 
+def strategy(recipe: Recipe) -> str:
+    """Return what several processes share out: rows alone (ddp), or the model too (fsdp, deepspeed)."""
+    return recipe.strategy if recipe.backend == "torch" else "ddp"
+
+
 def runtime(recipe: Recipe, device: str, parallel: bool) -> "Runtime":
     """Return where and how the model runs; `device` is the one that was picked."""
     from msft.backend.contract import Runtime
@@ -217,9 +222,10 @@ def runtime(recipe: Recipe, device: str, parallel: bool) -> "Runtime":
         loss_scale=loss_scale(recipe, device),
         max_grad_norm=max_grad_norm(recipe),
         recompute=recompute(recipe),
-        shard_optimizer=parallel and recipe.parallel.enable_parallel_optimizer,
+        shard_optimizer=parallel and recipe.parallel.enable_parallel_optimizer and strategy(recipe) == "ddp",
         compile=recipe.backend == "torch" and recipe.torch_compile,
         parallel=parallel,
+        strategy=strategy(recipe),
     )
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
+from msft.config.derive import strategy
 from msft.config.schema import Recipe
 from msft.errors import InputError
 
@@ -11,12 +12,18 @@ if TYPE_CHECKING:
 
 
 class Layout(NamedTuple):
-    """`data` models of `tensor` processes each; the processes of a model hold slices of its matrices."""
+    """`data` models of `tensor` processes each; the processes of a model hold slices of its matrices.
+
+    By a `strategy` other than ddp, all processes hold parts of one model.
+    """
 
     data: int = 1
     tensor: int = 1
+    strategy: str = "ddp"
 
     def __str__(self) -> str:
+        if self.strategy != "ddp":
+            return f"each with its part of the model and its share of every batch ({self.strategy})"
         if self.tensor == 1:
             return "each with the whole model and its share of every batch"
         return f"{self.data} shares of every batch, each for a model that is cut over {self.tensor}"
@@ -35,7 +42,7 @@ def layout(recipe: Recipe, spec: "ModelSpec", workers: int) -> Layout:
         near = nearest(spec, workers, asked.model_parallel)
         works = f"data_parallel {near.data}, model_parallel {near.tensor} works for {workers}"
         raise InputError(*(f"{_where(recipe, key)}: {problem}; {works}" for key, problem in problems))
-    return Layout(workers // asked.model_parallel, asked.model_parallel)
+    return Layout(workers // asked.model_parallel, asked.model_parallel, strategy(recipe))
 
 
 def nearest(spec: "ModelSpec", workers: int, tensor: int) -> Layout:

@@ -18,6 +18,7 @@ Memory = Annotated[Any, Unused("memory is left to the framework")]
 Layout = Annotated[Any, Unused("parallel_config.data_parallel and model_parallel say how processes share the work")]
 Whole = Annotated[Any, Unused("the result is the same: what is not cut is whole on every process")]
 Slices = Annotated[Any, Unused("load_checkpoint is always joined and cut anew for this run")]
+Strategy = Annotated[Literal["ddp", "fsdp", "deepspeed"], OnlyOn("torch", "its processes have the whole model each")]
 Hub = Annotated[Any, Unused("nothing is uploaded")]
 Images = Annotated[Any, Unused("it is for image models")]
 
@@ -132,6 +133,12 @@ def _device(value: Any) -> Any:
     return names.get(value.lower(), value.lower()) if isinstance(value, str) else value
 
 
+def _deepspeed(value: Any) -> Any:
+    if value is None or isinstance(value, dict) or isinstance(value, str) and value:
+        return value
+    raise ValueError(f"must be the path of a JSON file or a block of DeepSpeed's own keys, not {shown(value)}")
+
+
 class Recipe(Block):
     """Everything about a run; frozen. Defaults are MindFormers' where it has any.
 
@@ -149,6 +156,8 @@ class Recipe(Block):
     resume_training: Annotated[bool | str, BeforeValidator(_resume)] = False
     use_parallel: Switch = False
     hang_timeout: Count = 1200
+    strategy: Strategy = "ddp"
+    deepspeed: Annotated[Any, BeforeValidator(_deepspeed), OnlyOn("torch", "DeepSpeed is PyTorch's")] = None
     torch_compile: Annotated[Switch, OnlyOn("torch", "its blocks are always compiled")] = False
     model: Model = Model()
     runner_config: Runner = Runner()

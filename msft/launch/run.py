@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 from msft import console
-from msft.config import derive
+from msft.config import deepspeed, derive
 from msft.config.layout import layout as shared
 from msft.launch import RESUME_COMMAND, restart
 from msft.launch.background import detach
@@ -27,7 +27,9 @@ def launch(layout: Layout, program: Program, dry: bool, resume_command: str, max
     check(layout)
     if layout.workers > 1:
         program = program.parallel()
-        shared(program.recipe, derive.model_spec(program.recipe), layout.workers)
+        spec = derive.model_spec(program.recipe)
+        shared(program.recipe, spec, layout.workers)
+        deepspeed.check(program.recipe, spec, layout.workers)
     port = choose_port(layout)
     command = build(layout, port, program.recipe.backend, program.words)
     if dry:

@@ -11,8 +11,9 @@ from msft.train import checkpoint, ckpt_export
 
 ADAPTER, MODEL, RECIPE, VERSIONS = "adapter", "model", "recipe.yaml", "versions.json"
 LOG, EVENTS, CURVE, SUMMARY = "trainer_log.jsonl", "tensorboard", "training_loss.png", "train_summary.json"
-EVALUATION, PREDICTIONS = "eval_summary.json", "predictions.jsonl"
-RESULTS = (checkpoint.FOLDER, ckpt_export.FOLDER, ADAPTER, MODEL, RECIPE, VERSIONS, LOG, EVENTS, CURVE, SUMMARY)
+EVALUATION, PREDICTIONS, DEEPSPEED = "eval_summary.json", "predictions.jsonl", "deepspeed.json"
+FOLDERS = (checkpoint.FOLDER, ckpt_export.FOLDER, ADAPTER, MODEL, EVENTS)
+RESULTS = (*FOLDERS, RECIPE, VERSIONS, DEEPSPEED, LOG, CURVE, SUMMARY)
 EARLIER, LOCK = "earlier", ".lock"
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from msft import console
 from msft.backend import PACKAGES
 from msft.backend.contract import Tuning
-from msft.config import derive
+from msft.config import deepspeed, derive
 from msft.config.checks import check_paths
 from msft.config.layout import Layout, layout
 from msft.config.report import ignored_lines
@@ -61,6 +61,7 @@ def prepare(recipe: Recipe) -> Prepared:
     resumed = found.of(_resumed, recipe) if trains else None
     spec = derive.model_spec(recipe)
     dealt = found.of(layout, recipe, spec, processes())
+    found.of(deepspeed.check, recipe, spec, processes())
     weights = found.of(sources.open_all, recipe, spec, resumed)
     tuning = found.of(_tuning, recipe, spec, weights, resumed) if weights else None
     pad_id = found.of(_pad_id, recipe, spec)

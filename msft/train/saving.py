@@ -45,6 +45,8 @@ class Saver:
         if self.session.rank == 0:
             with outputs.writable(self.prepared.output_dir):
                 self._write_facts(self.prepared.output_dir)
+                if self.session.deepspeed:
+                    write_json(self.prepared.output_dir / outputs.DEEPSPEED, self.session.deepspeed)
                 self._prune(step)
 
     def checkpoint(self, progress: Progress) -> None:
@@ -117,7 +119,8 @@ class Saver:
     @property
     def _takes_part(self) -> bool:
         """Whether this rank has a part of the state that the first one writes."""
-        return self.session.share == 0 or self.session.engine.shares_state
+        engine = self.session.engine
+        return self.session.share == 0 or engine.shares_state or engine.is_sharded
 
     def _write(self, path: Path, trainer_state: TrainerState, state: EngineState) -> None:
         checkpoint.check_finite(path, state)
@@ -172,7 +175,7 @@ class Saver:
         output_dir, tuning, base = self.prepared.output_dir, self.prepared.tuning, self.prepared.weights.path
         adapter = output_dir / outputs.ADAPTER if tuning.lora else None
         model = output_dir / outputs.MODEL if tuning.parameters or base is None else None
-        if self.session.share:
+        if self.session.share and not self.session.engine.is_sharded:
             return adapter, model
         # Without moments, which need not fit into one process's memory where they are dealt out.
         state = EngineState(self.session.engine.export_weights(), {}, {}, {})

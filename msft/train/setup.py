@@ -1,13 +1,13 @@
 """From a checked recipe to an engine on a device, and the words that tell what was applied."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from math import prod
 from types import ModuleType
 
 from msft import console
 from msft.backend.contract import Engine, Runtime, Tuning
-from msft.config import derive
+from msft.config import deepspeed, derive
 from msft.config.checks import check_device
 from msft.config.schema import Recipe
 from msft.data.batches import BatchStream, evaluation_batches
@@ -22,7 +22,7 @@ from msft.train.prepare import Prepared, launched
 class Session:
     """A running engine, its place among the ranks, and the module that adds numbers over them.
 
-    `share` of `shares` are this rank's rows.
+    `share` of `shares` are this rank's rows, `deepspeed` is the whole configuration of that strategy.
     """
 
     engine: Engine
@@ -32,6 +32,7 @@ class Session:
     shares: int
     device: str
     distributed: ModuleType
+    deepspeed: dict | None
 
 
 def start(prepared: Prepared) -> Session:
@@ -47,7 +48,11 @@ def start(prepared: Prepared) -> Session:
     rank, world = distributed.initialize(device, prepared.layout.tensor) if parallel else (0, 1)
     if world > 1:
         console.note(f"processes: {world}, {prepared.layout}")
+    elif derive.strategy(recipe) != "ddp":
+        console.note(f"strategy {recipe.strategy}: one process has nobody to share the model with, so it is whole")
     runtime: Runtime = derive.runtime(recipe, device, parallel)
+    if runtime.strategy == "deepspeed" and world > 1:
+        runtime = replace(runtime, deepspeed=deepspeed.whole(recipe, prepared.spec, world, device))
     heartbeat.beat(0, "building the model", patient=True)
     engine_module = import_module(f"msft.backend.{recipe.backend}.engine")
     engine = engine_module.build(prepared.spec, prepared.weights.base, prepared.tuning, runtime)
@@ -56,7 +61,8 @@ def start(prepared: Prepared) -> Session:
     applied = engine.describe()
     console.note("applied: " + "; ".join(f"{key} {value}" for key, value in applied.items() if key != "device"))
     mesh = distributed.mesh()
-    return Session(engine, rank, world, mesh.data_rank, mesh.data, device, distributed)
+    shares = mesh.data_rank, mesh.data
+    return Session(engine, rank, world, *shares, device, distributed, runtime.deepspeed)
 
 
 def train_stream(prepared: Prepared, rank: int, world: int) -> BatchStream:

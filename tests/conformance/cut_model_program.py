@@ -1,13 +1,13 @@
-"""Trains tiny models that are cut over the processes of a launcher: run by test_cut_models.py, on either engine.
+"""Trains tiny models that are shared out over the processes of a launcher, on either engine.
 
-TENSOR ranks hold a model; what came out is written by the first rank to result.npz. KIND: a key of TUNINGS. SHARD: 1
-deals the optimizer's state to the ranks with different rows.
+Run by test_cut_models.py: TENSOR ranks hold a model; and by test_sharded.py: SETTINGS (JSON) are the runtime's. What
+came out is written by the first rank to result.npz. KIND: a key of TUNINGS.
 """
 
+import json
 import os
 import sys
 from importlib import import_module
-from pathlib import Path
 
 import numpy as np
 
@@ -16,21 +16,33 @@ from msft.cli import guard
 from tests.conformance import cut_models
 
 
-def main(backend, tensor, kind, shard):
+def held(engine):
+    """How many numbers this rank holds of each parameter, moment or weight that is tuned."""
+    parts = {f"parameter {name}": part.to_local() for name, part in engine.model.decoder.network.named_parameters()}
+    for kind in ("first", "second"):
+        parts |= {f"{kind} {name}": tensor for name, tensor in getattr(engine.optimizer, kind).items()}
+    return {name: part.numel() for name, part in parts.items()}
+
+
+def main(backend, tensor, kind, settings):
     distributed = import_module(f"msft.backend.{backend}.distributed")
     distributed.initialize("cpu", tensor)
     mesh = distributed.mesh()
     try:
 
         def rows_of(whole: Batch) -> Batch:
-            return Batch(*(np.split(array, mesh.data)[mesh.data_rank] for array in vars(whole).values()))
+            return Batch(*(np.array_split(array, mesh.data)[mesh.data_rank] for array in vars(whole).values()))
 
-        engine = cut_models.engine(backend, kind, shard)
-        held = sum(moment.size for moment in engine.optimizer.to_numpy(engine.optimizer.first).values())
-        results = cut_models.measure(engine, rows_of)
+        engine = cut_models.engine(backend, kind, **settings)
+        # DeepSpeed does not show the gradients of a step.
+        results = cut_models.measure(engine, rows_of, gradients=settings.get("strategy") != "deepspeed")
         if mesh.rank == 0:
             np.savez("result.npz", **results)
-            Path("held").write_text(str(held))
+            if settings.get("strategy") == "fsdp":
+                np.savez("held.npz", **held(engine))
+            elif settings.get("shard_optimizer"):
+                moments = engine.optimizer.to_numpy(engine.optimizer.first)
+                np.savez("held.npz", **{name: moment.size for name, moment in moments.items()})
         # A state that one process wrote is taken over, each rank its slices.
         engine.import_state(cut_models.state(np.load("start.npz")))
         again = engine.train_step([rows_of(batch) for batch in cut_models.micro_batches(9)], cut_models.RATE)
@@ -41,5 +53,5 @@ def main(backend, tensor, kind, shard):
 
 
 if __name__ == "__main__":
-    words = os.environ["BACKEND"], int(os.environ["TENSOR"]), os.environ["KIND"], os.environ["SHARD"] == "1"
+    words = os.environ["BACKEND"], int(os.environ["TENSOR"]), os.environ["KIND"], json.loads(os.environ["SETTINGS"])
     sys.exit(guard.run(lambda _: main(*words), sys.argv[1:]))

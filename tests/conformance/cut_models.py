@@ -1,23 +1,30 @@
-"""A tiny model that can be cut into two or four, and what is measured of it, whole or cut."""
+"""A tiny model that can be cut into two or four, or sharded, and what is measured of it, whole or shared out."""
 
 from dataclasses import replace
 
 import numpy as np
 
-from msft.backend.contract import EngineState, Lora, Tuning
+from msft.backend.contract import EngineState, Lora, Precision, Tuning
 from msft.models import llama
-from tests.conformance.tiny_engines import RUNTIME, UNTIED, batch, build, full
+from tests.conformance.tiny_engines import RUNTIME, TIED, UNTIED, batch, build, full
 
 CONFIG = {**UNTIED, "num_key_value_heads": 4}
 RATE = 1e-2
 MODULES = tuple(llama.linear_modules(llama.spec_from_hf(CONFIG)))
 # One rank of a model adds these.
 BIASES = tuple(name for name in full(CONFIG).parameters if name.endswith("o_proj.bias"))
-TUNINGS = {"lora": Tuning(lora=Lora(4, 8.0, 0.1, MODULES)), "full": full(CONFIG), "bias": Tuning(BIASES)}
+TUNINGS = {
+    "lora": Tuning(lora=Lora(4, 8.0, 0.1, MODULES)),
+    "full": full(CONFIG),
+    "tied": full(TIED),
+    "bias": Tuning(BIASES),
+}
 
 
-def engine(backend, kind, shard=False):
-    return build(backend, CONFIG, TUNINGS[kind], replace(RUNTIME, shard_optimizer=shard))
+def engine(backend, kind, compute="float32", **settings):
+    """An engine of a kind of tuning, computing in a dtype, with settings of `Runtime`."""
+    runtime = replace(RUNTIME, precision=Precision(parameters=compute, compute=compute), **settings)
+    return build(backend, TIED if kind == "tied" else CONFIG, TUNINGS[kind], runtime)
 
 
 def micro_batches(step):
@@ -25,10 +32,10 @@ def micro_batches(step):
     return [batch(2 * step + part, rows=4) for part in range(2)]
 
 
-def measure(engine, rows_of):
+def measure(engine, rows_of, gradients=True):
     """Losses, norms, gradients and weights of some steps; `rows_of` a batch gives those that this process has."""
     steps = [[rows_of(whole) for whole in micro_batches(step)] for step in range(3)]
-    gradients = engine.step_gradients(steps[0])
+    found = engine.step_gradients(steps[0]).gradients if gradients else {}
     taken = [engine.train_step(parts, RATE) for parts in steps]
     state = engine.export_state()
     kinds = {"weights": state.weights, "first": state.first_moment, "second": state.second_moment}
@@ -36,7 +43,7 @@ def measure(engine, rows_of):
         "losses": np.array([(result.loss, result.grad_norm, result.supervised) for result in taken]),
         "logits": engine.logits(batch(7, rows=2)),
         "counters": np.array(list(state.counters.values())),
-        **{f"gradients {name}": array for name, array in gradients.gradients.items()},
+        **{f"gradients {name}": array for name, array in found.items()},
         **{f"{kind} {name}": array for kind, arrays in kinds.items() for name, array in arrays.items()},
     }
 

@@ -19,9 +19,10 @@ PROGRAM = Path(__file__).with_name("cut_model_program.py")
 SCRIPT = ROOT / "scripts" / "msrun" / "msrun_launcher.sh"
 
 
-def cut(backend, kind, tensor, workers, shard, recipe, folder):
-    settings = {"BACKEND": backend, "KIND": kind, "TENSOR": str(tensor), "SHARD": str(int(shard))}
-    variables = environment(PYTHON=sys.executable, **settings)
+def shared_out(backend, kind, tensor, workers, recipe, folder, settings):
+    """Results of the program's steps, and of the one that goes on from what one process wrote."""
+    variables = environment(PYTHON=sys.executable, BACKEND=backend, KIND=kind, TENSOR=str(tensor))
+    variables["SETTINGS"] = json.dumps(settings)
     words = ["bash", str(SCRIPT), f"{PROGRAM} --config {recipe}", str(workers)]
     with alone():
         done = subprocess.run(words, cwd=folder, env=variables, capture_output=True, text=True)
@@ -44,11 +45,23 @@ def cut(backend, kind, tensor, workers, shard, recipe, folder):
     ],
 )
 def test_a_cut_model_trains_as_the_whole_one(backend, kind, tensor, workers, shard, write_recipe, tmp_path):
+    settings = {"shard_optimizer": True} if shard else {}
+    expected = check_equal_to_one_process(backend, kind, tensor, workers, write_recipe(backend), tmp_path, settings)
+    if shard:
+        # A rank's moments are its share of the rows of what its slice of the model has, up to what does not divide.
+        moments = {name.removeprefix("first "): array.size for name, array in expected.items() if "first " in name}
+        own = sum(size / (tensor if slices.axis(name) is not None else 1) for name, size in moments.items())
+        held = np.load(tmp_path / "held.npz")
+        assert sum(int(held[name]) for name in held) == pytest.approx(own / (workers // tensor), rel=0.02)
+
+
+def check_equal_to_one_process(backend, kind, tensor, workers, recipe, folder, settings):
     whole = cut_models.engine(backend, kind)
-    expected = cut_models.measure(whole, lambda batch: batch)
+    shown = settings.get("strategy") != "deepspeed"
+    expected = cut_models.measure(whole, lambda batch: batch, gradients=shown)
     again = whole.train_step(cut_models.micro_batches(9), cut_models.RATE)
-    np.savez(tmp_path / "start.npz", **expected)
-    found, found_again = cut(backend, kind, tensor, workers, shard, write_recipe(backend), tmp_path)
+    np.savez(folder / "start.npz", **expected)
+    found, found_again = shared_out(backend, kind, tensor, workers, recipe, folder, settings)
     assert set(found) == set(expected)
     assert np.abs(found["losses"] - expected["losses"]).max() < 1e-5
     np.testing.assert_allclose(found["logits"], expected["logits"], atol=2e-4, rtol=1e-4)
@@ -60,12 +73,8 @@ def test_a_cut_model_trains_as_the_whole_one(backend, kind, tensor, workers, sha
         elif name.startswith(("weights ", "first ", "second ")):
             # AdamW makes a step of any gradient, be it rounding alone.
             np.testing.assert_allclose(found[name], expected[name], atol=2e-4, err_msg=name)
-    if shard:
-        # A rank's moments are its share of the rows of what its slice of the model has, up to what does not divide.
-        moments = {name.removeprefix("first "): array.size for name, array in expected.items() if "first " in name}
-        own = sum(size / (tensor if slices.axis(name) is not None else 1) for name, size in moments.items())
-        assert int((tmp_path / "held").read_text()) == pytest.approx(own / (workers // tensor), rel=0.02)
     assert found_again == pytest.approx([again.loss, again.grad_norm], abs=1e-5)
+    return expected
 
 
 def train(words, folder, workers=1):

@@ -31,15 +31,17 @@ def records(folder):
 
 
 @pytest.mark.parametrize(
-    ("backend", "tuned", "padding"),
+    ("backend", "tuned", "padding", "strategy"),
     [
-        ("torch", "full", "longest"),
-        ("mindspore", "lora", "max_length"),
-        pytest.param("torch", "lora", "max_length", marks=pytest.mark.slow),
-        pytest.param("mindspore", "full", "longest", marks=pytest.mark.slow),
+        ("torch", "full", "longest", "ddp"),
+        ("mindspore", "lora", "max_length", "ddp"),
+        pytest.param("torch", "lora", "max_length", "ddp", marks=pytest.mark.slow),
+        pytest.param("torch", "lora", "longest", "fsdp", marks=pytest.mark.slow),
+        pytest.param("torch", "full", "max_length", "fsdp", marks=pytest.mark.slow),
+        pytest.param("mindspore", "full", "longest", "ddp", marks=pytest.mark.slow),
     ],
 )
-def test_two_workers_reproduce_one_process(backend, tuned, padding, write_recipe, tmp_path, tiny_data):
+def test_two_workers_reproduce_one_process(backend, tuned, padding, strategy, write_recipe, tmp_path, tiny_data):
     """Same global batch, same losses: dropout, accumulation, clipping, decay, and a last step with a row for one rank.
 
     41 rows in steps of 8: of the last step's micro-batches, one has a row on rank 0 and none on rank 1, the other
@@ -48,6 +50,7 @@ def test_two_workers_reproduce_one_process(backend, tuned, padding, write_recipe
     pytest.importorskip(backend)
     recipe = write_recipe(
         backend,
+        strategy=strategy,
         model__pet_config=LORA if tuned == "lora" else None,
         optimizer={"type": "AdamW", "learning_rate": 0.02 if tuned == "lora" else 0.002, "weight_decay": 0.1},
         runner_config={"epochs": 1, "gradient_accumulation_steps": 2},

@@ -15,6 +15,8 @@ NAME = "table.weight"
 class BigramEngine:
     """Implements the parts of `contract.Engine` that the training loop and checkpoints use."""
 
+    is_sharded = False
+
     def __init__(self, vocabulary: int, beta1=0.9, beta2=0.999, eps=1e-8):
         self.table = np.zeros((vocabulary, vocabulary), np.float64)
         self.first, self.second = np.zeros_like(self.table), np.zeros_like(self.table)

@@ -15,7 +15,7 @@ from msft.backend import names, random, slices
 from msft.backend.contract import Lora, Runtime, Tuning
 from msft.backend.mesh import Mesh
 from msft.backend.segments import spans
-from msft.backend.torch import attention, block, distributed, ops
+from msft.backend.torch import attention, block, distributed, ops, sharding
 from msft.errors import InputError
 from msft.models import rope
 from msft.models.adapters import peft_names
@@ -44,27 +44,44 @@ class Decoder:
         self.runtime = runtime
         self.mesh = distributed.mesh()
         parts = block.cut_parts(kernels.parts, distributed.reduce) if self.mesh.tensor > 1 else kernels.parts
-        self.network = _load(spec, slices.SlicedSource(source, self.mesh), tuning, runtime, parts)
+        self.is_sharded = self.mesh.shards(runtime.strategy)
+        self.is_fsdp = self.is_sharded and runtime.strategy == "fsdp"
+        source = slices.SlicedSource(source, self.mesh)
+        self.network = _load(spec, source, tuning, runtime, parts, self.is_fsdp)
+        # What is called for the way from tokens to the last norm.
+        self.trunk = self.network.model
         self._fit_modules()
         self.frequencies: np.ndarray | None = None
-        self.tuned: dict[str, nn.Parameter] = {
-            name: self.network.get_parameter(name).requires_grad_() for name in tuning.parameters
-        }
+        for name in tuning.parameters:
+            self.network.get_parameter(name).requires_grad_()
         self.attention = kernels.attention
         self.adapted = None
         self.adapted_layers: list[nn.Module] = []
         if tuning.lora:
             names.check_modules(tuning.lora.modules, spec)
-            self.adapted = _add_lora(self.network, tuning.lora, runtime, self.mesh)
-            for module in tuning.lora.modules:
-                layer = self.network.get_submodule(module)
-                self.adapted_layers.append(layer)
-                for name, factor in zip(peft_names(module), (layer.lora_A, layer.lora_B), strict=True):
-                    self.tuned[name] = factor["default"].weight
+            self.adapted = _add_lora(self.network, tuning.lora, runtime, self.mesh, self.is_fsdp)
+            self.adapted_layers = [self.network.get_submodule(module) for module in tuning.lora.modules]
+        if self.is_fsdp:
+            self.trunk = sharding.shard(self.network, runtime.device)
+            self._fill(source, tuning)
+        self.tuned: dict[str, nn.Parameter] = {name: self.network.get_parameter(name) for name in tuning.parameters}
+        for module, layer in zip(tuning.lora.modules if tuning.lora else (), self.adapted_layers, strict=True):
+            for name, factor in zip(peft_names(module), (layer.lora_A, layer.lora_B), strict=True):
+                self.tuned[name] = factor["default"].weight
         self.dropout_keys: np.ndarray | None = None
         self.compile_seconds = self._compile() if runtime.compile else 0.0
         if runtime.recompute:
             self.network.activation_checkpointing_enable({"use_reentrant": False})
+
+    def _fill(self, source, tuning: Tuning) -> None:
+        """Read the weights of a model that FSDP shares out, one whole tensor at a time."""
+        for name in family(self.spec.family).tensor_shapes(self.spec):
+            whole = _read(source, name, name in tuning.parameters, self.runtime)
+            sharding.keep(self.network.get_parameter(name), whole)
+        for module, layer in zip(tuning.lora.modules if tuning.lora else (), self.adapted_layers, strict=True):
+            drawn = _drawn(module, layer, tuning.lora, self.runtime, self.mesh)
+            sharding.keep(layer.lora_A["default"].weight, drawn)
+            sharding.keep(layer.lora_B["default"].weight, torch.zeros(layer.out_features, tuning.lora.rank))
 
     def _fit_modules(self) -> None:
         """Tell the linear modules what they are cut to, and which rank adds a bias that all of a model's have."""
@@ -81,8 +98,11 @@ class Decoder:
         def attend(_, query, key, value, scale):
             return self.attention(query, key, value, segments, scale)
 
-        hidden = model.embed_tokens(positions).detach().requires_grad_()
         try:
+            if self.is_fsdp:
+                self._warm_up_whole(attend)
+                return time.perf_counter() - began
+            hidden = model.embed_tokens(positions).detach().requires_grad_()
             with self._autocast():
                 rotation = model.rotary_emb(hidden, positions)
                 output = model.layers[0](hidden, position_embeddings=rotation, attend=attend)
@@ -91,6 +111,13 @@ class Decoder:
             why = str(error).partition("\n")[0]
             raise InputError(f"torch_compile: {why}; install one, or leave torch_compile out") from error
         return time.perf_counter() - began
+
+    def _warm_up_whole(self, attend: Callable) -> None:
+        """The way through a sharded model, whose blocks are gathered from its root on."""
+        positions = np.arange(WARM_UP)[None]
+        self._run(positions, positions, attend).sum().backward()
+        for parameter in self.network.parameters():
+            parameter.grad = None
 
     @contextmanager
     def mode(self, dropout_keys: np.ndarray | None, adapter: bool):
@@ -106,6 +133,8 @@ class Decoder:
         finally:
             self.dropout_keys = None
             self._set_dropout(None)
+            if self.is_fsdp:
+                sharding.free(self.network)
 
     def hidden(self, input_ids: np.ndarray, position_ids: np.ndarray, segment_ids: np.ndarray) -> torch.Tensor:
         """Return the final hidden states [rows, length, hidden] of int32 [rows, length] arrays, 0 on padding.
@@ -113,10 +142,14 @@ class Decoder:
         Real tokens alone are computed, in one line of tokens; attention is causal and stays within a segment.
         """
         real = np.flatnonzero(segment_ids)
-        if not len(real):
+        if len(real):
+            states = self._line(input_ids, position_ids, segment_ids, real)
+            return self._padded(states, real, segment_ids.shape)
+        if not self.is_sharded:
             return torch.zeros(*segment_ids.shape, self.spec.hidden_size, device=self.runtime.device)
-        states = self._line(input_ids, position_ids, segment_ids, real)
-        return self._padded(states, real, segment_ids.shape)
+        # The other ranks have tokens, and need this one to gather the weights.
+        first = np.zeros((1, 1), np.int32)
+        return (self._line(first, first, first + 1, np.array([0])) * 0).expand(*segment_ids.shape, -1)
 
     def _line(self, input_ids, position_ids, segment_ids, real: np.ndarray) -> torch.Tensor:
         """The final hidden states [1, tokens, hidden] of the real tokens."""
@@ -133,7 +166,7 @@ class Decoder:
 
     def _run(self, input_ids: np.ndarray, position_ids: np.ndarray, attend: Callable) -> torch.Tensor:
         with self._autocast():
-            return self.network.model(
+            return self.trunk(
                 input_ids=self.tensor(input_ids),
                 position_ids=self.tensor(position_ids),
                 use_cache=False,
@@ -168,6 +201,8 @@ class Decoder:
 
     def head_weight(self) -> torch.Tensor:
         """Return the matrix that `head` takes, [vocabulary, hidden] in the compute dtype: one copy for many calls."""
+        if self.is_fsdp:
+            sharding.gather_head(self.network)
         return self.network.lm_head.weight.to(ops.dtype(self.runtime.precision.compute))
 
     def head(self, hidden: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
@@ -176,7 +211,10 @@ class Decoder:
         return block.product(rows, weight).unflatten(0, hidden.shape[:-1]).float()
 
     def parameter(self, name: str) -> torch.Tensor:
-        """Return a tensor by its name in the model, tuned or frozen; a tied head is the embedding."""
+        """Return a tensor by its name in the model, tuned or frozen; a tied head is the embedding.
+
+        With FSDP it is a DTensor, but for the head between `head_weight` and the end of `mode`.
+        """
         return self.network.get_parameter(name)
 
     def is_head_tied(self) -> bool:
@@ -190,7 +228,7 @@ class Decoder:
         tensor = self.tensor(hidden)
         cosine, sine = self.network.model.rotary_emb(tensor, self.tensor(position_ids))
         # The function of the family's own module, which is what the network calls.
-        turn = sys.modules[type(self.network).__module__].apply_rotary_pos_emb
+        turn = sys.modules[type(self.network.model.rotary_emb).__module__].apply_rotary_pos_emb
         return ops.to_numpy(turn(tensor, tensor, cosine, sine)[0])
 
     def tensor(self, array: np.ndarray) -> torch.Tensor:
@@ -214,18 +252,20 @@ class Decoder:
         return torch.autocast(self.runtime.device, ops.dtype(compute), enabled=compute != "float32")
 
 
-def _load(spec: ModelSpec, source, tuning: Tuning, runtime: Runtime, parts: block.Parts) -> nn.Module:
+def _load(spec: ModelSpec, source, tuning: Tuning, runtime: Runtime, parts: block.Parts, is_fsdp: bool) -> nn.Module:
+    """The network with its weights; those of one for FSDP have no values yet."""
     rope.check(spec)
     # Dropout is the adapters' own alone.
     config = AutoConfig.for_model(**{**spec.hf_config, "attention_dropout": 0.0, "return_dict": True})
     with torch.device("meta"):
         network = AutoModelForCausalLM.from_config(config, attn_implementation=ATTENTION)
     tuned, precision = set(tuning.parameters), runtime.precision
-    for name in family(spec.family).tensor_shapes(spec):
-        kind = "float32" if name in tuned else precision.parameters
-        tensor = ops.from_numpy(source.read(name), runtime.device, kind)
-        # autocast does not widen, and keeps a copy of each weight that it narrows until the backward pass.
-        tensor = tensor.to(ops.dtype(names.computed_dtype(name, name in tuned, precision)))
+    for name, shape in family(spec.family).tensor_shapes(spec).items():
+        if is_fsdp:
+            kind = ops.dtype(names.computed_dtype(name, name in tuned, precision))
+            tensor = torch.empty(shape, dtype=kind, device="meta")
+        else:
+            tensor = _read(source, name, name in tuned, runtime)
         owner, _, leaf = name.rpartition(".")
         setattr(network.get_submodule(owner), leaf, nn.Parameter(tensor, requires_grad=False))
     network.tie_weights()
@@ -241,6 +281,13 @@ def _load(spec: ModelSpec, source, tuning: Tuning, runtime: Runtime, parts: bloc
         if replacement:
             module.forward = functools.partial(replacement, module, parts)
     return network
+
+
+def _read(source, name: str, is_tuned: bool, runtime: Runtime) -> torch.Tensor:
+    """A weight as it is computed with, on the device."""
+    tensor = ops.from_numpy(source.read(name), runtime.device, "float32" if is_tuned else runtime.precision.parameters)
+    # autocast does not widen, and keeps a copy of each weight that it narrows until the backward pass.
+    return tensor.to(ops.dtype(names.computed_dtype(name, is_tuned, runtime.precision)))
 
 
 def _linear(part: nn.Module, compute: torch.dtype, hidden: torch.Tensor) -> torch.Tensor:
@@ -284,7 +331,7 @@ def _rebuild_rotary(network: nn.Module, config, device: str) -> None:
     network.model.rotary_emb = rotary
 
 
-def _add_lora(network: nn.Module, lora: Lora, runtime: Runtime, mesh: Mesh):
+def _add_lora(network: nn.Module, lora: Lora, runtime: Runtime, mesh: Mesh, is_fsdp: bool):
     from peft import LoraConfig, get_peft_model
 
     config = LoraConfig(
@@ -302,16 +349,30 @@ def _add_lora(network: nn.Module, lora: Lora, runtime: Runtime, mesh: Mesh):
     for module in lora.modules:
         layer = network.get_submodule(module)
         a, b = layer.lora_A["default"], layer.lora_B["default"]
-        by_inputs = slices.module_axis(module) == 1
-        inputs = layer.in_features * (mesh.tensor if by_inputs else 1)
-        drawn = slices.cut(random.lora_a(runtime.seed, module, lora.rank, inputs), 1 if by_inputs else None, mesh)
+        if is_fsdp:
+            a.weight = nn.Parameter(torch.empty(lora.rank, layer.in_features, device="meta"))
+        else:
+            a.weight = nn.Parameter(_drawn(module, layer, lora, runtime, mesh))
+        b.weight = nn.Parameter(torch.zeros(layer.out_features, lora.rank, device=a.weight.device))
+        by_inputs, inputs = _inputs(module, layer, mesh)
         keys = slices.cut(random.feature_keys(module, inputs), 0 if by_inputs else None, mesh)
-        a.weight = nn.Parameter(ops.from_numpy(drawn, runtime.device, "float32"))
-        b.weight = nn.Parameter(torch.zeros(layer.out_features, lora.rank, device=runtime.device))
         layer.dropout_features = ops.from_numpy(keys, runtime.device, "int32")
         layer.dropout_tokens = None
         layer.forward = functools.partial(_adapted_linear, layer, lora.dropout)
     return adapted
+
+
+def _inputs(module: str, layer: nn.Module, mesh: Mesh) -> tuple[bool, int]:
+    """Whether a module is cut by its inputs, and how many it has on all ranks of a model."""
+    by_inputs = slices.module_axis(module) == 1
+    return by_inputs, layer.in_features * (mesh.tensor if by_inputs else 1)
+
+
+def _drawn(module: str, layer: nn.Module, lora: Lora, runtime: Runtime, mesh: Mesh) -> torch.Tensor:
+    """The first values of a module's A, this rank's slice."""
+    by_inputs, inputs = _inputs(module, layer, mesh)
+    drawn = random.lora_a(runtime.seed, module, lora.rank, inputs)
+    return ops.from_numpy(slices.cut(drawn, 1 if by_inputs else None, mesh), runtime.device, "float32")
 
 
 def _adapted_linear(layer: nn.Module, probability: float, hidden: torch.Tensor) -> torch.Tensor:

@@ -6,11 +6,18 @@ from msft.backend.torch import distributed
 from msft.backend.torch.generation import Session
 from msft.backend.torch.model import Model
 from msft.backend.torch.optimizer import AdamW
+from msft.backend.torch.sharded import ShardedAdamW, ShardedModel
 from msft.models.spec import ModelSpec
 
 
 def build(spec: ModelSpec, source, tuning: Tuning, runtime: Runtime) -> Engine:
     """Return an engine with the source's weights on the runtime's device."""
-    model = Model(spec, source, tuning, runtime)
-    optimizer = AdamW(model, runtime.optimizer, runtime.shard_optimizer)
+    is_sharded = distributed.mesh().shards(runtime.strategy)
+    if is_sharded and runtime.strategy == "deepspeed":
+        from msft.backend.torch.zero import ZeroEngine
+
+        return ZeroEngine(spec, source, tuning, runtime)
+    model_kind, optimizer_kind = (ShardedModel, ShardedAdamW) if is_sharded else (Model, AdamW)
+    model = model_kind(spec, source, tuning, runtime)
+    optimizer = optimizer_kind(model, runtime.optimizer, runtime.shard_optimizer)
     return FrameworkEngine(model, optimizer, distributed, Session, runtime)

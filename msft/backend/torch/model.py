@@ -1,6 +1,6 @@
 """What the shared engine asks of a model: losses, gradients, log-probabilities, tuned tensors."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
@@ -30,20 +30,28 @@ class Model:
 
         `dropout_step` is the optimizer step whose dropout masks apply; None means no dropout.
         """
-        keys = None
-        if dropout_step is not None:
-            keys = random.token_keys(self.runtime.seed, dropout_step, batch.row_ids, batch.position_ids)
-        with self.decoder.mode(keys, adapter=True):
+        with self._dropout(batch, dropout_step):
             hidden, labels = self._supervised(batch)
             loss, d_hidden, d_head = self._head_gradients(hidden.detach(), labels, scale)
-            # The head's own gradient is known already; a tied head is reached through the embedding as well.
-            below = {name: tensor for name, tensor in self.tuned.items() if name != names.HEAD}
-            found = torch.autograd.grad(hidden, list(below.values()), d_hidden) if below else ()
+            return loss, self._backward(hidden, d_hidden, d_head)
+
+    def _dropout(self, batch: Batch, step: int | None):
+        """The mode of training in a step; None: without dropout."""
+        if step is None:
+            return self.decoder.mode(None, adapter=True)
+        keys = random.token_keys(self.runtime.seed, step, batch.row_ids, batch.position_ids)
+        return self.decoder.mode(keys, adapter=True)
+
+    def _backward(self, hidden: torch.Tensor, d_hidden: torch.Tensor, d_head: torch.Tensor | None):
+        """The gradients of the tuned parameters, from those of the hidden states and of the head (None: not tuned)."""
+        # The head's own gradient is known already; a tied head is reached through the embedding as well.
+        below = {name: tensor for name, tensor in self.tuned.items() if name != names.HEAD}
+        found = torch.autograd.grad(hidden, list(below.values()), d_hidden) if below else ()
         gradients = dict(zip(below, found, strict=True))
         if d_head is not None:
             name = names.HEAD if names.HEAD in self.tuned else EMBEDDING
             gradients[name] = gradients[name] + d_head if name in gradients else d_head
-        return loss, {name: gradients[name] for name in self.tuned}
+        return {name: gradients[name] for name in self.tuned}
 
     @torch.no_grad()
     def loss_sum(self, batch: Batch) -> float:
@@ -63,7 +71,7 @@ class Model:
     def logits(self, batch: Batch) -> np.ndarray:
         """Return all logits, float32 [rows, length, vocabulary]."""
         with self.decoder.mode(None, adapter=True):
-            return ops.to_numpy(self.decoder.head(self._hidden(batch), self.decoder.head_weight()))
+            return self._at_head(self._hidden(batch), self._logits)
 
     @torch.no_grad()
     def activations(self, batch: Batch, adapter: bool) -> dict[str, np.ndarray]:
@@ -139,11 +147,23 @@ class Model:
         labels = self.decoder.tensor(batch.labels[batch.labels != IGNORE])
         return self._hidden(batch).flatten(0, 1).index_select(0, chosen), labels
 
+    def _at_head(self, hidden: torch.Tensor, work: Callable, *arguments):
+        """What `work` gives for hidden states and more, where the head's weight is at hand."""
+        return work(hidden, *arguments)
+
+    def _logits(self, hidden: torch.Tensor) -> np.ndarray:
+        return ops.to_numpy(self.decoder.head(hidden, self.decoder.head_weight()))
+
     def _losses(self, batch: Batch) -> torch.Tensor:
-        """The cross-entropy of each supervised position in reading order, float32 [n]; logits for a chunk at a time."""
+        """The cross-entropy of each supervised position in reading order, float32 [n]."""
         hidden, labels = self._supervised(batch)
+        return self._at_head(hidden, self._losses_of, labels)
+
+    def _losses_of(self, hidden: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """The cross-entropy of hidden states [n, hidden], float32 [n]; logits for a chunk at a time."""
         weight, chunks = self.decoder.head_weight(), _chunks(hidden, labels)
-        return torch.cat([ops.token_losses(self.decoder.head(part, weight), answers) for part, answers in chunks])
+        losses = [ops.token_losses(self.decoder.head(part, weight), answers) for part, answers in chunks]
+        return torch.cat(losses) if losses else weight.new_zeros(0)
 
     @torch.no_grad()
     def _head_gradients(self, hidden: torch.Tensor, labels: torch.Tensor, scale: float):
@@ -161,10 +181,10 @@ class Model:
             d_part.copy_(block.product(d_logits, weight.t()))
             if tuned:
                 d_head += block.product(d_logits.t(), part.to(weight.dtype).t())
-        return torch.stack(summed).sum().item(), d_hidden, d_head
+        return torch.stack(summed).sum().item() if summed else 0.0, d_hidden, d_head
 
 
 def _chunks(*tensors: torch.Tensor) -> Iterator[tuple[torch.Tensor, ...]]:
-    """Yield equal parts of tensors [n, ...], none longer than `ops.LOSS_CHUNK`."""
-    count = max(1, -(-len(tensors[0]) // ops.LOSS_CHUNK))
-    return zip(*(tensor.tensor_split(count) for tensor in tensors), strict=True)
+    """Yield equal parts of tensors [n, ...], none longer than `ops.LOSS_CHUNK` and none empty."""
+    count = -(-len(tensors[0]) // ops.LOSS_CHUNK)
+    return zip(*(tensor.tensor_split(count) for tensor in tensors), strict=True) if count else iter(())

@@ -1,0 +1,85 @@
+"""The model and the optimizer of a run whose ranks hold a part of everything each (`sharding`)."""
+
+import math
+
+import numpy as np
+import torch
+
+from msft.backend.contract import Runtime, Tuning
+from msft.backend.torch import distributed, ops, sharding
+from msft.backend.torch.model import Model
+from msft.backend.torch.optimizer import AdamW
+from msft.models.spec import ModelSpec
+
+
+class ShardedModel(Model):
+    """A model that is whole nowhere: `tuned` holds this rank's rows, `parts` the tensors that they belong to.
+
+    All ranks make each call together; arrays go in whole, and come out whole on the first rank.
+    """
+
+    def __init__(self, spec: ModelSpec, source, tuning: Tuning, runtime: Runtime):
+        super().__init__(spec, source, tuning, runtime)
+        self.parts = self.decoder.tuned
+        with torch.no_grad():
+            self.tuned = {name: part.to_local() for name, part in self.parts.items()}
+
+    def _backward(self, hidden: torch.Tensor, d_hidden: torch.Tensor, d_head: torch.Tensor | None):
+        """This rank's rows of the gradients, summed over the ranks: gathering and summing hang on `backward`."""
+        roots, gradients = [hidden], [d_hidden]
+        if d_head is not None:
+            roots.append(self.decoder.network.lm_head.weight)
+            gradients.append(d_head)
+        torch.autograd.backward(roots, gradients)
+        found = {name: part.grad.to_local() for name, part in self.parts.items()}
+        for part in self.parts.values():
+            part.grad = None
+        return found
+
+    def parameter(self, name: str, dtype: str) -> np.ndarray:
+        """Return a whole tensor by its canonical name as it is computed with in a dtype, on every rank."""
+        part = self.parts[name] if name in self.parts else self.decoder.parameter(name)
+        return ops.to_numpy(part.detach().full_tensor().to(ops.dtype(dtype)))
+
+    def export_tuned(self) -> dict[str, np.ndarray]:
+        """Return the tuned tensors."""
+        return sharding.whole_arrays(self.tuned, self.parts)
+
+    def import_tuned(self, weights: dict[str, np.ndarray]) -> None:
+        """Overwrite tuned tensors by name."""
+        for name, array in weights.items():
+            sharding.keep(self.parts[name], ops.from_numpy(array, "cpu", "float32"))
+
+    def tuned_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Return the shapes of the whole tuned tensors."""
+        return {name: tuple(part.shape) for name, part in self.parts.items()}
+
+    def describe(self) -> dict[str, str]:
+        """Say what was applied."""
+        ranks = distributed.mesh().data
+        return {
+            **super().describe(),
+            "strategy": f"fsdp: parameters, gradients and moments in {ranks} parts, gathered block by block",
+        }
+
+
+class ShardedAdamW(AdamW):
+    """AdamW over this rank's rows of the gradients and moments."""
+
+    def global_norm(self, gradients: dict[str, torch.Tensor]) -> float:
+        """Return the L2 norm over all gradients of all ranks."""
+        return math.sqrt(distributed.sum_numbers([super().global_norm(gradients) ** 2])[0])
+
+    def load(self, first: dict[str, np.ndarray], second: dict[str, np.ndarray], step: int) -> None:
+        """Take over whole moments and the number of steps taken."""
+        super().load(*map(self._parts, (first, second)), step)
+
+    def _parts(self, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        return {name: arrays[name][sharding.rows(len(arrays[name]), part)] for name, part in self.model.parts.items()}
+
+    def _whole(self, tensors: dict[str, torch.Tensor]) -> dict[str, np.ndarray]:
+        return self.to_numpy(tensors)
+
+    def to_numpy(self, tensors: dict[str, torch.Tensor]) -> dict[str, np.ndarray]:
+        """Return whole float32 copies on the first rank, none on the others."""
+        return sharding.whole_arrays(tensors, self.model.parts)

@@ -1,0 +1,125 @@
+"""Protects FSDP, and DeepSpeed in a run: what is shared out over processes trains as the whole model does.
+
+Checkpoints know no layout.
+
+Biases, an untied and a tied head, dropout, accumulation, clipping, decay, parts of unequal size and empty ones.
+"""
+
+import json
+import math
+
+import numpy as np
+import pytest
+
+from tests.conformance import cut_models
+from tests.conformance.test_cut_models import check_equal_to_one_process, shared_out, train
+
+FSDP = {"strategy": "fsdp"}
+APPLIED = {
+    "fsdp": "strategy fsdp: parameters, gradients and moments in 2 parts",
+    "deepspeed": "strategy deepspeed: ZeRO stage 3 over 2 ranks",
+}
+
+
+@pytest.mark.parametrize(
+    ("kind", "workers", "settings"),
+    [
+        ("full", 2, {"recompute": True}),
+        pytest.param("lora", 2, {}, marks=pytest.mark.slow),
+        pytest.param("lora", 2, {"compile": True}, marks=pytest.mark.slow),
+        pytest.param("full", 4, {}, marks=pytest.mark.slow),
+        # Four rows of A do not make three equal parts, and the third one is empty; one process has two rows of data.
+        pytest.param("lora", 3, {"recompute": True}, marks=pytest.mark.slow),
+        pytest.param("tied", 3, {}, marks=pytest.mark.slow),
+    ],
+)
+def test_a_sharded_model_trains_as_the_whole_one(kind, workers, settings, write_recipe, tmp_path):
+    recipe = write_recipe("torch")
+    check_equal_to_one_process("torch", kind, 1, workers, recipe, tmp_path, {**FSDP, **settings})
+    whole = cut_models.engine("torch", kind)
+    shapes = dict(whole.model.decoder.network.named_parameters())
+    shapes = {f"parameter {name}": part.shape for name, part in shapes.items()}
+    for moment in ("first", "second"):
+        shapes |= {f"{moment} {name}": part.shape for name, part in whole.optimizer.first.items()}
+    held = np.load(tmp_path / "held.npz")
+    assert set(held) == set(shapes)
+    for name, (rows, *width) in shapes.items():
+        assert held[name] == -(-rows // workers) * math.prod(width), name
+
+
+@pytest.mark.slow
+def test_frozen_weights_are_shared_out_in_their_own_dtype(write_recipe, tmp_path):
+    """bfloat16 beside float32 adapters; the bar is bfloat16's, as the rows of each process are multiplied alone."""
+    whole = cut_models.engine("torch", "lora", compute="bfloat16")
+    expected = cut_models.measure(whole, lambda one: one)
+    np.savez(tmp_path / "start.npz", **expected)
+    settings = {**FSDP, "compute": "bfloat16"}
+    found, _ = shared_out("torch", "lora", 1, 2, write_recipe("torch"), tmp_path, settings)
+    np.testing.assert_allclose(found["losses"], expected["losses"], rtol=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("strategy", "tuned"),
+    [
+        ("fsdp", "full"),
+        pytest.param("fsdp", "lora", marks=pytest.mark.slow),
+        pytest.param("deepspeed", "lora", marks=pytest.mark.deepspeed),
+        pytest.param("deepspeed", "full", marks=pytest.mark.deepspeed),
+    ],
+)
+def test_a_sharded_run_is_gone_on_with_by_one_process(strategy, tuned, write_recipe, tmp_path, tiny_data):
+    """One process reads its checkpoint, and the log is that of one process.
+
+    17 rows in steps of 8: of the third step's micro-batches, one has a row on rank 0 and none on rank 1, the other
+    has none at all.
+    """
+    changes = {"model__pet_config": None} if tuned == "full" else {}
+    if strategy == "deepspeed":
+        changes["deepspeed"] = {"zero_optimization": {"stage": 3}, "gradient_clipping": "auto"}
+    recipe = write_recipe(
+        "torch",
+        strategy=strategy,
+        optimizer={"type": "AdamW", "learning_rate": 0.002},
+        train_dataset={
+            "data_loader": {"dataset_dir": str(tiny_data[0]), "num_samples": 17},
+            "drop_remainder": False,
+            "padding": "longest",
+        },
+        eval_dataset={"data_loader": {"dataset_dir": str(tiny_data[1])}},
+        do_eval=True,
+        eval_step_interval=3,
+        callbacks=[{"type": "CheckpointMonitor", "save_checkpoint_steps": 3}],
+        runner_config={"epochs": 2, "gradient_accumulation_steps": 2},
+        **changes,
+    )
+    common = ["--config", str(recipe)]
+    done = train([*common, "--batch_size", "4", "--output_dir", "one"], tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert f"strategy {strategy}: one process has nobody to share the model with" in done.stdout + done.stderr
+    words = ["--batch_size", "2", "--runner_config.stop_step", "3", "--output_dir", "two"]
+    done = train([*common, *words], tmp_path, workers=2)
+    assert done.returncode == 0, done.stderr + done.stdout
+    said = done.stdout + done.stderr
+    assert f"processes: 2, each with its part of the model and its share of every batch ({strategy})" in said
+    assert APPLIED[strategy] in said
+    if strategy == "deepspeed":
+        written = json.loads((tmp_path / "two" / "deepspeed.json").read_text())
+        assert (written["train_batch_size"], written["gradient_clipping"]) == (8, 1.0)
+    done = train([*common, "--batch_size", "4", "--output_dir", "two", "--resume_training", "True"], tmp_path)
+    assert done.returncode == 0, done.stderr
+    logs = [(tmp_path / name / "trainer_log.jsonl").read_text().splitlines() for name in ("one", "two")]
+    one, two = ([json.loads(line) for line in log] for log in logs)
+    assert [record["step"] for record in two] == [1, 2, 3, 3, 4, 5, 6, 6]
+    for left, right in zip(one, two, strict=True):
+        for name in {"loss", "grad_norm", "eval_loss"} & set(left):
+            assert right[name] == pytest.approx(left[name], abs=1e-5)
+        for name in {"tokens", "supervised", "eval_supervised"} & set(left):
+            assert right[name] == left[name]
+
+
+@pytest.mark.slow
+def test_text_is_not_generated_by_a_sharded_model(write_recipe, tmp_path):
+    recipe = write_recipe("torch", strategy="fsdp", run_mode="predict", predict_data=["w5 w6"])
+    done = train(["--config", str(recipe)], tmp_path, workers=2)
+    assert done.returncode == 1
+    assert "text is generated by a model that is whole: run it with strategy ddp, or in one process" in done.stderr

@@ -1,0 +1,54 @@
+"""Protects DeepSpeed's ZeRO: its stages train as the whole model does, and take over what one process wrote."""
+
+import numpy as np
+import pytest
+
+from msft.config import deepspeed, derive
+from msft.config.load import load_recipe
+from tests.conformance import cut_models
+from tests.conformance.test_cut_models import check_equal_to_one_process, shared_out
+
+pytestmark = pytest.mark.deepspeed
+
+
+@pytest.fixture
+def settings(write_recipe):
+    """Returns a function: the runtime's settings for a stage, from a recipe of what the tiny engines do."""
+
+    def of(stage, workers, compute="float32"):
+        recipe = write_recipe(
+            strategy="deepspeed",
+            model__compute_dtype=compute,
+            runner_config={"batch_size": 4 // workers, "gradient_accumulation_steps": 2},
+            optimizer={"type": "AdamW", "learning_rate": cut_models.RATE, "weight_decay": 0.1},
+            runner_wrapper={"max_grad_norm": 1.0},
+            deepspeed={"zero_optimization": {"stage": stage, "stage3_param_persistence_threshold": 0}},
+        )
+        loaded = load_recipe(recipe)
+        whole = deepspeed.whole(loaded, derive.model_spec(loaded), workers, "cpu")
+        return {"strategy": "deepspeed", "deepspeed": whole}, recipe
+
+    return of
+
+
+@pytest.mark.parametrize(
+    ("kind", "stage", "workers"),
+    [("full", 1, 2), ("lora", 2, 2), ("full", 2, 4), ("lora", 3, 2), ("tied", 3, 2), ("full", 3, 4)],
+)
+@pytest.mark.parametrize("recompute", [False, True])
+def test_every_stage_trains_as_the_whole_model(kind, stage, workers, recompute, settings, tmp_path):
+    chosen, recipe = settings(stage, workers)
+    check_equal_to_one_process("torch", kind, 1, workers, recipe, tmp_path, {**chosen, "recompute": recompute})
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
+@pytest.mark.parametrize("kind", ["full", "lora"])
+def test_sixteen_bits(kind, stage, settings, tmp_path):
+    """DeepSpeed computes with bfloat16 weights, tuned ones too, and keeps float32 ones in its optimizer."""
+    whole = cut_models.engine("torch", kind, compute="bfloat16")
+    expected = cut_models.measure(whole, lambda one: one, gradients=False)
+    np.savez(tmp_path / "start.npz", **expected)
+    chosen, recipe = settings(stage, 2, compute="bfloat16")
+    found, _ = shared_out("torch", kind, 1, 2, recipe, tmp_path, {**chosen, "compute": "bfloat16"})
+    np.testing.assert_allclose(found["losses"], expected["losses"], rtol=2e-2)
+    assert all(array.dtype == np.float32 for name, array in found.items() if name.startswith("weights "))
