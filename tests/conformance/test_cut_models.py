@@ -56,7 +56,7 @@ def test_a_cut_model_trains_as_the_whole_one(backend, kind, tensor, workers, sha
 
 
 def check_equal_to_one_process(backend, kind, tensor, workers, recipe, folder, settings):
-    whole = cut_models.engine(backend, kind)
+    whole = cut_models.engine(backend, kind, max_grad_norm=settings.get("max_grad_norm", 1.0))
     shown = settings.get("strategy") != "deepspeed"
     expected = cut_models.measure(whole, lambda batch: batch, gradients=shown)
     again = whole.train_step(cut_models.micro_batches(9), cut_models.RATE)
@@ -70,7 +70,11 @@ def check_equal_to_one_process(backend, kind, tensor, workers, recipe, folder, s
         if name.startswith("gradients "):
             scale = np.abs(expected[name]).max()
             np.testing.assert_allclose(found[name], expected[name], atol=max(scale * 1e-5, 1e-7), err_msg=name)
-        elif name.startswith(("weights ", "first ", "second ")):
+        elif name.startswith("first "):
+            # Clipping shows here alone: what AdamW does with gradients knows no scale.
+            scale = np.abs(expected[name]).max()
+            np.testing.assert_allclose(found[name], expected[name], atol=max(scale * 1e-2, 1e-7), err_msg=name)
+        elif name.startswith(("weights ", "second ")):
             # AdamW makes a step of any gradient, be it rounding alone.
             np.testing.assert_allclose(found[name], expected[name], atol=2e-4, err_msg=name)
     assert found_again == pytest.approx([again.loss, again.grad_norm], abs=1e-5)

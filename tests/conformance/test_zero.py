@@ -21,12 +21,12 @@ def settings(write_recipe):
             model__compute_dtype=compute,
             runner_config={"batch_size": 4 // workers, "gradient_accumulation_steps": 2},
             optimizer={"type": "AdamW", "learning_rate": cut_models.RATE, "weight_decay": 0.1},
-            runner_wrapper={"max_grad_norm": 1.0},
+            runner_wrapper={"max_grad_norm": 0.5},
             deepspeed={"zero_optimization": {"stage": stage, "stage3_param_persistence_threshold": 0}},
         )
         loaded = load_recipe(recipe)
         whole = deepspeed.whole(loaded, derive.model_spec(loaded), workers, "cpu")
-        return {"strategy": "deepspeed", "deepspeed": whole}, recipe
+        return {"strategy": "deepspeed", "deepspeed": whole, "max_grad_norm": 0.5}, recipe
 
     return of
 
@@ -41,11 +41,11 @@ def test_every_stage_trains_as_the_whole_model(kind, stage, workers, recompute, 
     check_equal_to_one_process("torch", kind, 1, workers, recipe, tmp_path, {**chosen, "recompute": recompute})
 
 
-@pytest.mark.parametrize("stage", [1, 2, 3])
+@pytest.mark.parametrize("stage", [2, 3])
 @pytest.mark.parametrize("kind", ["full", "lora"])
 def test_sixteen_bits(kind, stage, settings, tmp_path):
     """DeepSpeed computes with bfloat16 weights, tuned ones too, and keeps float32 ones in its optimizer."""
-    whole = cut_models.engine("torch", kind, compute="bfloat16")
+    whole = cut_models.engine("torch", kind, compute="bfloat16", max_grad_norm=0.5)
     expected = cut_models.measure(whole, lambda one: one, gradients=False)
     np.savez(tmp_path / "start.npz", **expected)
     chosen, recipe = settings(stage, 2, compute="bfloat16")

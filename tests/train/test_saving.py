@@ -51,4 +51,4 @@ def test_the_first_rank_writes_what_the_ranks_of_its_model_export(results, tiny_
 
 
 def test_ranks_with_other_rows_have_nothing_to_give(results, tmp_path):
-    assert results(2, 1, SimpleNamespace()) == (tmp_path / "adapter", None)
+    assert results(2, 1, SimpleNamespace(is_sharded=False)) == (tmp_path / "adapter", None)
