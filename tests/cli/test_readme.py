@@ -85,7 +85,7 @@ LAUNCH = (
 BLOCKS = (INSTALL, QUICKSTART, EXTRAS, WORKFLOW, PARITY, GOLDEN, ESTIMATE, LAUNCH)
 
 # What stands in the text between backquotes: whole commands, and flags to add to the commands above.
-SUITES = ("make test", "make test-faults", "make test-netns", "make test-mindformers")
+SUITES = ("make test", "make test-faults", "make test-netns", "make test-mindformers", "make test-deepspeed")
 BENCH = ("make bench DATA=alpaca.json", 'make bench DATA=alpaca.json QUESTIONS="startup conversion"')
 TARGETS = ("make demo", "make demo BACKEND=torch", "make model", *SUITES, *BENCH)  # not run here
 DRY_RUN = "msft train RECIPE --dry_run"

@@ -4,6 +4,8 @@ The oracle for "auto" is what transformers' integration fills in (`HfTrainerDeep
 """
 
 import json
+import re
+from pathlib import Path
 
 import pytest
 from recipe_texts import SIZES, load
@@ -231,6 +233,13 @@ def test_without_deepspeed_its_strategy_is_refused(tmp_path, monkeypatch):
     (found,) = caught.value.problems
     assert found.endswith("r.yaml:2: strategy deepspeed needs deepspeed: pip install 'msft[deepspeed]'")
     deepspeed.check(recipe, derive.model_spec(recipe), 1)
+
+
+def test_the_readmes_example_is_taken(tmp_path):
+    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    (example,) = (text for text in re.findall(r"```yaml\n(.*?)```", readme, re.S) if "deepspeed" in text)
+    whole = of(tmp_path, text=RECIPE.replace("strategy: deepspeed\n", "") + example)
+    assert whole["zero_optimization"]["stage"] == 3 and whole["gradient_clipping"] == 0.5
 
 
 def test_strategies_and_cut_models_are_one_of_two(tmp_path):
