@@ -340,8 +340,8 @@ def test_both_engines_are_the_same_run(quickstart):
 def test_the_launchers_lines_are_those_of_the_hostfile(quickstart):
     """The processes themselves are started in the workflow, and by tests/conformance."""
     (quickstart.path / "hosts").write_text(f"127.0.0.9 slots=8\n{socket.gethostname()} slots=8\n")
-    quickstart.run_block(6)
-    first, second = (quickstart.said[adapted(command, step)] for command, step in in_block(6))
+    quickstart.run_block(7)
+    first, second = (quickstart.said[adapted(command, step)] for command, step in in_block(7))
     assert "msft train --config configs/quickstart.yaml --hang_timeout 600" in first
     assert "8118" in second and "127.0.0.9" in second
 
