@@ -51,14 +51,16 @@ class AdamW:
         correct_second = 1 - settings.beta2**self.step if settings.bias_correction else 1.0
         scalars = [_scalar(value) for value in (factor, learning_rate / correct_first, correct_second**0.5)]
         decay, keep = _scalar(1 - learning_rate * settings.weight_decay), _scalar(1.0)
-        tuned, gradients = self._own(self.model.tuned), self._own(gradients)
-        for name, parameter in tuned.items():
+        # Without dealing out, the model's own: each old tensor goes as its new one comes.
+        tuned = self._rows(self.model.tuned) if self.shard else self.model.tuned
+        gradients = self._own(gradients)
+        for name in list(tuned):
             shrink = decay if name in self.decayed else keep
             tuned[name], self.first[name], self.second[name] = self.update(
-                parameter, gradients[name], self.first[name], self.second[name], shrink, *scalars
+                tuned[name], gradients[name], self.first[name], self.second[name], shrink, *scalars
             )
-        # Bucket by bucket the old tensors go as the new ones come.
-        self.model.tuned.update(distributed.gather_rows(tuned, self.model.tuned) if self.shard else tuned)
+        if self.shard:
+            self.model.tuned.update(distributed.gather_rows(tuned, self.model.tuned))
 
     def moments(self) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
         """Return copies of the first and second moments; where they are shared, every rank calls it."""
