@@ -39,7 +39,7 @@ JOINED = 2
 CHUNKS = {"torch": 2, "mindspore": 6}
 # Sets of gradients that MindSpore holds on top of one: joined ones of a function, and what its updates make anew. The
 # functions for the embedding and the head hold so many matrices of their size.
-UPDATES, TABLES = 3, 8.5
+UPDATES, TABLES = 3, 12.5
 
 
 def of_block(sizes: Sizes, work: Work, layout: Layout) -> float:
