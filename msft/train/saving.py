@@ -114,7 +114,8 @@ class Saver:
     @property
     def _is_sliced(self) -> bool:
         """Whether no rank has the whole state."""
-        return self.session.world > self.session.shares or self.session.engine.shares_state
+        session = self.session
+        return session.world > session.shares or session.engine.shares_state or session.engine.is_sharded
 
     @property
     def _takes_part(self) -> bool:
