@@ -1,8 +1,8 @@
 """Trains tiny models that are shared out over the processes of a launcher, on either engine.
 
 Run by test_cut_models.py: TENSOR ranks hold a model; and by test_sharded.py: SETTINGS (JSON) are the runtime's. What
-came out is written by the first rank to result.npz, the state by all of them to parts/, and to taken/ that of one process
-(start.npz) once it is taken over. KIND: a key of TUNINGS.
+came out is written by the first rank to result.npz; the state by all of them to parts/, and to taken/ once more when
+they have taken over that of one process (start.npz). KIND: a key of TUNINGS.
 """
 
 import json
