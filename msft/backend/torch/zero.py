@@ -247,7 +247,8 @@ class ZeroEngine(FrameworkEngine):
             # DeepSpeed takes the mean over the ranks.
             with self.model.training(batch, self.step):
                 loss = self.zero(self.model.scaled_loss, batch, self.mesh.data / supervised)
-                self.zero.backward(loss, scale_wrt_gas=False)
+                # Times 1: of the very tensor that the model gave, stage 1 in bfloat16 divides by the micro-batches.
+                self.zero.backward(loss * 1, scale_wrt_gas=False)
             summed += loss.item() / self.mesh.data
             self.zero.step()
         return summed, self.zero.was_step_applied()
