@@ -33,7 +33,16 @@ def settings(write_recipe):
 
 @pytest.mark.parametrize(
     ("kind", "stage", "workers"),
-    [("full", 1, 2), ("lora", 2, 2), ("full", 2, 4), ("lora", 3, 2), ("tied", 3, 2), ("full", 3, 4), ("full", 3, 3), ("tied", 2, 3)],
+    [
+        ("full", 1, 2),
+        ("lora", 2, 2),
+        ("full", 2, 4),
+        ("lora", 3, 2),
+        ("tied", 3, 2),
+        ("full", 3, 4),
+        ("full", 3, 3),
+        ("tied", 2, 3),
+    ],
 )
 @pytest.mark.parametrize("recompute", [False, True])
 def test_every_stage_trains_as_the_whole_model(kind, stage, workers, recompute, settings, tmp_path):
