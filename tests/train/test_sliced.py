@@ -59,7 +59,7 @@ def test_parts_of_any_layout_are_the_whole(data, tensor, tmp_path):
 
 
 def flat_parts(kinds, ranks, rank):
-    """What a rank of ZeRO gives: its range of all tensors one after another, which begins and ends within their rows."""
+    """What a rank of ZeRO gives: its range of all tensors one after another, cut within rows too."""
     total = sum(math.prod(shape) for shape in SHAPES.values())
     begin, end = total * rank // ranks, total * (rank + 1) // ranks
     places, found, before = {}, [{}, {}, {}], 0
