@@ -97,7 +97,7 @@ class FrameworkEngine:
         if self.mesh.tensor == 1 or not cut:
             return self.optimizer.global_norm(gradients)
         whole = {name: gradient for name, gradient in gradients.items() if name not in cut}
-        square = self.distributed.sum_over_tensor([self.optimizer.global_norm(cut) ** 2])[0]
+        square = self.distributed.sum_over_parts([self.optimizer.global_norm(cut) ** 2])[0]
         return math.sqrt(square + (self.optimizer.global_norm(whole) ** 2 if whole else 0.0))
 
     def _whole(self, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

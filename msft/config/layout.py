@@ -12,14 +12,17 @@ if TYPE_CHECKING:
 
 
 class Layout(NamedTuple):
-    """`data` models of `tensor` processes each; the processes of a model hold slices of its matrices.
+    """`data` models of `pipeline` stages of `tensor` processes each, which hold slices of their layers' matrices.
 
-    By a `strategy` other than ddp, all processes hold parts of one model.
+    `context` processes share the tokens of the same rows. By a `strategy` other than ddp, all processes hold parts of
+    one model.
     """
 
     data: int = 1
     tensor: int = 1
     strategy: str = "ddp"
+    context: int = 1
+    pipeline: int = 1
 
     def __str__(self) -> str:
         if self.strategy != "ddp":

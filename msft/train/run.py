@@ -103,7 +103,7 @@ def _state_to_resume(prepared: Prepared, facts: dict) -> checkpoint.TrainerState
 def _train_on(prepared: Prepared, session: setup.Session, state: checkpoint.TrainerState | None, facts: dict) -> int:
     """Train and write the results; returns the number of the signal that asked the run to stop, else 0."""
     recipe = prepared.recipe
-    stream = setup.train_stream(prepared, session.share, session.shares)
+    stream = setup.train_stream(prepared, session.mesh.data_rank, session.mesh.data)
     progress = resume.take_over(session, prepared.resumed, state) if state else loop.Progress()
     start = progress.step
     session.distributed.sum_numbers([0.0])
@@ -149,7 +149,7 @@ def _plan(
     requests: StopRequests,
 ) -> loop.Plan:
     evaluation, saving = derive.evaluation(prepared.recipe), derive.saving(prepared.recipe)
-    eval_stream = setup.eval_stream(prepared, session.share, session.shares) if evaluation else None
+    eval_stream = setup.eval_stream(prepared, session.mesh.data_rank, session.mesh.data) if evaluation else None
 
     def evaluate(step: int) -> EvalRecord:
         epoch = step / stream.steps_per_epoch
@@ -179,7 +179,7 @@ def _evaluate(prepared: Prepared) -> None:
     _tell_plan(prepared)
     session = setup.start(prepared)
     try:
-        stream = setup.eval_stream(prepared, session.share, session.shares)
+        stream = setup.eval_stream(prepared, session.mesh.data_rank, session.mesh.data)
         record = loop.evaluate(session.engine, _with_bar(stream), session.distributed.sum_numbers, 0, 0.0)
         if session.rank == 0:
             write_json(prepared.output_dir / outputs.EVALUATION, _evaluation(prepared, record))

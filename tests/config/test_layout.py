@@ -3,7 +3,6 @@
 import pytest
 from recipe_texts import SIZES, load
 
-from msft.backend.mesh import Mesh
 from msft.config import derive
 from msft.config.layout import Layout, layout, nearest
 from msft.errors import InputError
@@ -59,11 +58,3 @@ def test_the_nearest_layout_divides_processes_and_model(tmp_path):
     assert nearest(spec, 8, 2) == Layout(4, 2)
     assert nearest(spec, 8, 8) == Layout(2, 4)
     assert nearest(spec, 9, 3) == Layout(9, 1)
-
-
-def test_the_mesh_numbers_the_ranks_of_a_model_one_after_another():
-    """As Megatron and MindFormers do: 6 ranks, models of 2."""
-    mesh = Mesh(data=3, tensor=2, rank=3)
-    assert (mesh.data_rank, mesh.tensor_rank) == (1, 1)
-    assert mesh.tensor_groups == [[0, 1], [2, 3], [4, 5]]
-    assert mesh.data_groups == [[0, 2, 4], [1, 3, 5]]

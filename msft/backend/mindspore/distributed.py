@@ -20,13 +20,14 @@ WAIT_SECONDS = 1800
 LAST_WORDS_SECONDS = 1.0
 
 # The mesh of this process, and the sums over its groups of ranks.
-_joined = SimpleNamespace(mesh=Mesh(), data=None, tensor=None)
+_joined = SimpleNamespace(mesh=Mesh(), replicas=None, tensor=None, context=None, pipeline=None)
 
 
-def initialize(device: str, tensor: int = 1) -> tuple[int, int]:
+def initialize(device: str, tensor: int = 1, context: int = 1, pipeline: int = 1) -> tuple[int, int]:
     """Join the group that msrun's environment describes; return (rank, world size).
 
-    `tensor` ranks one after another hold slices of one model; it divides the world size.
+    Of `pipeline` stages of a model, each is held by `tensor` ranks, and `context` ranks share the tokens of its rows;
+    together they divide the world size.
 
     Sets MindSpore's device, which cannot be done any more afterwards. In msrun's scheduler process this does not
     return: it serves the group and ends the process.
@@ -35,16 +36,17 @@ def initialize(device: str, tensor: int = 1) -> tuple[int, int]:
         os.environ.setdefault("MS_CPU_COMM_OP_TIMEOUT", str(WAIT_SECONDS))
         mindspore.set_device(TARGETS[device])
         communication.init()
-        _join(tensor)
+        _join(tensor, context, pipeline)
     return rank_and_world()
 
 
-def _join(tensor: int) -> None:
+def _join(tensor: int, context: int, pipeline: int) -> None:
     rank, world = rank_and_world()
-    _joined.mesh, _joined.data = Mesh(world // tensor, tensor, rank), ops.AllReduce()
-    if tensor > 1:
-        _joined.data = _own("data", _joined.mesh.data_groups, rank)
-        _joined.tensor = _own("tensor", _joined.mesh.tensor_groups, rank)
+    _joined.mesh = mesh = Mesh(world // (tensor * context * pipeline), tensor, rank, context, pipeline)
+    _joined.replicas = ops.AllReduce() if mesh.replicas == world else _own("replica", mesh.replica_groups, rank)
+    for kind, size in (("tensor", tensor), ("context", context), ("pipeline", pipeline)):
+        if size > 1:
+            setattr(_joined, kind, _own(kind, getattr(mesh, f"{kind}_groups"), rank))
 
 
 def _own(kind: str, groups: list[list[int]], rank: int) -> ops.AllReduce:
@@ -66,13 +68,13 @@ def rank_and_world() -> tuple[int, int]:
 
 
 def sum_numbers(numbers: Sequence[float]) -> list[float]:
-    """Return the numbers summed over the ranks with different rows, in float64 and in the order of the ranks."""
-    return _joined.mesh.sum_over_data(_gathered(numbers)).tolist()
+    """Return the numbers summed over replicas, in float64 and in the order of the ranks."""
+    return _joined.mesh.sum_over_replicas(_gathered(numbers)).tolist()
 
 
-def sum_over_tensor(numbers: Sequence[float]) -> list[float]:
-    """Return the numbers summed over the ranks that hold slices of one model, in float64."""
-    return _joined.mesh.sum_over_tensor(_gathered(numbers)).tolist()
+def sum_over_parts(numbers: Sequence[float]) -> list[float]:
+    """Return the numbers summed over the ranks that hold parts of one model, in float64."""
+    return _joined.mesh.sum_over_parts(_gathered(numbers)).tolist()
 
 
 def _gathered(numbers: Sequence[float]) -> np.ndarray:
@@ -86,17 +88,17 @@ def _gathered(numbers: Sequence[float]) -> np.ndarray:
 
 
 def sum_gradients(gradients: dict[str, Tensor], partial: Collection[str] = ()) -> dict[str, Tensor]:
-    """Return the gradients summed over the ranks with different rows; `partial` ones over a model's ranks as well."""
+    """Return the gradients summed over replicas; `partial` ones over the ranks of a model's stage as well."""
     if not _grouped():
         return gradients
     if _joined.mesh.tensor > 1:
         shares = {name: gradient for name, gradient in gradients.items() if name in partial}
         gradients = gradients | _summed(shares, _joined.tensor)
-    return _summed(gradients, _joined.data)
+    return _summed(gradients, _joined.replicas)
 
 
 def reduce(values: Tensor) -> Tensor:
-    """Return the values summed over the ranks that hold slices of one model."""
+    """Return the values summed over the ranks that hold slices of one model's stage."""
     return _joined.tensor(values)
 
 
@@ -117,7 +119,7 @@ def gather_rows(parts: dict[str, Tensor], like: dict[str, Tensor]) -> Iterator[t
     """
     shapes = {name: tensor.shape for name, tensor in like.items()}
     for names in buckets({name: tensor.size for name, tensor in like.items()}):
-        yield from _summed({name: _padded(parts.get(name), shapes[name]) for name in names}, _joined.data).items()
+        yield from _summed({name: _padded(parts.get(name), shapes[name]) for name in names}, _joined.replicas).items()
 
 
 def _padded(part: Tensor | None, shape: tuple[int, ...]) -> Tensor:

@@ -18,13 +18,14 @@ from msft.backend.mesh import Mesh
 WAIT = timedelta(minutes=30)
 
 # The mesh of this process, and its groups of ranks: None = all of them.
-_joined = SimpleNamespace(mesh=Mesh(), data=None, tensor=None)
+_joined = SimpleNamespace(mesh=Mesh(), replicas=None, tensor=None, context=None, pipeline=None)
 
 
-def initialize(device: str, tensor: int = 1) -> tuple[int, int]:
+def initialize(device: str, tensor: int = 1, context: int = 1, pipeline: int = 1) -> tuple[int, int]:
     """Join the group that torchrun's environment describes; return (rank, world size).
 
-    `tensor` ranks one after another hold slices of one model; it divides the world size.
+    Of `pipeline` stages of a model, each is held by `tensor` ranks, and `context` ranks share the tokens of its rows;
+    together they divide the world size.
     """
     if "RANK" not in os.environ:
         return 0, 1
@@ -33,10 +34,12 @@ def initialize(device: str, tensor: int = 1) -> tuple[int, int]:
     backend = {"cpu": "gloo", "cuda": "nccl", "npu": "hccl"}[device]
     group.init_process_group(backend, timeout=WAIT)
     rank, world = rank_and_world()
-    _joined.mesh = Mesh(world // tensor, tensor, rank)
-    if tensor > 1:
-        _joined.data = _own(_joined.mesh.data_groups, rank)
-        _joined.tensor = _own(_joined.mesh.tensor_groups, rank)
+    _joined.mesh = mesh = Mesh(world // (tensor * context * pipeline), tensor, rank, context, pipeline)
+    if mesh.replicas < world:
+        _joined.replicas = _own(mesh.replica_groups, rank)
+    for kind, size in (("tensor", tensor), ("context", context), ("pipeline", pipeline)):
+        if size > 1:
+            setattr(_joined, kind, _own(getattr(mesh, f"{kind}_groups"), rank))
     return rank, world
 
 
@@ -57,13 +60,13 @@ def rank_and_world() -> tuple[int, int]:
 
 
 def sum_numbers(numbers: Sequence[float]) -> list[float]:
-    """Return the numbers summed over the ranks with different rows, in float64 and in the order of the ranks."""
-    return _joined.mesh.sum_over_data(_gathered(numbers)).tolist()
+    """Return the numbers summed over replicas, in float64 and in the order of the ranks."""
+    return _joined.mesh.sum_over_replicas(_gathered(numbers)).tolist()
 
 
-def sum_over_tensor(numbers: Sequence[float]) -> list[float]:
-    """Return the numbers summed over the ranks that hold slices of one model, in float64."""
-    return _joined.mesh.sum_over_tensor(_gathered(numbers)).tolist()
+def sum_over_parts(numbers: Sequence[float]) -> list[float]:
+    """Return the numbers summed over the ranks that hold parts of one model, in float64."""
+    return _joined.mesh.sum_over_parts(_gathered(numbers)).tolist()
 
 
 def _gathered(numbers: Sequence[float]) -> np.ndarray:
@@ -78,17 +81,17 @@ def _gathered(numbers: Sequence[float]) -> np.ndarray:
 
 
 def sum_gradients(gradients: dict[str, torch.Tensor], partial: Collection[str] = ()) -> dict[str, torch.Tensor]:
-    """Return the gradients summed over the ranks with different rows; `partial` ones over a model's ranks as well."""
+    """Return the gradients summed over replicas; `partial` ones over the ranks of a model's stage as well."""
     if not group.is_initialized():
         return gradients
     if _joined.mesh.tensor > 1:
         shares = {name: gradient for name, gradient in gradients.items() if name in partial}
         gradients = gradients | _summed(shares, _joined.tensor)
-    return _summed(gradients, _joined.data)
+    return _summed(gradients, _joined.replicas)
 
 
 def reduce(values: torch.Tensor) -> torch.Tensor:
-    """Return the values summed over the ranks that hold slices of one model."""
+    """Return the values summed over the ranks that hold slices of one model's stage."""
     values = values.contiguous().clone()
     group.all_reduce(values, group=_joined.tensor)
     return values
@@ -114,7 +117,7 @@ def gather_rows(parts: dict[str, torch.Tensor], like: dict[str, torch.Tensor]) -
         for name in names:
             if name in parts:
                 padded[name][_joined.mesh.rows(len(padded[name]))] = parts[name]
-        yield from _summed(padded, _joined.data).items()
+        yield from _summed(padded, _joined.replicas).items()
 
 
 def _summed(gradients: dict[str, torch.Tensor], ranks) -> dict[str, torch.Tensor]:
