@@ -12,6 +12,7 @@ from msft.backend.contract import (
     Batch,
     EngineState,
     OnToken,
+    Place,
     Runtime,
     Sampling,
     StateParts,
@@ -104,9 +105,13 @@ class FrameworkEngine:
         """Whole tensors for this rank's slices; every rank of a model calls it."""
         return self.distributed.join(arrays)
 
-    def _own(self, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """This rank's slices of whole tensors, of which one is held at a time."""
-        return {name: slices.cut(array, slices.axis(name), self.mesh).copy() for name, array in arrays.items()}
+    def _own(self, arrays: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
+        """This rank's slices of whole tensors, which are read one at a time."""
+        return slices.SlicedArrays(arrays, self.mesh)
+
+    def _places(self) -> dict[str, Place]:
+        """Where this process's share of each tuned tensor lies; no entry where it has none."""
+        return slices.places(self._shapes(), self.mesh)
 
     def _shapes(self) -> dict[str, tuple[int, ...]]:
         """The shapes of the whole tuned tensors."""
@@ -198,7 +203,7 @@ class FrameworkEngine:
 
     def export_weights(self) -> dict[str, np.ndarray]:
         """See `contract.Engine.export_weights`."""
-        return self._whole(self.model.export_tuned())
+        return self._whole(self.model.export_tuned(self.tuned_names()))
 
     def _counters(self) -> dict[str, float]:
         return {
@@ -210,7 +215,7 @@ class FrameworkEngine:
 
     def export_parts(self) -> StateParts:
         """See `contract.Engine.export_parts`."""
-        places = slices.places(self._shapes(), self.mesh)
+        places = self._places()
         kinds = ({name: arrays[name] for name in places} for arrays in self.optimizer.shares())
         return StateParts(*kinds, places, self._counters())
 
@@ -220,7 +225,7 @@ class FrameworkEngine:
 
     def export_adapter(self) -> dict[str, np.ndarray]:
         """See `contract.Engine.export_adapter`."""
-        return self._whole({name: array for name, array in self.model.export_tuned().items() if ".lora_" in name})
+        return self._whole(self.model.export_tuned([name for name in self.tuned_names() if ".lora_" in name]))
 
     def import_state(self, state: EngineState) -> None:
         """See `contract.Engine.import_state`."""

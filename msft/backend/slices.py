@@ -4,6 +4,8 @@ Modules that read the hidden states (q, k, v, gate, up) are cut by their outputs
 their inputs; norms, embedding and head are whole on every rank.
 """
 
+from collections.abc import Iterator, Mapping
+
 import numpy as np
 
 from msft.backend.contract import Place
@@ -82,6 +84,22 @@ def _place(whole: tuple[int, ...], along: int | None, mesh: Mesh) -> Place:
     start[0] += rows.start
     shape[0] = rows.stop - rows.start
     return Place(whole, tuple(start), tuple(shape))
+
+
+class SlicedArrays(Mapping[str, np.ndarray]):
+    """This rank's slices of whole arrays, each read and cut when it is asked for."""
+
+    def __init__(self, arrays: Mapping[str, np.ndarray], mesh: Mesh):
+        self.arrays, self.mesh = arrays, mesh
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        return cut(self.arrays[name], axis(name), self.mesh)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.arrays)
+
+    def __len__(self) -> int:
+        return len(self.arrays)
 
 
 class SlicedSource:

@@ -1,18 +1,21 @@
 """Trains tiny models that are shared out over the processes of a launcher, on either engine.
 
 Run by test_cut_models.py: TENSOR ranks hold a model; and by test_sharded.py: SETTINGS (JSON) are the runtime's. What
-came out is written by the first rank to result.npz. KIND: a key of TUNINGS.
+came out is written by the first rank to result.npz; the state by all of them to parts/, and to taken/ once more when
+they have taken over that of one process (start.npz). KIND: a key of TUNINGS.
 """
 
 import json
 import os
 import sys
 from importlib import import_module
+from pathlib import Path
 
 import numpy as np
 
 from msft.backend.contract import Batch
 from msft.cli import guard
+from msft.train import sliced
 from tests.conformance import cut_models
 
 
@@ -43,8 +46,10 @@ def main(backend, tensor, kind, settings):
             elif settings.get("shard_optimizer"):
                 moments = engine.optimizer.to_numpy(engine.optimizer.first)
                 np.savez("held.npz", **{name: moment.size for name, moment in moments.items()})
+        sliced.write(Path("parts"), mesh.rank, engine.export_parts())
         # A state that one process wrote is taken over, each rank its slices.
         engine.import_state(cut_models.state(np.load("start.npz")))
+        sliced.write(Path("taken"), mesh.rank, engine.export_parts())
         again = engine.train_step([rows_of(batch) for batch in cut_models.micro_batches(9)], cut_models.RATE)
         if mesh.rank == 0:
             np.save("again.npy", [again.loss, again.grad_norm])

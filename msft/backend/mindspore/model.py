@@ -1,5 +1,7 @@
 """What the shared engine asks of a model: losses, gradients, log-probabilities, tuned tensors."""
 
+from collections.abc import Iterable, Mapping
+
 import mindspore
 import numpy as np
 from mindspore import Tensor
@@ -82,11 +84,11 @@ class Model:
         tensor = self.tuned[name] if name in self.tuned else self.decoder.parameter(name)
         return ops.to_numpy(tensor.astype(ops.dtype(dtype)))
 
-    def export_tuned(self) -> dict[str, np.ndarray]:
-        """Return copies of the tuned tensors."""
-        return {name: ops.to_numpy(parameter) for name, parameter in self.tuned.items()}
+    def export_tuned(self, names: Iterable[str]) -> dict[str, np.ndarray]:
+        """Return copies of tuned tensors by name."""
+        return {name: ops.to_numpy(self.tuned[name]) for name in names}
 
-    def import_tuned(self, weights: dict[str, np.ndarray]) -> None:
+    def import_tuned(self, weights: Mapping[str, np.ndarray]) -> None:
         """Overwrite tuned tensors by name."""
         for name, array in weights.items():
             self.tuned[name] = ops.from_numpy(array, self.runtime.device, "float32")

@@ -11,11 +11,10 @@ import torch
 from torch import nn
 from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM
 
-from msft.backend import names, random, slices
-from msft.backend.contract import Lora, Runtime, Tuning
-from msft.backend.mesh import Mesh
+from msft.backend import names, slices
+from msft.backend.contract import Runtime, Tuning
 from msft.backend.segments import spans
-from msft.backend.torch import attention, block, distributed, ops, sharding
+from msft.backend.torch import attention, block, distributed, lora, ops, sharding, zero_parts
 from msft.errors import InputError
 from msft.models import rope
 from msft.models.adapters import peft_names
@@ -47,7 +46,11 @@ class Decoder:
         self.is_sharded = self.mesh.shards(runtime.strategy)
         self.is_fsdp = self.is_sharded and runtime.strategy == "fsdp"
         source = slices.SlicedSource(source, self.mesh)
-        self.network = _load(spec, source, tuning, runtime, parts, self.is_fsdp)
+        # What makes a frozen parameter of a whole tensor that was read; FSDP's are read when all is shared out.
+        keep = None if self.is_fsdp else functools.partial(nn.Parameter, requires_grad=False)
+        if self.is_sharded and zero_parts.partitions_weights(runtime):
+            keep = zero_parts.Partitioner(runtime)
+        self.network = _load(spec, source, tuning, runtime, parts, keep)
         # What is called for the way from tokens to the last norm.
         self.trunk = self.network.model
         self._fit_modules()
@@ -59,7 +62,7 @@ class Decoder:
         self.adapted_layers: list[nn.Module] = []
         if tuning.lora:
             names.check_modules(tuning.lora.modules, spec)
-            self.adapted = _add_lora(self.network, tuning.lora, runtime, self.mesh, self.is_fsdp)
+            self.adapted = lora.add(self.network, tuning.lora, runtime, self.mesh, keep)
             self.adapted_layers = [self.network.get_submodule(module) for module in tuning.lora.modules]
         if self.is_fsdp:
             self.trunk = sharding.shard(self.network, runtime.device)
@@ -79,15 +82,15 @@ class Decoder:
             whole = _read(source, name, name in tuning.parameters, self.runtime)
             sharding.keep(self.network.get_parameter(name), whole)
         for module, layer in zip(tuning.lora.modules if tuning.lora else (), self.adapted_layers, strict=True):
-            drawn = _drawn(module, layer, tuning.lora, self.runtime, self.mesh)
-            sharding.keep(layer.lora_A["default"].weight, drawn)
-            sharding.keep(layer.lora_B["default"].weight, torch.zeros(layer.out_features, tuning.lora.rank))
+            a, b = lora.first_values(module, layer, tuning.lora, self.runtime, self.mesh)
+            sharding.keep(layer.lora_A["default"].weight, a)
+            sharding.keep(layer.lora_B["default"].weight, b)
 
     def _fit_modules(self) -> None:
         """Tell the linear modules what they are cut to, and which rank adds a bias that all of a model's have."""
         for module in family(self.spec.family).linear_modules(self.spec):
             part = self.network.get_submodule(module)
-            part.out_features, part.in_features = part.weight.shape
+            part.out_features, part.in_features = zero_parts.whole_shape(part.weight)
             part.adds_bias = slices.module_axis(module) == 0 or self.mesh.tensor_rank == 0
 
     def _compile(self) -> float:
@@ -102,8 +105,9 @@ class Decoder:
             if self.is_fsdp:
                 self._warm_up_whole(attend)
                 return time.perf_counter() - began
-            hidden = model.embed_tokens(positions).detach().requires_grad_()
-            with self._autocast():
+            with zero_parts.gathered(model.embed_tokens.parameters()):
+                hidden = model.embed_tokens(positions).detach().requires_grad_()
+            with self._autocast(), zero_parts.gathered(model.layers[0].parameters()):
                 rotation = model.rotary_emb(hidden, positions)
                 output = model.layers[0](hidden, position_embeddings=rotation, attend=attend)
                 torch.autograd.grad(output.sum(), hidden)
@@ -252,8 +256,10 @@ class Decoder:
         return torch.autocast(self.runtime.device, ops.dtype(compute), enabled=compute != "float32")
 
 
-def _load(spec: ModelSpec, source, tuning: Tuning, runtime: Runtime, parts: block.Parts, is_fsdp: bool) -> nn.Module:
-    """The network with its weights; those of one for FSDP have no values yet."""
+def _load(
+    spec: ModelSpec, source, tuning: Tuning, runtime: Runtime, parts: block.Parts, keep: Callable | None
+) -> nn.Module:
+    """The network with its weights as `keep` makes parameters of them; None: they have no values yet."""
     rope.check(spec)
     # Dropout is the adapters' own alone.
     config = AutoConfig.for_model(**{**spec.hf_config, "attention_dropout": 0.0, "return_dict": True})
@@ -261,13 +267,13 @@ def _load(spec: ModelSpec, source, tuning: Tuning, runtime: Runtime, parts: bloc
         network = AutoModelForCausalLM.from_config(config, attn_implementation=ATTENTION)
     tuned, precision = set(tuning.parameters), runtime.precision
     for name, shape in family(spec.family).tensor_shapes(spec).items():
-        if is_fsdp:
+        if keep is None:
             kind = ops.dtype(names.computed_dtype(name, name in tuned, precision))
-            tensor = torch.empty(shape, dtype=kind, device="meta")
+            parameter = nn.Parameter(torch.empty(shape, dtype=kind, device="meta"), requires_grad=False)
         else:
-            tensor = _read(source, name, name in tuned, runtime)
+            parameter = keep(_read(source, name, name in tuned, runtime))
         owner, _, leaf = name.rpartition(".")
-        setattr(network.get_submodule(owner), leaf, nn.Parameter(tensor, requires_grad=False))
+        setattr(network.get_submodule(owner), leaf, parameter)
     network.tie_weights()
     _rebuild_rotary(network, config, runtime.device)
     # transformers zeroes the gradient of the padding row, which is a real token where pad = eos.
@@ -291,14 +297,7 @@ def _read(source, name: str, is_tuned: bool, runtime: Runtime) -> torch.Tensor:
 
 
 def _linear(part: nn.Module, compute: torch.dtype, hidden: torch.Tensor) -> torch.Tensor:
-    return block.linear(hidden, part.weight, _bias(part), compute)
-
-
-def _bias(part: nn.Module) -> torch.Tensor | None:
-    if part.bias is None or part.adds_bias:
-        return part.bias
-    # Zeros: what has a gradient must have one on every rank of a model, or some would wait for sums of the others.
-    return part.bias * 0 if part.bias.requires_grad else None
+    return block.linear(hidden, part.weight, block.bias(part), compute)
 
 
 def _normed(norm: nn.Module, parts: block.Parts, hidden: torch.Tensor) -> torch.Tensor:
@@ -329,62 +328,3 @@ def _rebuild_rotary(network: nn.Module, config, device: str) -> None:
     rotary = type(network.model.rotary_emb)(config).to(device)
     rotary.rope_type = "default"
     network.model.rotary_emb = rotary
-
-
-def _add_lora(network: nn.Module, lora: Lora, runtime: Runtime, mesh: Mesh, is_fsdp: bool):
-    from peft import LoraConfig, get_peft_model
-
-    config = LoraConfig(
-        r=lora.rank,
-        lora_alpha=lora.alpha,
-        lora_dropout=0.0,
-        target_modules=list(lora.modules),
-        init_lora_weights=False,
-        task_type="CAUSAL_LM",
-    )
-    tuned = [parameter for parameter in network.parameters() if parameter.requires_grad]
-    adapted = get_peft_model(network, config)
-    for parameter in tuned:
-        parameter.requires_grad_()
-    for module in lora.modules:
-        layer = network.get_submodule(module)
-        a, b = layer.lora_A["default"], layer.lora_B["default"]
-        if is_fsdp:
-            a.weight = nn.Parameter(torch.empty(lora.rank, layer.in_features, device="meta"))
-        else:
-            a.weight = nn.Parameter(_drawn(module, layer, lora, runtime, mesh))
-        b.weight = nn.Parameter(torch.zeros(layer.out_features, lora.rank, device=a.weight.device))
-        by_inputs, inputs = _inputs(module, layer, mesh)
-        keys = slices.cut(random.feature_keys(module, inputs), 0 if by_inputs else None, mesh)
-        layer.dropout_features = ops.from_numpy(keys, runtime.device, "int32")
-        layer.dropout_tokens = None
-        layer.forward = functools.partial(_adapted_linear, layer, lora.dropout)
-    return adapted
-
-
-def _inputs(module: str, layer: nn.Module, mesh: Mesh) -> tuple[bool, int]:
-    """Whether a module is cut by its inputs, and how many it has on all ranks of a model."""
-    by_inputs = slices.module_axis(module) == 1
-    return by_inputs, layer.in_features * (mesh.tensor if by_inputs else 1)
-
-
-def _drawn(module: str, layer: nn.Module, lora: Lora, runtime: Runtime, mesh: Mesh) -> torch.Tensor:
-    """The first values of a module's A, this rank's slice."""
-    by_inputs, inputs = _inputs(module, layer, mesh)
-    drawn = random.lora_a(runtime.seed, module, lora.rank, inputs)
-    return ops.from_numpy(slices.cut(drawn, 1 if by_inputs else None, mesh), runtime.device, "float32")
-
-
-def _adapted_linear(layer: nn.Module, probability: float, hidden: torch.Tensor) -> torch.Tensor:
-    """What peft's LoRA layer computes, with dropout by counters, as one operator where the base is frozen."""
-    base = layer.base_layer
-    if layer.disable_adapters:
-        return base(hidden)
-    a, b, scaling = layer.lora_A["default"].weight, layer.lora_B["default"].weight, layer.scaling["default"]
-    keep = None
-    if layer.dropout_tokens is not None and probability:
-        keep = ops.keep_mask(layer.dropout_tokens, layer.dropout_features, probability)
-    bias = _bias(base)
-    if base.weight.requires_grad or (bias is not None and bias.requires_grad):
-        return base(hidden) + block.low_rank(hidden, a, b, scaling, keep, probability)
-    return block.adapted_linear(hidden, base.weight, bias, a, b, scaling, keep, probability)

@@ -1,6 +1,6 @@
 """What the shared engine asks of a model: losses, gradients, log-probabilities, tuned tensors."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import numpy as np
 import torch
@@ -85,12 +85,12 @@ class Model:
         tensor = self.tuned[name] if name in self.tuned else self.decoder.parameter(name)
         return ops.to_numpy(tensor.to(ops.dtype(dtype)))
 
-    def export_tuned(self) -> dict[str, np.ndarray]:
-        """Return copies of the tuned tensors."""
-        return {name: ops.to_numpy(parameter) for name, parameter in self.tuned.items()}
+    def export_tuned(self, names: Iterable[str]) -> dict[str, np.ndarray]:
+        """Return copies of tuned tensors by name."""
+        return {name: ops.to_numpy(self.tuned[name]) for name in names}
 
     @torch.no_grad()
-    def import_tuned(self, weights: dict[str, np.ndarray]) -> None:
+    def import_tuned(self, weights: Mapping[str, np.ndarray]) -> None:
         """Overwrite tuned tensors by name."""
         for name, array in weights.items():
             self.tuned[name].copy_(ops.from_numpy(array, self.runtime.device, "float32"))
