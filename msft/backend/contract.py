@@ -21,6 +21,8 @@ class Batch:
     on (0 = padding); attention never crosses segments, `position_ids` begin anew with each. `row_ids` are the
     positions of the tokens' examples in the global batch of the step, over all micro-batches and ranks (padding: 0):
     what dropout is counted by, so that an example has the same masks alone in a row and packed with others.
+    `own` bool [rows, length] are the tokens that this rank computes of rows that it shares with others
+    (`context.share`); None = all, and nobody else has a part in them. `labels` are -100 on all others.
     """
 
     input_ids: np.ndarray
@@ -28,6 +30,12 @@ class Batch:
     position_ids: np.ndarray
     segment_ids: np.ndarray
     row_ids: np.ndarray
+    own: np.ndarray | None = None
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether other ranks compute tokens of the same rows."""
+        return self.own is not None
 
     @property
     def supervised(self) -> int:
@@ -36,8 +44,8 @@ class Batch:
 
     @property
     def tokens(self) -> int:
-        """Number of real tokens, padding not counted."""
-        return int((self.segment_ids != 0).sum())
+        """Number of real tokens that this rank computes, padding not counted."""
+        return int((self.segment_ids != 0).sum() if self.own is None else self.own.sum())
 
 
 @dataclass(frozen=True)
@@ -238,16 +246,19 @@ class Engine(Protocol):
         """Summed loss and number of supervised tokens of this rank's batch, without dropout."""
 
     def token_logprobs(self, batch: Batch, adapter: bool = True) -> np.ndarray:
-        """Log-probability of each label, float32 [rows, length], 0 where nothing is supervised.
+        """Log-probability of each label, float32 [rows, length], 0 where nothing is supervised, by this rank if shared.
 
         `adapter=False` is the reference model: the adapters are left out.
         """
 
     def logits(self, batch: Batch) -> np.ndarray:
-        """Logits of every position, float32 [rows, length, vocabulary], without dropout; 0 on padding."""
+        """Logits of every position, float32 [rows, length, vocabulary], without dropout; 0 on padding and others' tokens."""
 
     def gradients(self, batch: Batch) -> dict[str, np.ndarray]:
-        """Gradients of the batch's mean loss for the tuned parameters, by canonical name, without dropout."""
+        """Gradients of the batch's mean loss for the tuned parameters, by canonical name, without dropout.
+
+        Raises RunError for a model or rows that are shared out.
+        """
 
     def step_gradients(self, micro_batches: Sequence[Batch]) -> StepGradients:
         """What `train_step` would apply to these micro-batches now, dropout included; nothing changes."""
@@ -255,7 +266,8 @@ class Engine(Protocol):
     def activations(self, batch: Batch, adapter: bool = True) -> dict[str, np.ndarray]:
         """Hidden states by module in the order of the forward pass, without dropout, float32 [rows, length, hidden].
 
-        0 on padding. 'model.embed_tokens', each block ('model.layers.0' ...), 'model.norm'.
+        0 on padding. 'model.embed_tokens', each block ('model.layers.0' ...), 'model.norm'. Raises RunError for rows
+        that are shared.
         """
 
     def parameters(self) -> Iterator[tuple[str, np.ndarray, str]]:
