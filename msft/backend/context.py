@@ -5,12 +5,11 @@ compute as many tokens and as many scores of causal attention. Keys and values o
 attention, as Llama 3's training does (arXiv 2407.21783, section 3.3.2): examples in one row need no more than that.
 """
 
-from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
 
-from msft.backend.contract import IGNORE, Batch
+from msft.backend.contract import IGNORE, Batch, SharedBatch
 from msft.backend.segments import spans
 
 
@@ -31,7 +30,8 @@ def share(batch: Batch, ranks: int, rank: int) -> Batch:
     if ranks == 1:
         return batch
     own = owners(batch.segment_ids, ranks) == rank
-    return replace(batch, labels=np.where(own, batch.labels, IGNORE).astype(np.int32), own=own)
+    labels = np.where(own, batch.labels, IGNORE).astype(np.int32)
+    return SharedBatch(**{**vars(batch), "labels": labels, "own": own})
 
 
 class Part(NamedTuple):

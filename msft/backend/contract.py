@@ -21,8 +21,6 @@ class Batch:
     on (0 = padding); attention never crosses segments, `position_ids` begin anew with each. `row_ids` are the
     positions of the tokens' examples in the global batch of the step, over all micro-batches and ranks (padding: 0):
     what dropout is counted by, so that an example has the same masks alone in a row and packed with others.
-    `own` bool [rows, length] are the tokens that this rank computes of rows that it shares with others
-    (`context.share`); None = all, and nobody else has a part in them. `labels` are -100 on all others.
     """
 
     input_ids: np.ndarray
@@ -30,12 +28,6 @@ class Batch:
     position_ids: np.ndarray
     segment_ids: np.ndarray
     row_ids: np.ndarray
-    own: np.ndarray | None = None
-
-    @property
-    def is_shared(self) -> bool:
-        """Whether other ranks compute tokens of the same rows."""
-        return self.own is not None
 
     @property
     def supervised(self) -> int:
@@ -44,8 +36,33 @@ class Batch:
 
     @property
     def tokens(self) -> int:
-        """Number of real tokens that this rank computes, padding not counted."""
-        return int((self.segment_ids != 0).sum() if self.own is None else self.own.sum())
+        """Number of real tokens, padding not counted."""
+        return int((self.segment_ids != 0).sum())
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether other ranks compute tokens of the same rows."""
+        return False
+
+
+@dataclass(frozen=True)
+class SharedBatch(Batch):
+    """A micro-batch whose tokens several ranks share: this one computes those that are `own`, bool [rows, length].
+
+    `labels` are -100 on all others; `backend.context` deals the tokens.
+    """
+
+    own: np.ndarray
+
+    @property
+    def tokens(self) -> int:
+        """Number of real tokens that this rank computes."""
+        return int(self.own.sum())
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether other ranks compute tokens of the same rows."""
+        return True
 
 
 @dataclass(frozen=True)
