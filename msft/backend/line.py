@@ -31,7 +31,9 @@ class Line(NamedTuple):
         return _filled(values, self.places, len(self.input_ids))
 
 
-def line(input_ids: np.ndarray, position_ids: np.ndarray, segment_ids: np.ndarray, ranks: int = 1, rank: int = 0) -> Line:
+def line(
+    input_ids: np.ndarray, position_ids: np.ndarray, segment_ids: np.ndarray, ranks: int = 1, rank: int = 0
+) -> Line:
     """Return a rank's part of a batch's arrays, int32 [rows, length], as a line, whose length is one of a few."""
     own: Part = part(segment_ids, ranks, rank)
     length = rounded_up(own.most, TILE)

@@ -201,9 +201,7 @@ def across_segments(query, key, value, segments: Segments, scale: float) -> torc
     borders = [segments.borders(lengths) for lengths in (segments.queries, segments.keys)]
     longest = int(segments.queries.max()), segments.longest
     # Where keys are more than queries, the kernel's last query sees the last key.
-    mixed = varlen_attn(
-        query, key, value, *borders, *longest, scale=scale, window_size=(-1, 0), enable_gqa=grouped
-    )
+    mixed = varlen_attn(query, key, value, *borders, *longest, scale=scale, window_size=(-1, 0), enable_gqa=grouped)
     return mixed.transpose(0, 1).unsqueeze(0)
 
 
