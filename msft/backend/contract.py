@@ -269,7 +269,10 @@ class Engine(Protocol):
         """
 
     def logits(self, batch: Batch) -> np.ndarray:
-        """Logits of every position, float32 [rows, length, vocabulary], without dropout; 0 on padding and others' tokens."""
+        """Logits of every position, float32 [rows, length, vocabulary], without dropout.
+
+        0 on padding, and on the tokens that other ranks compute.
+        """
 
     def gradients(self, batch: Batch) -> dict[str, np.ndarray]:
         """Gradients of the batch's mean loss for the tuned parameters, by canonical name, without dropout.

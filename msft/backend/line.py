@@ -14,10 +14,11 @@ TILE = 64
 
 
 class Line(NamedTuple):
-    """`places` int64 [tokens]: where the real tokens are in the batch, read row by row; ids and positions int32 [length].
+    """`places` int64 [tokens]: where the real tokens are in the batch, read row by row; `input_ids` and `position_ids`.
 
-    Beyond the tokens the line is filled up with tokens that see nothing. `pieces` are `context.Part`'s: which stretches
-    of the line see which keys; `order` int64 [keys] tells where these are among the lines of all ranks that share rows.
+    These are int32 [length]: beyond the tokens the line is filled up with some that see nothing. `pieces` are those of
+    `context.Part`: which stretches of the line see which keys; `order` int64 [keys] tells where these are among the
+    lines of all ranks that share the batch's rows.
     """
 
     places: np.ndarray

@@ -29,7 +29,7 @@ def test_a_batch_of_padding_is_a_line_without_tiles():
 
 
 def test_a_ranks_line_is_as_long_as_the_busiest_ones(monkeypatch):
-    """Examples of 2, 1, 1 and 2 tokens: the first one's go to ranks 0 and 1, the next to 1 and 0, the last's to 1 and 0."""
+    """Examples of 2, 1, 1 and 2 tokens: the first's go to ranks 0 and 1, the next to 1 and 0, the last's to 1 and 0."""
     monkeypatch.setattr(line, "TILE", 1)
     ids, positions = np.arange(10, 18).reshape(2, 4), np.array([[0, 1, 0, 0], [0, 0, 0, 1]])
     lines = [line.line(ids, positions, SEGMENTS, 2, rank) for rank in range(2)]

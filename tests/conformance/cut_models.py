@@ -28,7 +28,7 @@ def engine(backend, kind, compute="float32", **settings):
 
 
 def micro_batches(step):
-    """Three of four rows each, with unequal numbers of supervised tokens: one example a row, two a row, three tokens."""
+    """Three of four rows each, with unequal numbers of labels: one example a row, two a row, three tokens in all."""
     one, two, few = (batch(3 * step + part, rows=4) for part in range(3))
     return [one, _halved(two), _shortened(few)]
 

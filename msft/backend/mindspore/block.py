@@ -20,7 +20,10 @@ ABSENT = -1
 
 
 class LineTensors(NamedTuple):
-    """What all blocks take of a line: rotary tables [length, features], dropout's keys [length], attention, its plan."""
+    """What all blocks take of a line: rotary tables [length, features], dropout's keys [length], attention, its plan.
+
+    The plan tells attention who sees whom.
+    """
 
     cosine: Tensor
     sine: Tensor
