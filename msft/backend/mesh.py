@@ -57,7 +57,7 @@ class Mesh:
 
     def shards(self, strategy: str) -> bool:
         """Whether a strategy leaves each rank with a part of what is tuned: one rank has nobody to share it with."""
-        return strategy != "ddp" and self.data > 1
+        return strategy != "ddp" and self.replicas > 1
 
     @property
     def tensor_groups(self) -> list[list[int]]:

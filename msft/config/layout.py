@@ -25,11 +25,13 @@ class Layout(NamedTuple):
     pipeline: int = 1
 
     def __str__(self) -> str:
+        dealt = f", its tokens dealt to {self.context}" if self.context > 1 else ""
         if self.strategy != "ddp":
-            return f"each with its part of the model and its share of every batch ({self.strategy})"
-        if self.tensor == 1:
+            return f"each with its part of the model and its share of every batch ({self.strategy}){dealt}"
+        if self.tensor == self.context == 1:
             return "each with the whole model and its share of every batch"
-        return f"{self.data} shares of every batch, each for a model that is cut over {self.tensor}"
+        cut = f", each for a model that is cut over {self.tensor}" if self.tensor > 1 else ""
+        return f"{self.data} shares of every batch{cut}{dealt}"
 
 
 def layout(recipe: Recipe, spec: "ModelSpec", workers: int) -> Layout:
@@ -42,17 +44,30 @@ def layout(recipe: Recipe, spec: "ModelSpec", workers: int) -> Layout:
     asked = recipe.parallel_config
     problems = [*_problems(recipe, spec, workers)]
     if problems:
-        near = nearest(spec, workers, asked.model_parallel)
-        works = f"data_parallel {near.data}, model_parallel {near.tensor} works for {workers}"
+        near = nearest(spec, workers, asked.model_parallel, asked.context_parallel)
+        tokens = f", context_parallel {near.context}" if asked.context_parallel > 1 else ""
+        works = f"data_parallel {near.data}, model_parallel {near.tensor}{tokens} works for {workers}"
         raise InputError(*(f"{_where(recipe, key)}: {problem}; {works}" for key, problem in problems))
-    return Layout(workers // asked.model_parallel, asked.model_parallel, strategy(recipe))
+    data = workers // (asked.model_parallel * asked.context_parallel)
+    return Layout(data, asked.model_parallel, strategy(recipe), asked.context_parallel)
 
 
-def nearest(spec: "ModelSpec", workers: int, tensor: int) -> Layout:
-    """Return the layout of so many processes whose slices are nearest to `tensor`; the larger of two that are near."""
-    possible = [size for size in range(1, workers + 1) if workers % size == 0 and not _undivided(spec, size)]
-    size = min(possible, key=lambda size: (max(size / tensor, tensor / size), -size))
-    return Layout(workers // size, size)
+def nearest(spec: "ModelSpec", workers: int, tensor: int, context: int = 1) -> Layout:
+    """Return the layout of so many processes whose slices are nearest to `tensor`, and then its parts to `context`.
+
+    Of two that are near, the larger.
+    """
+    size = _nearest([size for size in _divisors(workers) if not _undivided(spec, size)], tensor)
+    parts = _nearest(_divisors(workers // size), context)
+    return Layout(workers // size // parts, size, context=parts)
+
+
+def _divisors(number: int) -> list[int]:
+    return [size for size in range(1, number + 1) if number % size == 0]
+
+
+def _nearest(possible: list[int], wanted: int) -> int:
+    return min(possible, key=lambda size: (max(size / wanted, wanted / size), -size))
 
 
 def _problems(recipe: Recipe, spec: "ModelSpec", workers: int) -> Iterator[tuple[str, str]]:
@@ -65,8 +80,10 @@ def _problems(recipe: Recipe, spec: "ModelSpec", workers: int) -> Iterator[tuple
     started = "one process was started" if workers == 1 else f"{workers} processes are started"
     # A single process may try out what is meant for several that share its batches.
     shares = asked.data_parallel if workers > 1 else None
-    product = (shares or 1) * asked.model_parallel * asked.pipeline_stage
+    product = (shares or 1) * asked.model_parallel * asked.context_parallel * asked.pipeline_stage
     parts = f"model_parallel {asked.model_parallel}"
+    if asked.context_parallel > 1:
+        parts += f" x context_parallel {asked.context_parallel}"
     if asked.pipeline_stage > 1:
         parts += f" x pipeline_stage {asked.pipeline_stage}"
     if shares and product != workers:

@@ -17,6 +17,7 @@ Graphs = Annotated[Any, Unused("MindSpore's graph compiler is left at its defaul
 Memory = Annotated[Any, Unused("memory is left to the framework")]
 Layout = Annotated[Any, Unused("parallel_config.data_parallel and model_parallel say how processes share the work")]
 Whole = Annotated[Any, Unused("the result is the same: what is not cut is whole on every process")]
+Gathered = Unused("keys and values are gathered before attention, as in Llama 3's training (arXiv 2407.21783)")
 Slices = Annotated[Any, Unused("load_checkpoint is always joined and cut anew for this run")]
 Strategy = Annotated[Literal["ddp", "fsdp", "deepspeed"], OnlyOn("torch", "its processes have the whole model each")]
 Hub = Annotated[Any, Unused("nothing is uploaded")]
@@ -96,13 +97,16 @@ class Parallel(Block):
 
 
 class ParallelConfig(Block):
-    """How processes share the work: `data_parallel` models (unset: as many as there are) of `model_parallel` each."""
+    """How processes share the work: `data_parallel` models (unset: as many as there are) of `model_parallel` each.
+
+    The tokens of each model's rows are dealt to `context_parallel` times as many.
+    """
 
     data_parallel: Positive | None = None
     model_parallel: Positive = 1
-    context_parallel: Layout = None
-    context_parallel_algo: Layout = None
-    ulysses_degree_in_cp: Layout = None
+    context_parallel: Positive = 1
+    context_parallel_algo: Annotated[Literal["colossalai_cp", "ulysses_cp", "hybrid_cp"] | None, Gathered] = None
+    ulysses_degree_in_cp: Annotated[Any, Gathered] = None
     expert_parallel: Layout = None
     pipeline_stage: Positive = 1
     use_seq_parallel: Whole = None

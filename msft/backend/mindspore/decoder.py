@@ -60,7 +60,7 @@ class Decoder:
             names.check_modules(tuning.lora.modules, spec)
             self._add_lora(tuning.lora)
         self.layers = [self._layer(number) for number in range(spec.num_hidden_layers)]
-        self.attention = ops.line_attention(self.own, runtime)
+        self.attentions = {is_shared: ops.line_attention(self.own, runtime, is_shared) for is_shared in (False, True)}
         self.functions = _functions(kernels)
         self.cached_blocks = CachedBlocks(self, self._numbers(0.0, True))
         self.dropout_keys: np.ndarray | None = None
@@ -77,13 +77,18 @@ class Decoder:
             self.dropout_keys, self.adapter = None, True
 
     def forward(
-        self, input_ids: np.ndarray, position_ids: np.ndarray, segment_ids: np.ndarray, keep: bool = False
+        self,
+        input_ids: np.ndarray,
+        position_ids: np.ndarray,
+        segment_ids: np.ndarray,
+        keep: bool = False,
+        is_shared: bool = False,
     ) -> Trace:
         """Take the tokens of int32 [rows, length] arrays through all blocks; `keep` what `backward` needs.
 
-        Attention is causal and stays within a segment.
+        Attention is causal and stays within a segment. Of rows that are shared this rank computes its part.
         """
-        found, tensors = self._line(input_ids, position_ids, segment_ids)
+        found, tensors = self._line(input_ids, position_ids, segment_ids, is_shared=is_shared)
         hidden, all_kept = self._embedded(found), []
         for apply, names_of_layer in self._blocks():
             hidden, kept = apply.forward(hidden, tensors, [*map(self.parameter, names_of_layer)])
@@ -161,11 +166,12 @@ class Decoder:
         """Return an array on the device, dtype kept."""
         return Tensor(np.ascontiguousarray(array))
 
-    def _line(self, *arrays: np.ndarray) -> tuple[line.Line, block.LineTensors]:
-        found = line.line(*arrays)
+    def _line(self, *arrays: np.ndarray, is_shared: bool = False) -> tuple[line.Line, block.LineTensors]:
+        ranks = (self.mesh.context, self.mesh.context_rank) if is_shared else (1, 0)
+        found, attention = line.line(*arrays, *ranks), self.attentions[is_shared]
         keys = np.zeros(1, np.int32) if self.dropout_keys is None else found.fill(self.dropout_keys)
-        plan = self.attention.plan(found.segments)
-        return found, block.LineTensors(*self._rotary(found.position_ids), self.tensor(keys), plan)
+        tables = self._rotary(found.position_ids, *arrays[1:])
+        return found, block.LineTensors(*tables, self.tensor(keys), attention, attention.plan(found))
 
     def _parts_of(self, flat: Tensor, tuned: list[str]) -> dict[str, Tensor]:
         """A flat tensor of gradients as tensors of the tuned tensors' shapes."""
@@ -184,9 +190,10 @@ class Decoder:
         for layout, names_of_layer in self.layers:
             yield self._block(layout), names_of_layer
 
-    def _rotary(self, position_ids: np.ndarray) -> tuple[Tensor, Tensor]:
-        """The rotary tables for positions [tokens]."""
-        cosine, sine = rope.tables(self.spec, position_ids[None])
+    def _rotary(self, own: np.ndarray, position_ids: np.ndarray, segment_ids: np.ndarray) -> tuple[Tensor, Tensor]:
+        """The rotary tables for a line's positions [tokens], as long as the batch's longest example wants them."""
+        longest = int(position_ids.max(initial=0, where=segment_ids != 0)) + 1
+        cosine, sine = rope.tables(self.spec, own[None], longest)
         return ops.rotary_tables(self.own, cosine[0], sine[0])
 
     def _place(self, name: str, array: np.ndarray, tuned_as: str | None) -> None:
@@ -216,7 +223,7 @@ class Decoder:
 
     def _block(self, layout) -> block.Block:
         numbers = self._numbers(self.dropout if self.dropout_keys is not None else 0.0, self.adapter)
-        return block.Block(block.functions(numbers, layout), self.attention, self.runtime.recompute, self.reduce)
+        return block.Block(block.functions(numbers, layout), self.runtime.recompute, self.reduce)
 
     def _numbers(self, dropout: float, adapter: bool) -> block.Numbers:
         own, compute, adds_bias = self.own, self.runtime.precision.compute, self.mesh.tensor_rank == 0

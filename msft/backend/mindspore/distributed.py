@@ -102,6 +102,20 @@ def reduce(values: Tensor) -> Tensor:
     return _joined.tensor(values)
 
 
+def gather_parts(part: Tensor) -> Tensor:
+    """Return the parts [length, n] of the ranks that share rows, one after another, [ranks x length, n]."""
+    ranks, rank = _joined.mesh.context, _joined.mesh.context_rank
+    around = ops.zeros_like(part)
+    whole = ops.concat([part if other == rank else around for other in range(ranks)])
+    return _all_reduce(whole.reshape(-1), _joined.context).reshape(whole.shape)
+
+
+def sum_parts(whole: Tensor) -> Tensor:
+    """Return the sum over the ranks that share rows, of [ranks x length, n] this one's part [length, n]."""
+    length, rank = len(whole) // _joined.mesh.context, _joined.mesh.context_rank
+    return _all_reduce(whole.reshape(-1), _joined.context).reshape(whole.shape)[rank * length : (rank + 1) * length]
+
+
 def join(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Return whole arrays for this rank's slices of tensors, by canonical name; every rank of a model calls it."""
     found = dict(arrays)

@@ -128,7 +128,7 @@ class Model:
         }
 
     def _forward(self, batch: Batch, keep: bool = False) -> Trace:
-        return self.decoder.forward(batch.input_ids, batch.position_ids, batch.segment_ids, keep)
+        return self.decoder.forward(batch.input_ids, batch.position_ids, batch.segment_ids, keep, batch.is_shared)
 
     def _losses(self, batch: Batch) -> np.ndarray:
         """The cross-entropy of each supervised position in reading order, float32 [n]; logits for a chunk at a time."""

@@ -11,9 +11,8 @@ import torch
 from torch import nn
 from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM
 
-from msft.backend import names, slices
+from msft.backend import context, names, slices
 from msft.backend.contract import Runtime, Tuning
-from msft.backend.segments import spans
 from msft.backend.torch import attention, block, distributed, lora, ops, sharding, zero_parts
 from msft.errors import InputError
 from msft.models import rope
@@ -96,7 +95,7 @@ class Decoder:
     def _compile(self) -> float:
         """Compile the parts of a block by a few tokens' way through one and back; return the seconds it took."""
         began, model, positions = time.perf_counter(), self.network.model, self.tensor(np.arange(WARM_UP)[None])
-        segments = attention.Segments([WARM_UP], self.runtime.device)
+        segments = attention.Segments(np.array([[0, WARM_UP, 0, WARM_UP]]), self.runtime.device)
 
         def attend(_, query, key, value, scale):
             return self.attention(query, key, value, segments, scale)
@@ -140,33 +139,44 @@ class Decoder:
             if self.is_fsdp:
                 sharding.free(self.network)
 
-    def hidden(self, input_ids: np.ndarray, position_ids: np.ndarray, segment_ids: np.ndarray) -> torch.Tensor:
+    def hidden(
+        self, input_ids: np.ndarray, position_ids: np.ndarray, segment_ids: np.ndarray, is_shared: bool = False
+    ) -> torch.Tensor:
         """Return the final hidden states [rows, length, hidden] of int32 [rows, length] arrays, 0 on padding.
 
-        Real tokens alone are computed, in one line of tokens; attention is causal and stays within a segment.
+        Real tokens alone are computed, in one line of tokens; attention is causal and stays within a segment. Of rows
+        that are shared those of other ranks are 0 too.
         """
-        real = np.flatnonzero(segment_ids)
-        if len(real):
-            states = self._line(input_ids, position_ids, segment_ids, real)
-            return self._padded(states, real, segment_ids.shape)
-        if not self.is_sharded:
+        part = self._part(segment_ids, is_shared)
+        if len(part.places):
+            states = self._line(input_ids, position_ids, part, is_shared)
+            return self._padded(states, part.places, segment_ids.shape)
+        if not (self.is_sharded or is_shared):
             return torch.zeros(*segment_ids.shape, self.spec.hidden_size, device=self.runtime.device)
-        # The other ranks have tokens, and need this one to gather the weights.
-        first = np.zeros((1, 1), np.int32)
-        return (self._line(first, first, first + 1, np.array([0])) * 0).expand(*segment_ids.shape, -1)
+        # The other ranks have tokens, and need this one to gather the weights, or keys and values.
+        states = self._line(input_ids * 0, position_ids, part.stand_in(), is_shared and part.most > 0)
+        return (states * 0).expand(*segment_ids.shape, -1)
 
-    def _line(self, input_ids, position_ids, segment_ids, real: np.ndarray) -> torch.Tensor:
-        """The final hidden states [1, tokens, hidden] of the real tokens."""
+    def _part(self, segment_ids: np.ndarray, is_shared: bool) -> context.Part:
+        """What this rank computes of a batch."""
+        ranks = (self.mesh.context, self.mesh.context_rank) if is_shared else (1, 0)
+        return context.part(segment_ids, *ranks)
+
+    def _line(self, input_ids, position_ids, part: context.Part, is_shared: bool = False) -> torch.Tensor:
+        """The final hidden states [1, tokens, hidden] of the tokens that this rank computes."""
         self._set_frequencies(position_ids)
-        lengths = np.diff(spans(segment_ids)[:, 1:], axis=1).ravel().tolist()
-        segments = attention.Segments(lengths, self.runtime.device)
+        segments, attention_of = attention.Segments(part.pieces, self.runtime.device), self.attention
+        if is_shared:
+            # What a block keeps is not kept where it is computed again.
+            attention_of = attention.Shared(attention_of, part, not self.runtime.recompute, self.runtime.device)
         if self.dropout_keys is not None:
-            self._set_dropout(self.tensor(self.dropout_keys.reshape(1, -1)[:, real]))
+            self._set_dropout(self.tensor(self.dropout_keys.reshape(1, -1)[:, part.places]))
 
         def attend(layer, query, key, value, scale):
-            return self.attention(query, key, value, segments, scale)
+            return attention_of(query, key, value, segments, scale)
 
-        return self._run(input_ids.reshape(1, -1)[:, real], position_ids.reshape(1, -1)[:, real], attend)
+        line = (array.reshape(1, -1)[:, part.places] for array in (input_ids, position_ids))
+        return self._run(*line, attend)
 
     def _run(self, input_ids: np.ndarray, position_ids: np.ndarray, attend: Callable) -> torch.Tensor:
         with self._autocast():
@@ -188,7 +198,7 @@ class Decoder:
         self, input_ids: np.ndarray, position_ids: np.ndarray, segment_ids: np.ndarray
     ) -> Iterator[tuple[str, torch.Tensor]]:
         """Yield the name and the output of the embedding, of each block and of the last norm."""
-        model, seen, real = self.network.model, {}, np.flatnonzero(segment_ids)
+        model, seen, part = self.network.model, {}, context.part(segment_ids)
         parts = {"model.embed_tokens": model.embed_tokens, "model.norm": model.norm}
         parts |= {f"model.layers.{number}": layer for number, layer in enumerate(model.layers)}
         hooks = [
@@ -196,12 +206,13 @@ class Decoder:
             for name, part in parts.items()
         ]
         try:
-            self._line(input_ids, position_ids, segment_ids, real)
+            self._line(input_ids, position_ids, part)
         finally:
             for hook in hooks:
                 hook.remove()
         for name, output in seen.items():
-            yield name, self._padded(output[0] if isinstance(output, tuple) else output, real, segment_ids.shape)
+            states = output[0] if isinstance(output, tuple) else output
+            yield name, self._padded(states, part.places, segment_ids.shape)
 
     def head_weight(self) -> torch.Tensor:
         """Return the matrix that `head` takes, [vocabulary, hidden] in the compute dtype: one copy for many calls."""

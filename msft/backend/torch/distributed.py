@@ -97,6 +97,20 @@ def reduce(values: torch.Tensor) -> torch.Tensor:
     return values
 
 
+def gather_parts(part: torch.Tensor) -> torch.Tensor:
+    """Return the parts [length, n] of the ranks that share rows, one after another, [ranks x length, n]."""
+    whole = part.new_empty(_joined.mesh.context * len(part), part.shape[1])
+    group.all_gather_into_tensor(whole, part.contiguous(), group=_joined.context)
+    return whole
+
+
+def sum_parts(whole: torch.Tensor) -> torch.Tensor:
+    """Return the sum over the ranks that share rows, of [ranks x length, n] this one's part [length, n]."""
+    part = whole.new_empty(len(whole) // _joined.mesh.context, whole.shape[1])
+    group.reduce_scatter_tensor(part, whole.contiguous(), group=_joined.context)
+    return part
+
+
 def join(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Return whole arrays for this rank's slices of tensors, by canonical name; every rank of a model calls it."""
     found = dict(arrays)

@@ -139,7 +139,7 @@ class Model:
         return self.kernels.parts.name + (f" (took {seconds:.1f} s)" if seconds else "")
 
     def _hidden(self, batch: Batch) -> torch.Tensor:
-        return self.decoder.hidden(batch.input_ids, batch.position_ids, batch.segment_ids)
+        return self.decoder.hidden(batch.input_ids, batch.position_ids, batch.segment_ids, batch.is_shared)
 
     def _supervised(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         """The hidden states [n, hidden] of the supervised positions in reading order, and their labels [n]."""
