@@ -43,7 +43,6 @@ class FrameworkEngine:
         self.session = session
         self.runtime = runtime
         self.mesh = distributed.mesh()
-        slices.check(model.decoder.spec, self.mesh)
         self.is_sharded = self.mesh.shards(runtime.strategy)
         # Whether every rank must call `export_state`, not those of one model alone.
         self.shares_state = optimizer.shard
@@ -93,7 +92,7 @@ class FrameworkEngine:
 
     def _norm(self, gradients: dict) -> float:
         """The global norm: what is cut counts on every rank of a model, what is whole once."""
-        cut = {name: gradient for name, gradient in gradients.items() if slices.axis(name) is not None}
+        cut = {name: gradient for name, gradient in gradients.items() if slices.axis(name, self.mesh) is not None}
         if self.mesh.tensor == 1 or not cut:
             return self.optimizer.global_norm(gradients)
         whole = {name: gradient for name, gradient in gradients.items() if name not in cut}
@@ -106,7 +105,7 @@ class FrameworkEngine:
 
     def _own(self, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """This rank's slices of whole tensors, of which one is held at a time."""
-        return {name: slices.cut(array, slices.axis(name), self.mesh).copy() for name, array in arrays.items()}
+        return {name: slices.cut(array, slices.axis(name, self.mesh), self.mesh).copy() for name, array in arrays.items()}
 
     def _shapes(self) -> dict[str, tuple[int, ...]]:
         """The shapes of the whole tuned tensors."""

@@ -15,7 +15,7 @@ class Layout(NamedTuple):
     """`data` models of `pipeline` stages of `tensor` processes each, which hold slices of their layers' matrices.
 
     `context` processes share the tokens of the same rows. By a `strategy` other than ddp, all processes hold parts of
-    one model.
+    one model. `sequence` and `vocabulary` say what is dealt to the processes of `tensor` beside the matrices of layers.
     """
 
     data: int = 1
@@ -23,13 +23,17 @@ class Layout(NamedTuple):
     strategy: str = "ddp"
     context: int = 1
     pipeline: int = 1
+    sequence: bool = False
+    vocabulary: bool = False
 
     def __str__(self) -> str:
         if self.strategy != "ddp":
             return f"each with its part of the model and its share of every batch ({self.strategy})"
         if self.tensor == 1:
             return "each with the whole model and its share of every batch"
-        return f"{self.data} shares of every batch, each for a model that is cut over {self.tensor}"
+        beside = ["its tokens"] * self.sequence + ["its vocabulary"] * self.vocabulary
+        too = f", {' and '.join(beside)} too" if beside else ""
+        return f"{self.data} shares of every batch, each for a model that is cut over {self.tensor}{too}"
 
 
 def layout(recipe: Recipe, spec: "ModelSpec", workers: int) -> Layout:
@@ -42,15 +46,35 @@ def layout(recipe: Recipe, spec: "ModelSpec", workers: int) -> Layout:
     asked = recipe.parallel_config
     problems = [*_problems(recipe, spec, workers)]
     if problems:
-        near = nearest(spec, workers, asked.model_parallel)
+        near = nearest(spec, workers, asked.model_parallel, not asked.vocab_emb_dp)
         works = f"data_parallel {near.data}, model_parallel {near.tensor} works for {workers}"
         raise InputError(*(f"{_where(recipe, key)}: {problem}; {works}" for key, problem in problems))
-    return Layout(workers // asked.model_parallel, asked.model_parallel, strategy(recipe))
+    is_cut = asked.model_parallel > 1
+    return Layout(
+        workers // asked.model_parallel,
+        asked.model_parallel,
+        strategy(recipe),
+        sequence=is_cut and asked.use_seq_parallel,
+        vocabulary=is_cut and not asked.vocab_emb_dp,
+    )
 
 
-def nearest(spec: "ModelSpec", workers: int, tensor: int) -> Layout:
-    """Return the layout of so many processes whose slices are nearest to `tensor`; the larger of two that are near."""
-    possible = [size for size in range(1, workers + 1) if workers % size == 0 and not _undivided(spec, size)]
+def without_effect(recipe: Recipe, found: Layout) -> list[str]:
+    """Say which keys of `parallel_config` deal out what a layout does not cut."""
+    asked = recipe.parallel_config
+    if found.tensor > 1:
+        return []
+    keys = ["use_seq_parallel: True"] * asked.use_seq_parallel + ["vocab_emb_dp: False"] * (not asked.vocab_emb_dp)
+    return [f"parallel_config.{key} has no effect: no model is cut (model_parallel 1)" for key in keys]
+
+
+def nearest(spec: "ModelSpec", workers: int, tensor: int, vocabulary: bool = False) -> Layout:
+    """Return the layout of so many processes whose slices are nearest to `tensor`; the larger of two that are near.
+
+    `vocabulary` says that embedding and head are dealt too.
+    """
+    sizes = [size for size in range(1, workers + 1) if workers % size == 0]
+    possible = [size for size in sizes if not _undivided(spec, size, vocabulary)]
     size = min(possible, key=lambda size: (max(size / tensor, tensor / size), -size))
     return Layout(workers // size, size)
 
@@ -59,7 +83,7 @@ def _problems(recipe: Recipe, spec: "ModelSpec", workers: int) -> Iterator[tuple
     asked = recipe.parallel_config
     if asked.pipeline_stage > 1:
         yield "pipeline_stage", f"{asked.pipeline_stage}: a model is not cut into stages here, only its matrices are"
-    undivided = _undivided(spec, asked.model_parallel)
+    undivided = _undivided(spec, asked.model_parallel, not asked.vocab_emb_dp)
     if undivided:
         yield "model_parallel", f"{asked.model_parallel} does not divide {undivided}"
     started = "one process was started" if workers == 1 else f"{workers} processes are started"
@@ -75,11 +99,11 @@ def _problems(recipe: Recipe, spec: "ModelSpec", workers: int) -> Iterator[tuple
         yield "model_parallel", f"{parts} needs {product} processes or a multiple of them, but {started}"
 
 
-def _undivided(spec: "ModelSpec", tensor: int) -> str:
-    """What of a model cannot be dealt to so many processes: 'num_attention_heads (9)', or ""."""
-    from msft.backend.slices import cut_counts
+def _undivided(spec: "ModelSpec", tensor: int, vocabulary: bool) -> str:
+    """What of a model cannot be dealt to so many processes, or ""."""
+    from msft.backend.slices import undivided
 
-    return ", ".join(f"{name} ({count})" for name, count in cut_counts(spec).items() if count % tensor)
+    return ", ".join(undivided(spec, tensor, vocabulary))
 
 
 def _where(recipe: Recipe, key: str) -> str:

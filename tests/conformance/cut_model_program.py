@@ -26,7 +26,8 @@ def held(engine):
 
 def main(backend, tensor, kind, settings):
     distributed = import_module(f"msft.backend.{backend}.distributed")
-    distributed.initialize("cpu", tensor)
+    cut = {key: settings.pop(key) for key in ("sequence", "vocabulary") if key in settings}
+    distributed.initialize("cpu", tensor, **cut)
     mesh = distributed.mesh()
     try:
 

@@ -9,13 +9,14 @@ from contextlib import contextmanager, nullcontext
 import numpy as np
 import torch
 from torch import nn
+from torch.nn import functional
 from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM
 
-from msft.backend import names, random, slices
+from msft.backend import names, slices
 from msft.backend.contract import Lora, Runtime, Tuning
 from msft.backend.mesh import Mesh
 from msft.backend.segments import spans
-from msft.backend.torch import attention, block, distributed, ops, sharding
+from msft.backend.torch import attention, block, distributed, ops, sequence, sharding, vocabulary
 from msft.errors import InputError
 from msft.models import rope
 from msft.models.adapters import peft_names
@@ -43,11 +44,14 @@ class Decoder:
         self.spec = spec
         self.runtime = runtime
         self.mesh = distributed.mesh()
-        parts = block.cut_parts(kernels.parts, distributed.reduce) if self.mesh.tensor > 1 else kernels.parts
+        self.vocabulary = vocabulary.own(spec, self.mesh)
+        self.parts = sequence.cut_parts(kernels.parts, self.mesh, runtime.recompute)
         self.is_sharded = self.mesh.shards(runtime.strategy)
         self.is_fsdp = self.is_sharded and runtime.strategy == "fsdp"
         source = slices.SlicedSource(source, self.mesh)
-        self.network = _load(spec, source, tuning, runtime, parts, self.is_fsdp)
+        self.network = _load(spec, source, tuning, runtime, self.parts, self.is_fsdp)
+        if self.mesh.is_sequence_cut or self.vocabulary:
+            self.network.model.embed_tokens.forward = self._embedded
         # What is called for the way from tokens to the last norm.
         self.trunk = self.network.model
         self._fit_modules()
@@ -79,8 +83,8 @@ class Decoder:
             whole = _read(source, name, name in tuning.parameters, self.runtime)
             sharding.keep(self.network.get_parameter(name), whole)
         for module, layer in zip(tuning.lora.modules if tuning.lora else (), self.adapted_layers, strict=True):
-            drawn = _drawn(module, layer, tuning.lora, self.runtime, self.mesh)
-            sharding.keep(layer.lora_A["default"].weight, drawn)
+            drawn, _ = slices.adapter_start(module, layer.in_features, tuning.lora, self.runtime.seed, self.mesh)
+            sharding.keep(layer.lora_A["default"].weight, ops.from_numpy(drawn, self.runtime.device, "float32"))
             sharding.keep(layer.lora_B["default"].weight, torch.zeros(layer.out_features, tuning.lora.rank))
 
     def _fit_modules(self) -> None:
@@ -92,8 +96,9 @@ class Decoder:
 
     def _compile(self) -> float:
         """Compile the parts of a block by a few tokens' way through one and back; return the seconds it took."""
-        began, model, positions = time.perf_counter(), self.network.model, self.tensor(np.arange(WARM_UP)[None])
-        segments = attention.Segments([WARM_UP], self.runtime.device)
+        began, model, tokens = time.perf_counter(), self.network.model, WARM_UP * self.mesh.tensor
+        positions = self.tensor(np.arange(tokens)[None])
+        segments = attention.Segments([tokens], self.runtime.device)
 
         def attend(_, query, key, value, scale):
             return self.attention(query, key, value, segments, scale)
@@ -139,11 +144,12 @@ class Decoder:
     def hidden(self, input_ids: np.ndarray, position_ids: np.ndarray, segment_ids: np.ndarray) -> torch.Tensor:
         """Return the final hidden states [rows, length, hidden] of int32 [rows, length] arrays, 0 on padding.
 
-        Real tokens alone are computed, in one line of tokens; attention is causal and stays within a segment.
+        Real tokens alone are computed, in one line of tokens; attention is causal and stays within a segment. On the
+        ranks of a model that is cut, gradients of them are shares.
         """
         real = np.flatnonzero(segment_ids)
         if len(real):
-            states = self._line(input_ids, position_ids, segment_ids, real)
+            states = self.parts.enter(self._line(input_ids, position_ids, segment_ids, real))
             return self._padded(states, real, segment_ids.shape)
         if not self.is_sharded:
             return torch.zeros(*segment_ids.shape, self.spec.hidden_size, device=self.runtime.device)
@@ -152,17 +158,32 @@ class Decoder:
         return (self._line(first, first, first + 1, np.array([0])) * 0).expand(*segment_ids.shape, -1)
 
     def _line(self, input_ids, position_ids, segment_ids, real: np.ndarray) -> torch.Tensor:
-        """The final hidden states [1, tokens, hidden] of the real tokens."""
+        """The final hidden states [1, tokens, hidden] of the real tokens, this rank's alone where each has its part.
+
+        The line is filled up to a multiple of the ranks that have parts.
+        """
         self._set_frequencies(position_ids)
+        fill = -len(real) % self.mesh.tensor if self.mesh.is_sequence_cut else 0
+
+        def filled(array: np.ndarray) -> np.ndarray:
+            return np.pad(array.reshape(1, -1)[:, real], ((0, 0), (0, fill)))
+
         lengths = np.diff(spans(segment_ids)[:, 1:], axis=1).ravel().tolist()
-        segments = attention.Segments(lengths, self.runtime.device)
+        segments = attention.Segments(lengths + [fill] * (fill > 0), self.runtime.device)
         if self.dropout_keys is not None:
-            self._set_dropout(self.tensor(self.dropout_keys.reshape(1, -1)[:, real]))
+            self._set_dropout(self.tensor(filled(self.dropout_keys)))
 
         def attend(layer, query, key, value, scale):
             return self.attention(query, key, value, segments, scale)
 
-        return self._run(input_ids.reshape(1, -1)[:, real], position_ids.reshape(1, -1)[:, real], attend)
+        return self._run(filled(input_ids), filled(position_ids), attend)
+
+    def _embedded(self, input_ids: torch.Tensor) -> torch.Tensor:
+        """The embedding of this rank's tokens among int32 [1, tokens]."""
+        table = self.network.model.embed_tokens.weight
+        if self.vocabulary:
+            return self.parts.leave(self.vocabulary.embed(table, input_ids))
+        return functional.embedding(input_ids[:, self.mesh.own_tokens(input_ids.shape[1])], table)
 
     def _run(self, input_ids: np.ndarray, position_ids: np.ndarray, attend: Callable) -> torch.Tensor:
         with self._autocast():
@@ -174,7 +195,8 @@ class Decoder:
             ).last_hidden_state
 
     def _padded(self, states: torch.Tensor, real: np.ndarray, shape: tuple[int, int]) -> torch.Tensor:
-        """States [1, tokens, hidden] in their places, [rows, length, hidden]."""
+        """States [1, tokens, hidden] in their places, [rows, length, hidden], without what fills the line up."""
+        states = states[:, : len(real)]
         if len(real) < shape[0] * shape[1]:
             flat = states.new_zeros(shape[0] * shape[1], states.shape[-1])
             states = flat.index_copy(0, self.tensor(real), states.squeeze(0))
@@ -197,7 +219,9 @@ class Decoder:
             for hook in hooks:
                 hook.remove()
         for name, output in seen.items():
-            yield name, self._padded(output[0] if isinstance(output, tuple) else output, real, segment_ids.shape)
+            output = output[0] if isinstance(output, tuple) else output
+            whole = distributed.gather(output) if self.mesh.is_sequence_cut else output
+            yield name, self._padded(whole, real, segment_ids.shape)
 
     def head_weight(self) -> torch.Tensor:
         """Return the matrix that `head` takes, [vocabulary, hidden] in the compute dtype: one copy for many calls."""
@@ -206,7 +230,7 @@ class Decoder:
         return self.network.lm_head.weight.to(ops.dtype(self.runtime.precision.compute))
 
     def head(self, hidden: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-        """Return the logits, float32 [..., vocabulary]."""
+        """Return the logits, float32 [..., vocabulary], or this rank's of them."""
         rows = hidden.to(weight.dtype).flatten(0, -2)
         return block.product(rows, weight).unflatten(0, hidden.shape[:-1]).float()
 
@@ -306,15 +330,12 @@ def _normed(norm: nn.Module, parts: block.Parts, hidden: torch.Tensor) -> torch.
 
 
 def _fed_forward(mlp: nn.Module, parts: block.Parts, hidden: torch.Tensor) -> torch.Tensor:
-    hidden = parts.enter(hidden)
-    return parts.leave(mlp.down_proj(parts.swiglu(mlp.gate_proj(hidden), mlp.up_proj(hidden))))
+    return parts.leave(mlp.down_proj(parts.swiglu(*parts.read(hidden, mlp.gate_proj, mlp.up_proj))))
 
 
 def _mixed(mixer: nn.Module, parts: block.Parts, hidden_states: torch.Tensor, position_embeddings, attend, **_):
-    hidden, heads = parts.enter(hidden_states), (*hidden_states.shape[:-1], -1, mixer.head_dim)
-    query, key, value = (
-        project(hidden).view(heads).transpose(1, 2) for project in (mixer.q_proj, mixer.k_proj, mixer.v_proj)
-    )
+    projected = parts.read(hidden_states, mixer.q_proj, mixer.k_proj, mixer.v_proj)
+    query, key, value = (heads.unflatten(-1, (-1, mixer.head_dim)).transpose(1, 2) for heads in projected)
     query, key = parts.rotate(query, key, *position_embeddings)
     mixed = attend(mixer.layer_idx, query, key, value, mixer.scaling)
     return parts.leave(mixer.o_proj(mixed.transpose(1, 2).flatten(2))), None
@@ -349,30 +370,14 @@ def _add_lora(network: nn.Module, lora: Lora, runtime: Runtime, mesh: Mesh, is_f
     for module in lora.modules:
         layer = network.get_submodule(module)
         a, b = layer.lora_A["default"], layer.lora_B["default"]
-        if is_fsdp:
-            a.weight = nn.Parameter(torch.empty(lora.rank, layer.in_features, device="meta"))
-        else:
-            a.weight = nn.Parameter(_drawn(module, layer, lora, runtime, mesh))
+        drawn, keys = slices.adapter_start(module, layer.in_features, lora, runtime.seed, mesh)
+        first = ops.from_numpy(drawn, runtime.device, "float32")
+        a.weight = nn.Parameter(first.to("meta") if is_fsdp else first)
         b.weight = nn.Parameter(torch.zeros(layer.out_features, lora.rank, device=a.weight.device))
-        by_inputs, inputs = _inputs(module, layer, mesh)
-        keys = slices.cut(random.feature_keys(module, inputs), 0 if by_inputs else None, mesh)
         layer.dropout_features = ops.from_numpy(keys, runtime.device, "int32")
         layer.dropout_tokens = None
         layer.forward = functools.partial(_adapted_linear, layer, lora.dropout)
     return adapted
-
-
-def _inputs(module: str, layer: nn.Module, mesh: Mesh) -> tuple[bool, int]:
-    """Whether a module is cut by its inputs, and how many it has on all ranks of a model."""
-    by_inputs = slices.module_axis(module) == 1
-    return by_inputs, layer.in_features * (mesh.tensor if by_inputs else 1)
-
-
-def _drawn(module: str, layer: nn.Module, lora: Lora, runtime: Runtime, mesh: Mesh) -> torch.Tensor:
-    """The first values of a module's A, this rank's slice."""
-    by_inputs, inputs = _inputs(module, layer, mesh)
-    drawn = random.lora_a(runtime.seed, module, lora.rank, inputs)
-    return ops.from_numpy(slices.cut(drawn, 1 if by_inputs else None, mesh), runtime.device, "float32")
 
 
 def _adapted_linear(layer: nn.Module, probability: float, hidden: torch.Tensor) -> torch.Tensor:
