@@ -29,13 +29,14 @@ class Line(NamedTuple):
         return np.pad(values.reshape(-1)[self.places], (0, len(self.segments) - len(self.places)))
 
 
-def line(input_ids: np.ndarray, position_ids: np.ndarray, segment_ids: np.ndarray) -> Line:
-    """Return a batch's arrays, int32 [rows, length], as a line, whose length is one of a few."""
+def line(input_ids: np.ndarray, position_ids: np.ndarray, segment_ids: np.ndarray, parts: int = 1) -> Line:
+    """Return a batch's arrays, int32 [rows, length], as a line, whose length is one of a few and divides into parts."""
     places = np.flatnonzero(segment_ids != 0)
     tokens = len(places)
     found = spans(segment_ids)
     segments = np.repeat(np.arange(1, len(found) + 1), found[:, 2] - found[:, 1])
-    filling = -np.arange(1, rounded_up(tokens, TILE) - tokens + 1)
+    length = -(-rounded_up(tokens, TILE) // parts) * parts
+    filling = -np.arange(1, length - tokens + 1)
     empty = Line(places, places, places, np.concatenate([segments, filling]).astype(np.int32))
     return empty._replace(input_ids=empty.fill(input_ids), position_ids=empty.fill(position_ids))
 

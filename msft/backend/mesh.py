@@ -109,13 +109,13 @@ class Mesh:
     def own_losses(self, count: int) -> slice:
         """Return this rank's share of the supervised positions of a micro-batch: all of them unless they are shared."""
         if not self.shares_losses:
-            return slice(count)
+            return slice(0, count)
         return slice(count * self.tensor_rank // self.tensor, count * (self.tensor_rank + 1) // self.tensor)
 
     def own_tokens(self, count: int) -> slice:
         """Return this rank's part of a line of tokens, whose length `tensor` divides; all of it where it is whole."""
         if not self.is_sequence_cut:
-            return slice(count)
+            return slice(0, count)
         size = count // self.tensor
         return slice(size * self.tensor_rank, size * (self.tensor_rank + 1))
 
