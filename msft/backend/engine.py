@@ -44,7 +44,6 @@ class FrameworkEngine:
         self.session = session
         self.runtime = runtime
         self.mesh = distributed.mesh()
-        slices.check(model.decoder.spec, self.mesh)
         self.is_sharded = self.mesh.shards(runtime.strategy)
         # Whether every rank must call `export_state`, not those of one model alone.
         self.shares_state = optimizer.shard
@@ -100,7 +99,7 @@ class FrameworkEngine:
 
     def _norm(self, gradients: dict) -> float:
         """The global norm: what is cut counts on every rank of a model, what is whole once."""
-        cut = {name: gradient for name, gradient in gradients.items() if slices.axis(name) is not None}
+        cut = {name: gradient for name, gradient in gradients.items() if slices.axis(name, self.mesh) is not None}
         if self.mesh.tensor == 1 or not cut:
             return self.optimizer.global_norm(gradients)
         whole = {name: gradient for name, gradient in gradients.items() if name not in cut}

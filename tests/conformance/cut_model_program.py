@@ -30,7 +30,8 @@ def held(engine):
 
 def main(backend, tensor, shared, kind, settings):
     distributed = import_module(f"msft.backend.{backend}.distributed")
-    distributed.initialize("cpu", tensor, shared)
+    cut = {key: settings.pop(key) for key in ("sequence", "vocabulary") if key in settings}
+    distributed.initialize("cpu", tensor, shared, **cut)
     mesh = distributed.mesh()
     try:
 
