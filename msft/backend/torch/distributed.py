@@ -113,14 +113,14 @@ def reduce(values: torch.Tensor) -> torch.Tensor:
 def gather_parts(part: torch.Tensor) -> torch.Tensor:
     """Return the parts [length, n] of the ranks that share rows, one after another, [ranks x length, n]."""
     whole = part.new_empty(_joined.mesh.context * len(part), part.shape[1])
-    group.all_gather_into_tensor(whole, part.contiguous(), group=_joined.context)
+    _GATHER(whole, part.contiguous(), group=_joined.context)
     return whole
 
 
 def sum_parts(whole: torch.Tensor) -> torch.Tensor:
     """Return the sum over the ranks that share rows, of [ranks x length, n] this one's part [length, n]."""
     part = whole.new_empty(len(whole) // _joined.mesh.context, whole.shape[1])
-    group.reduce_scatter_tensor(part, whole.contiguous(), group=_joined.context)
+    _SCATTER(part, whole.contiguous(), group=_joined.context)
     return part
 
 
