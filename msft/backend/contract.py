@@ -40,6 +40,31 @@ class Batch:
         """Number of real tokens, padding not counted."""
         return int((self.segment_ids != 0).sum())
 
+    @property
+    def is_shared(self) -> bool:
+        """Whether other ranks compute tokens of the same rows."""
+        return False
+
+
+@dataclass(frozen=True)
+class SharedBatch(Batch):
+    """A micro-batch whose tokens several ranks share: this one computes those that are `own`, bool [rows, length].
+
+    `labels` are -100 on all others; `backend.context` deals the tokens.
+    """
+
+    own: np.ndarray
+
+    @property
+    def tokens(self) -> int:
+        """Number of real tokens that this rank computes."""
+        return int(self.own.sum())
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether other ranks compute tokens of the same rows."""
+        return True
+
 
 @dataclass(frozen=True)
 class Lora:
@@ -252,16 +277,22 @@ class Engine(Protocol):
         """Summed loss and number of supervised tokens of this rank's batch, without dropout."""
 
     def token_logprobs(self, batch: Batch, adapter: bool = True) -> np.ndarray:
-        """Log-probability of each label, float32 [rows, length], 0 where nothing is supervised.
+        """Log-probability of each label, float32 [rows, length], 0 where nothing is supervised, by this rank if shared.
 
         `adapter=False` is the reference model: the adapters are left out.
         """
 
     def logits(self, batch: Batch) -> np.ndarray:
-        """Logits of every position, float32 [rows, length, vocabulary], without dropout; 0 on padding."""
+        """Logits of every position, float32 [rows, length, vocabulary], without dropout.
+
+        0 on padding, and on the tokens that other ranks compute.
+        """
 
     def gradients(self, batch: Batch) -> dict[str, np.ndarray]:
-        """Gradients of the batch's mean loss for the tuned parameters, by canonical name, without dropout."""
+        """Gradients of the batch's mean loss for the tuned parameters, by canonical name, without dropout.
+
+        Raises RunError for a model or rows that are shared out.
+        """
 
     def step_gradients(self, micro_batches: Sequence[Batch]) -> StepGradients:
         """What `train_step` would apply to these micro-batches now, dropout included; nothing changes."""
@@ -269,7 +300,8 @@ class Engine(Protocol):
     def activations(self, batch: Batch, adapter: bool = True) -> dict[str, np.ndarray]:
         """Hidden states by module in the order of the forward pass, without dropout, float32 [rows, length, hidden].
 
-        0 on padding. 'model.embed_tokens', each block ('model.layers.0' ...), 'model.norm'.
+        0 on padding. 'model.embed_tokens', each block ('model.layers.0' ...), 'model.norm'. Raises RunError for rows
+        that are shared.
         """
 
     def parameters(self) -> Iterator[tuple[str, np.ndarray, str]]:

@@ -56,7 +56,7 @@ def take_over(session: Session, path: Path, state: TrainerState) -> Progress:
     Raises RunError when ranks found different checkpoints or the tensors do not fit the recipe.
     """
     total = session.distributed.sum_numbers([float(state.step)])[0]
-    if total != state.step * session.shares:
+    if total != state.step * session.mesh.replicas:
         raise RunError(f"resume_training: the processes see different checkpoints; this one sees {path}")
     first, second = checkpoint.read_moments(path)
     session.engine.import_state(EngineState(read_tuned(path, state.tuned), first, second, state.counters))

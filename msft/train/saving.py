@@ -114,14 +114,14 @@ class Saver:
     @property
     def _is_sliced(self) -> bool:
         """Whether no rank has the whole state."""
-        session = self.session
-        return session.world > session.shares or session.engine.shares_state or session.engine.is_sharded
+        engine = self.session.engine
+        return self.session.mesh.parts > 1 or engine.shares_state or engine.is_sharded
 
     @property
     def _takes_part(self) -> bool:
         """Whether this rank has a part of the state that the first one writes."""
         engine = self.session.engine
-        return self.session.share == 0 or engine.shares_state or engine.is_sharded
+        return self.session.mesh.replica_rank == 0 or engine.shares_state or engine.is_sharded
 
     def _write(self, path: Path, trainer_state: TrainerState, state: EngineState) -> None:
         checkpoint.check_finite(path, state)
@@ -176,7 +176,7 @@ class Saver:
         output_dir, tuning, base = self.prepared.output_dir, self.prepared.tuning, self.prepared.weights.path
         adapter = output_dir / outputs.ADAPTER if tuning.lora else None
         model = output_dir / outputs.MODEL if tuning.parameters or base is None else None
-        if self.session.share and not self.session.engine.is_sharded:
+        if self.session.mesh.replica_rank and not self.session.engine.is_sharded:
             return adapter, model
         # Without moments, which need not fit into one process's memory where they are dealt out.
         state = EngineState(self.session.engine.export_weights(), {}, {}, {})

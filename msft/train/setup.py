@@ -7,6 +7,7 @@ from types import ModuleType
 
 from msft import console
 from msft.backend.contract import Engine, Runtime, Tuning
+from msft.backend.mesh import Mesh
 from msft.config import deepspeed, derive
 from msft.config.checks import check_device
 from msft.config.schema import Recipe
@@ -22,14 +23,13 @@ from msft.train.prepare import Prepared, launched
 class Session:
     """A running engine, its place among the ranks, and the module that adds numbers over them.
 
-    `share` of `shares` are this rank's rows, `deepspeed` is the whole configuration of that strategy.
+    `mesh` says who shares rows and weights, `deepspeed` is the whole configuration of that strategy.
     """
 
     engine: Engine
     rank: int
     world: int
-    share: int
-    shares: int
+    mesh: Mesh
     device: str
     distributed: ModuleType
     deepspeed: dict | None
@@ -45,9 +45,11 @@ def start(prepared: Prepared) -> Session:
     distributed = import_module(f"msft.backend.{recipe.backend}.distributed")
     parallel = launched()
     heartbeat.beat(0, "joining the other processes", patient=True)
-    rank, world = distributed.initialize(device, prepared.layout.tensor) if parallel else (0, 1)
+    layout = prepared.layout
+    sizes = layout.tensor, layout.context, layout.pipeline
+    rank, world = distributed.initialize(device, *sizes) if parallel else (0, 1)
     if world > 1:
-        console.note(f"processes: {world}, {prepared.layout}")
+        console.note(f"processes: {world}, {layout}")
     elif derive.strategy(recipe) != "ddp":
         console.note(f"strategy {recipe.strategy}: one process has nobody to share the model with, so it is whole")
     runtime: Runtime = derive.runtime(recipe, device, parallel)
@@ -60,12 +62,10 @@ def start(prepared: Prepared) -> Session:
         engine.load_adapter(prepared.weights.factors)
     applied = engine.describe()
     console.note("applied: " + "; ".join(f"{key} {value}" for key, value in applied.items() if key != "device"))
-    mesh = distributed.mesh()
-    shares = mesh.data_rank, mesh.data
-    return Session(engine, rank, world, *shares, device, distributed, runtime.deepspeed)
+    return Session(engine, rank, world, distributed.mesh(), device, distributed, runtime.deepspeed)
 
 
-def train_stream(prepared: Prepared, rank: int, world: int) -> BatchStream:
+def train_stream(prepared: Prepared, mesh: Mesh) -> BatchStream:
     """Return the training batches of one rank."""
     recipe, block = prepared.recipe, prepared.recipe.train_dataset
     return BatchStream(
@@ -73,8 +73,7 @@ def train_stream(prepared: Prepared, rank: int, world: int) -> BatchStream:
         batch_size=derive.micro_batch_size(recipe),
         gradient_accumulation_steps=derive.gradient_accumulation(recipe),
         pad_id=prepared.pad_id,
-        rank=rank,
-        world=world,
+        **_share(mesh),
         seed=recipe.seed,
         shuffle=block.data_loader.shuffle,
         drop_remainder=block.drop_remainder,
@@ -88,15 +87,14 @@ def train_stream(prepared: Prepared, rank: int, world: int) -> BatchStream:
     )
 
 
-def eval_stream(prepared: Prepared, rank: int, world: int) -> BatchStream:
+def eval_stream(prepared: Prepared, mesh: Mesh) -> BatchStream:
     """Return the evaluation batches of one rank."""
     block = prepared.recipe.eval_dataset
     stream = evaluation_batches(
         prepared.eval_data,
         batch_size=derive.eval_batch_size(prepared.recipe),
         pad_id=prepared.pad_id,
-        rank=rank,
-        world=world,
+        **_share(mesh),
         num_samples=block.data_loader.num_samples,
         padding=derive.padding(block),
         bucket_size=block.bucket_size,
@@ -106,6 +104,11 @@ def eval_stream(prepared: Prepared, rank: int, world: int) -> BatchStream:
     if block.packing:
         console.note(f"evaluation data: {stream.describe()}")
     return stream
+
+
+def _share(mesh: Mesh) -> dict[str, int]:
+    """What a rank of a mesh has of a batch's rows, and of their tokens."""
+    return {"rank": mesh.data_rank, "world": mesh.data, "part": mesh.context_rank, "parts": mesh.context}
 
 
 def last_step(recipe: Recipe, stream: BatchStream) -> int:

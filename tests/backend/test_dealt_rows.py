@@ -38,7 +38,7 @@ def test_ranks_without_rows_of_a_tensor_take_part(backend, monkeypatch):
     array, total = np.arange(1, 7, dtype=np.float32).reshape(2, 3), np.zeros((2, 3), np.float32)
     for rank in range(4):
         mesh = Mesh(data=4, rank=rank)
-        monkeypatch.setattr(distributed, "_joined", SimpleNamespace(mesh=mesh, data=None))
+        monkeypatch.setattr(distributed, "_joined", SimpleNamespace(mesh=mesh, replicas=None))
         own = array[mesh.rows(2)]
         given = dict(distributed.gather_rows({"a": make(own)} if len(own) else {}, {"a": make(array)}))
         total += np.asarray(given["a"])

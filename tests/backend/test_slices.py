@@ -43,10 +43,3 @@ def test_slices_are_the_whole_together(axis):
     placed = [slices.placed(part, axis, mesh) for part, mesh in zip(parts, meshes, strict=True)]
     np.testing.assert_array_equal(sum(placed), whole)
     assert slices.cut(whole, None, meshes[1]) is whole
-
-
-def test_numbers_count_once_for_each_model():
-    mesh = Mesh(data=2, tensor=2, rank=2)
-    gathered = np.array([[3.0, 0.0], [3.0, 1.0], [4.0, 0.0], [4.0, 0.0]])
-    assert mesh.sum_over_data(gathered).tolist() == [7.0, 1.0]
-    assert mesh.sum_over_tensor(gathered).tolist() == [8.0, 0.0]

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from msft.backend.contract import Lora, Tuning
+from msft.backend.mesh import Mesh
 from msft.config.load import load_recipe
 from msft.convert.adapter import read_adapter
 from msft.convert.open import read_spec
@@ -29,8 +30,8 @@ def results(write_recipe, tiny_model, tmp_path):
         spec=read_spec(tiny_model),
     )
 
-    def write(rank, share, engine):
-        session = SimpleNamespace(engine=engine, rank=rank, share=share, shares=2, world=4)
+    def write(rank, engine):
+        session = SimpleNamespace(engine=engine, rank=rank, mesh=Mesh(2, 2, rank), world=4)
         return Saver(prepared, session, None, {}, {}).results()
 
     return write
@@ -43,12 +44,12 @@ def test_the_first_rank_writes_what_the_ranks_of_its_model_export(results, tiny_
     calls = []
     # The moments are not asked for.
     engine = SimpleNamespace(export_weights=lambda: calls.append(1) or arrays)
-    adapter, model = results(1, 0, engine)
+    adapter, model = results(1, engine)
     assert model is None and not Path(adapter).exists() and calls == [1]
-    adapter, _ = results(0, 0, engine)
+    adapter, _ = results(0, engine)
     _, found = read_adapter(adapter, "llama")
     assert all(np.array_equal(found[name], array) for name, array in arrays.items())
 
 
 def test_ranks_with_other_rows_have_nothing_to_give(results, tmp_path):
-    assert results(2, 1, SimpleNamespace(is_sharded=False)) == (tmp_path / "adapter", None)
+    assert results(2, SimpleNamespace(is_sharded=False)) == (tmp_path / "adapter", None)

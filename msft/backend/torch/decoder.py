@@ -9,12 +9,12 @@ from contextlib import contextmanager, nullcontext
 import numpy as np
 import torch
 from torch import nn
+from torch.nn import functional
 from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM
 
-from msft.backend import names, slices
+from msft.backend import context, names, slices
 from msft.backend.contract import Runtime, Tuning
-from msft.backend.segments import spans
-from msft.backend.torch import attention, block, distributed, lora, ops, sharding, zero_parts
+from msft.backend.torch import attention, block, distributed, lora, ops, sequence, sharding, vocabulary, zero_parts
 from msft.errors import InputError
 from msft.models import rope
 from msft.models.adapters import peft_names
@@ -42,7 +42,8 @@ class Decoder:
         self.spec = spec
         self.runtime = runtime
         self.mesh = distributed.mesh()
-        parts = block.cut_parts(kernels.parts, distributed.reduce) if self.mesh.tensor > 1 else kernels.parts
+        self.vocabulary = vocabulary.own(spec, self.mesh)
+        self.parts = sequence.cut_parts(kernels.parts, self.mesh, runtime.recompute)
         self.is_sharded = self.mesh.shards(runtime.strategy)
         self.is_fsdp = self.is_sharded and runtime.strategy == "fsdp"
         source = slices.SlicedSource(source, self.mesh)
@@ -50,7 +51,9 @@ class Decoder:
         keep = None if self.is_fsdp else functools.partial(nn.Parameter, requires_grad=False)
         if self.is_sharded and zero_parts.partitions_weights(runtime):
             keep = zero_parts.Partitioner(runtime)
-        self.network = _load(spec, source, tuning, runtime, parts, keep)
+        self.network = _load(spec, source, tuning, runtime, self.parts, keep)
+        if self.mesh.is_sequence_cut or self.vocabulary:
+            self.network.model.embed_tokens.forward = self._embedded
         # What is called for the way from tokens to the last norm.
         self.trunk = self.network.model
         self._fit_modules()
@@ -95,8 +98,9 @@ class Decoder:
 
     def _compile(self) -> float:
         """Compile the parts of a block by a few tokens' way through one and back; return the seconds it took."""
-        began, model, positions = time.perf_counter(), self.network.model, self.tensor(np.arange(WARM_UP)[None])
-        segments = attention.Segments([WARM_UP], self.runtime.device)
+        began, model, tokens = time.perf_counter(), self.network.model, WARM_UP * self.mesh.tensor
+        positions = self.tensor(np.arange(tokens)[None])
+        segments = attention.Segments(np.array([[0, tokens, 0, tokens]]), self.runtime.device)
 
         def attend(_, query, key, value, scale):
             return self.attention(query, key, value, segments, scale)
@@ -140,33 +144,55 @@ class Decoder:
             if self.is_fsdp:
                 sharding.free(self.network)
 
-    def hidden(self, input_ids: np.ndarray, position_ids: np.ndarray, segment_ids: np.ndarray) -> torch.Tensor:
+    def hidden(
+        self, input_ids: np.ndarray, position_ids: np.ndarray, segment_ids: np.ndarray, is_shared: bool = False
+    ) -> torch.Tensor:
         """Return the final hidden states [rows, length, hidden] of int32 [rows, length] arrays, 0 on padding.
 
-        Real tokens alone are computed, in one line of tokens; attention is causal and stays within a segment.
+        Real tokens alone are computed, in one line of tokens; attention is causal and stays within a segment. Of rows
+        that are shared those of other ranks are 0 too. On the ranks of a model that is cut, gradients of them are
+        shares.
         """
-        real = np.flatnonzero(segment_ids)
-        if len(real):
-            states = self._line(input_ids, position_ids, segment_ids, real)
-            return self._padded(states, real, segment_ids.shape)
-        if not self.is_sharded:
+        part = self._part(segment_ids, is_shared)
+        if len(part.places):
+            states = self.parts.enter(self._line(input_ids, position_ids, part, is_shared))
+            return self._padded(states, part.places, segment_ids.shape)
+        if not (self.is_sharded or is_shared):
             return torch.zeros(*segment_ids.shape, self.spec.hidden_size, device=self.runtime.device)
-        # The other ranks have tokens, and need this one to gather the weights.
-        first = np.zeros((1, 1), np.int32)
-        return (self._line(first, first, first + 1, np.array([0])) * 0).expand(*segment_ids.shape, -1)
+        # The other ranks have tokens, and need this one to gather the weights, or keys and values.
+        states = self._line(input_ids * 0, position_ids, part.stand_in(), is_shared and part.most > 0)
+        return (self.parts.enter(states)[:, :1] * 0).expand(*segment_ids.shape, -1)
 
-    def _line(self, input_ids, position_ids, segment_ids, real: np.ndarray) -> torch.Tensor:
-        """The final hidden states [1, tokens, hidden] of the real tokens."""
+    def _part(self, segment_ids: np.ndarray, is_shared: bool) -> context.Part:
+        """What this rank computes of a batch."""
+        ranks = (self.mesh.context, self.mesh.context_rank) if is_shared else (1, 0)
+        return context.part(segment_ids, *ranks)
+
+    def _line(self, input_ids, position_ids, part: context.Part, is_shared: bool = False) -> torch.Tensor:
+        """The final hidden states [1, tokens, hidden] of a part, this rank's alone where each has its own.
+
+        The line is filled up to a multiple of the ranks that have their own.
+        """
         self._set_frequencies(position_ids)
-        lengths = np.diff(spans(segment_ids)[:, 1:], axis=1).ravel().tolist()
-        segments = attention.Segments(lengths, self.runtime.device)
+        part = part.filled(self.mesh.tensor if self.mesh.is_sequence_cut else 1)
+        segments, attention_of = attention.Segments(part.pieces, self.runtime.device), self.attention
+        if is_shared:
+            # What a block keeps is not kept where it is computed again.
+            attention_of = attention.Shared(attention_of, part, not self.runtime.recompute, self.runtime.device)
         if self.dropout_keys is not None:
-            self._set_dropout(self.tensor(self.dropout_keys.reshape(1, -1)[:, real]))
+            self._set_dropout(self.tensor(part.take(self.dropout_keys)))
 
         def attend(layer, query, key, value, scale):
-            return self.attention(query, key, value, segments, scale)
+            return attention_of(query, key, value, segments, scale)
 
-        return self._run(input_ids.reshape(1, -1)[:, real], position_ids.reshape(1, -1)[:, real], attend)
+        return self._run(part.take(input_ids), part.take(position_ids), attend)
+
+    def _embedded(self, input_ids: torch.Tensor) -> torch.Tensor:
+        """The embedding of this rank's tokens among int32 [1, tokens]."""
+        table = self.network.model.embed_tokens.weight
+        if self.vocabulary:
+            return self.parts.leave(self.vocabulary.embed(table, input_ids))
+        return functional.embedding(input_ids[:, self.mesh.own_tokens(input_ids.shape[1])], table)
 
     def _run(self, input_ids: np.ndarray, position_ids: np.ndarray, attend: Callable) -> torch.Tensor:
         with self._autocast():
@@ -178,7 +204,8 @@ class Decoder:
             ).last_hidden_state
 
     def _padded(self, states: torch.Tensor, real: np.ndarray, shape: tuple[int, int]) -> torch.Tensor:
-        """States [1, tokens, hidden] in their places, [rows, length, hidden]."""
+        """States [1, tokens, hidden] in their places, [rows, length, hidden], without what fills the line up."""
+        states = states[:, : len(real)]
         if len(real) < shape[0] * shape[1]:
             flat = states.new_zeros(shape[0] * shape[1], states.shape[-1])
             states = flat.index_copy(0, self.tensor(real), states.squeeze(0))
@@ -188,7 +215,7 @@ class Decoder:
         self, input_ids: np.ndarray, position_ids: np.ndarray, segment_ids: np.ndarray
     ) -> Iterator[tuple[str, torch.Tensor]]:
         """Yield the name and the output of the embedding, of each block and of the last norm."""
-        model, seen, real = self.network.model, {}, np.flatnonzero(segment_ids)
+        model, seen, part = self.network.model, {}, context.part(segment_ids)
         parts = {"model.embed_tokens": model.embed_tokens, "model.norm": model.norm}
         parts |= {f"model.layers.{number}": layer for number, layer in enumerate(model.layers)}
         hooks = [
@@ -196,12 +223,14 @@ class Decoder:
             for name, part in parts.items()
         ]
         try:
-            self._line(input_ids, position_ids, segment_ids, real)
+            self._line(input_ids, position_ids, part)
         finally:
             for hook in hooks:
                 hook.remove()
         for name, output in seen.items():
-            yield name, self._padded(output[0] if isinstance(output, tuple) else output, real, segment_ids.shape)
+            output = output[0] if isinstance(output, tuple) else output
+            whole = distributed.gather(output) if self.mesh.is_sequence_cut else output
+            yield name, self._padded(whole, part.places, segment_ids.shape)
 
     def head_weight(self) -> torch.Tensor:
         """Return the matrix that `head` takes, [vocabulary, hidden] in the compute dtype: one copy for many calls."""
@@ -210,7 +239,7 @@ class Decoder:
         return self.network.lm_head.weight.to(ops.dtype(self.runtime.precision.compute))
 
     def head(self, hidden: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-        """Return the logits, float32 [..., vocabulary]."""
+        """Return the logits, float32 [..., vocabulary], or this rank's of them."""
         rows = hidden.to(weight.dtype).flatten(0, -2)
         return block.product(rows, weight).unflatten(0, hidden.shape[:-1]).float()
 
@@ -305,15 +334,12 @@ def _normed(norm: nn.Module, parts: block.Parts, hidden: torch.Tensor) -> torch.
 
 
 def _fed_forward(mlp: nn.Module, parts: block.Parts, hidden: torch.Tensor) -> torch.Tensor:
-    hidden = parts.enter(hidden)
-    return parts.leave(mlp.down_proj(parts.swiglu(mlp.gate_proj(hidden), mlp.up_proj(hidden))))
+    return parts.leave(mlp.down_proj(parts.swiglu(*parts.read(hidden, mlp.gate_proj, mlp.up_proj))))
 
 
 def _mixed(mixer: nn.Module, parts: block.Parts, hidden_states: torch.Tensor, position_embeddings, attend, **_):
-    hidden, heads = parts.enter(hidden_states), (*hidden_states.shape[:-1], -1, mixer.head_dim)
-    query, key, value = (
-        project(hidden).view(heads).transpose(1, 2) for project in (mixer.q_proj, mixer.k_proj, mixer.v_proj)
-    )
+    projected = parts.read(hidden_states, mixer.q_proj, mixer.k_proj, mixer.v_proj)
+    query, key, value = (heads.unflatten(-1, (-1, mixer.head_dim)).transpose(1, 2) for heads in projected)
     query, key = parts.rotate(query, key, *position_embeddings)
     mixed = attend(mixer.layer_idx, query, key, value, mixer.scaling)
     return parts.leave(mixer.o_proj(mixed.transpose(1, 2).flatten(2))), None

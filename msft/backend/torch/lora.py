@@ -6,7 +6,7 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from msft.backend import random, slices
+from msft.backend import slices
 from msft.backend.contract import Lora, Runtime
 from msft.backend.mesh import Mesh
 from msft.backend.torch import block, ops
@@ -41,26 +41,19 @@ def add(network: nn.Module, lora: Lora, runtime: Runtime, mesh: Mesh, keep: Call
             a.weight, b.weight = (
                 keep(whole).requires_grad_() for whole in first_values(module, layer, lora, runtime, mesh)
             )
-        by_inputs, inputs = _inputs(module, layer, mesh)
-        keys = slices.cut(random.feature_keys(module, inputs), 0 if by_inputs else None, mesh)
+        _, keys = slices.adapter_start(module, layer.in_features, lora, runtime.seed, mesh)
         layer.dropout_features = ops.from_numpy(keys, runtime.device, "int32")
         layer.dropout_tokens = None
         layer.forward = functools.partial(_adapted_linear, layer, lora.dropout)
     return adapted
 
 
-def _inputs(module: str, layer: nn.Module, mesh: Mesh) -> tuple[bool, int]:
-    """Whether a module is cut by its inputs, and how many it has on all ranks of a model."""
-    by_inputs = slices.module_axis(module) == 1
-    return by_inputs, layer.in_features * (mesh.tensor if by_inputs else 1)
-
-
 def first_values(module: str, layer: nn.Module, lora: Lora, runtime: Runtime, mesh: Mesh) -> tuple[torch.Tensor, ...]:
     """Return the first values of a module's A and B, this rank's slices."""
-    by_inputs, inputs = _inputs(module, layer, mesh)
-    drawn = random.lora_a(runtime.seed, module, lora.rank, inputs)
-    a = ops.from_numpy(slices.cut(drawn, 1 if by_inputs else None, mesh), runtime.device, "float32")
-    return a, torch.zeros(layer.out_features, lora.rank, device=runtime.device)
+    drawn, _ = slices.adapter_start(module, layer.in_features, lora, runtime.seed, mesh)
+    return ops.from_numpy(drawn, runtime.device, "float32"), torch.zeros(
+        layer.out_features, lora.rank, device=runtime.device
+    )
 
 
 def _adapted_linear(layer: nn.Module, probability: float, hidden: torch.Tensor) -> torch.Tensor:
