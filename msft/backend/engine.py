@@ -1,7 +1,7 @@
 """The engine both frameworks share: one optimizer step, written once over a model and an optimizer."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import ModuleType
 from typing import NamedTuple
 
@@ -207,9 +207,9 @@ class FrameworkEngine:
         first, second = map(self._whole, self.optimizer.moments())
         return EngineState(self.export_weights(), first, second, self._counters())
 
-    def export_weights(self) -> dict[str, np.ndarray]:
+    def export_weights(self, names: Iterable[str] | None = None) -> dict[str, np.ndarray]:
         """See `contract.Engine.export_weights`."""
-        return self._whole(self.model.export_tuned(self.tuned_names()))
+        return self._whole(self.model.export_tuned(self.tuned_names() if names is None else names))
 
     def _counters(self) -> dict[str, float]:
         return {
@@ -224,6 +224,10 @@ class FrameworkEngine:
         places = self._places()
         kinds = ({name: arrays[name] for name in places} for arrays in self.optimizer.shares())
         return StateParts(*kinds, places, self._counters())
+
+    def tuned_shapes(self) -> dict[str, tuple[int, ...]]:
+        """See `contract.Engine.tuned_shapes`."""
+        return self._shapes()
 
     def tuned_names(self) -> list[str]:
         """See `contract.Engine.tuned_names`."""
