@@ -21,7 +21,7 @@ def settings(write_recipe):
         recipe = write_recipe(
             strategy="deepspeed",
             model__compute_dtype=compute,
-            runner_config={"batch_size": 4 // workers, "gradient_accumulation_steps": 2},
+            runner_config={"batch_size": 4 // workers, "gradient_accumulation_steps": len(cut_models.micro_batches(0))},
             optimizer={"type": "AdamW", "learning_rate": cut_models.RATE, "weight_decay": 0.1},
             runner_wrapper={"max_grad_norm": 0.5},
             deepspeed={"zero_optimization": {"stage": stage, "stage3_param_persistence_threshold": 0, **zero}},
