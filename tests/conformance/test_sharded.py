@@ -11,6 +11,8 @@ import math
 import numpy as np
 import pytest
 
+from msft.convert.open import open_weights
+from msft.train import sliced
 from tests.conformance import cut_models
 from tests.conformance.test_cut_models import check_equal_to_one_process, shared_out, train
 
@@ -106,6 +108,9 @@ def test_a_sharded_run_is_gone_on_with_by_one_process(strategy, tuned, write_rec
         f"rank-{rank}.safetensors" for rank in range(2)
     ]
     assert [path.name for path in checkpoint.glob("*.safetensors")] == ["adapter_model.safetensors"] * (tuned == "lora")
+    if tuned == "full":
+        parts, model = sliced.Tensors(checkpoint, "weights"), open_weights(tmp_path / "two" / "model")
+        assert all(np.array_equal(model.read(name), parts[name]) for name in model.tensors)
     said = done.stdout + done.stderr
     assert f"processes: 2, each with its part of the model and its share of every batch ({strategy})" in said
     assert APPLIED[strategy] in said
