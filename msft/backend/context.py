@@ -53,6 +53,25 @@ class Part(NamedTuple):
         """Return where each token of the line is among those of all ranks, `length` of each, one rank after another."""
         return self.rank_of * length + self.index_of
 
+    def filled(self, unit: int) -> "Part":
+        """Return the part with pieces for tokens that fill its line up to a multiple of `unit`, as each rank's is.
+
+        They see themselves, or where keys are of all ranks, each the first one.
+        """
+        tokens, fill = len(self.places), -len(self.places) % unit
+        if not fill:
+            return self._replace(most=-(-self.most // unit) * unit)
+        extra = tokens + np.arange(fill)
+        pieces = np.column_stack((extra, extra + 1, extra * 0, extra * 0 + 1))
+        if tokens == len(self.rank_of):
+            pieces = np.array([[tokens, tokens + fill, tokens, tokens + fill]])
+        return self._replace(pieces=np.concatenate((self.pieces, pieces)), most=-(-self.most // unit) * unit)
+
+    def take(self, values: np.ndarray) -> np.ndarray:
+        """Return values [rows, length] in the order of the line, [1, tokens], 0 where it is filled up."""
+        found = values.reshape(1, -1)[:, self.places]
+        return np.pad(found, ((0, 0), (0, int(self.pieces[-1, 1]) - len(self.places))))
+
     def stand_in(self) -> "Part":
         """Return what a rank without a token computes, so that it takes part: the batch's first place, for nothing."""
         return self._replace(places=np.zeros(1, np.int64), pieces=np.array([[0, 1, 0, 1]]))

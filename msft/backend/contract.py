@@ -3,6 +3,7 @@
 All arrays are numpy, all names are canonical: Hugging Face's for weights, PEFT's for adapters.
 """
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
@@ -220,16 +221,29 @@ class EngineState:
 
 
 class Place(NamedTuple):
-    """Where a part of a tensor lies: the shape of the whole, the part's first index along each axis, and its shape."""
+    """Where a part of a tensor lies: the shape of the whole, the part's first index along each axis, and its shape.
+
+    A part with one axis of a whole with several is a range of the whole's numbers in their order (DeepSpeed's parts).
+    """
 
     whole: tuple[int, ...]
     start: tuple[int, ...]
     shape: tuple[int, ...]
 
-    @property
-    def region(self) -> tuple[slice, ...]:
-        """The part of the whole, as an index of it."""
-        return tuple(slice(first, first + size) for first, size in zip(self.start, self.shape, strict=True))
+    def of(self, array: np.ndarray) -> np.ndarray:
+        """Return the part of a whole array, contiguous, as a view."""
+        region = tuple(slice(first, first + size) for first, size in zip(self.start, self.shape, strict=True))
+        return (array if len(self.start) == array.ndim else array.reshape(-1))[region]
+
+    def fits(self) -> bool:
+        """Whether the part lies within the whole."""
+        bounds = self.whole if len(self.start) == len(self.whole) else (math.prod(self.whole),)
+        if not len(bounds) == len(self.start) == len(self.shape):
+            return False
+        return all(
+            first >= 0 and first + size <= bound
+            for first, size, bound in zip(self.start, self.shape, bounds, strict=True)
+        )
 
 
 @dataclass

@@ -12,6 +12,7 @@ from msft.backend.contract import (
     Batch,
     EngineState,
     OnToken,
+    Place,
     Runtime,
     Sampling,
     StateParts,
@@ -43,7 +44,6 @@ class FrameworkEngine:
         self.session = session
         self.runtime = runtime
         self.mesh = distributed.mesh()
-        slices.check(model.decoder.spec, self.mesh)
         self.is_sharded = self.mesh.shards(runtime.strategy)
         # Whether every rank must call `export_state`, not those of one model alone.
         self.shares_state = optimizer.shard
@@ -99,7 +99,7 @@ class FrameworkEngine:
 
     def _norm(self, gradients: dict) -> float:
         """The global norm: what is cut counts on every rank of a model, what is whole once."""
-        cut = {name: gradient for name, gradient in gradients.items() if slices.axis(name) is not None}
+        cut = {name: gradient for name, gradient in gradients.items() if slices.axis(name, self.mesh) is not None}
         if self.mesh.tensor == 1 or not cut:
             return self.optimizer.global_norm(gradients)
         whole = {name: gradient for name, gradient in gradients.items() if name not in cut}
@@ -110,9 +110,13 @@ class FrameworkEngine:
         """Whole tensors for this rank's slices; every rank of a model calls it."""
         return self.distributed.join(arrays)
 
-    def _own(self, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """This rank's slices of whole tensors, of which one is held at a time."""
-        return {name: slices.cut(array, slices.axis(name), self.mesh).copy() for name, array in arrays.items()}
+    def _own(self, arrays: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
+        """This rank's slices of whole tensors, which are read one at a time."""
+        return slices.SlicedArrays(arrays, self.mesh)
+
+    def _places(self) -> dict[str, Place]:
+        """Where this process's share of each tuned tensor lies; no entry where it has none."""
+        return slices.places(self._shapes(), self.mesh)
 
     def _shapes(self) -> dict[str, tuple[int, ...]]:
         """The shapes of the whole tuned tensors."""
@@ -205,7 +209,7 @@ class FrameworkEngine:
 
     def export_weights(self) -> dict[str, np.ndarray]:
         """See `contract.Engine.export_weights`."""
-        return self._whole(self.model.export_tuned())
+        return self._whole(self.model.export_tuned(self.tuned_names()))
 
     def _counters(self) -> dict[str, float]:
         return {
@@ -217,7 +221,7 @@ class FrameworkEngine:
 
     def export_parts(self) -> StateParts:
         """See `contract.Engine.export_parts`."""
-        places = slices.places(self._shapes(), self.mesh)
+        places = self._places()
         kinds = ({name: arrays[name] for name in places} for arrays in self.optimizer.shares())
         return StateParts(*kinds, places, self._counters())
 
@@ -227,7 +231,7 @@ class FrameworkEngine:
 
     def export_adapter(self) -> dict[str, np.ndarray]:
         """See `contract.Engine.export_adapter`."""
-        return self._whole({name: array for name, array in self.model.export_tuned().items() if ".lora_" in name})
+        return self._whole(self.model.export_tuned([name for name in self.tuned_names() if ".lora_" in name]))
 
     def import_state(self, state: EngineState) -> None:
         """See `contract.Engine.import_state`."""

@@ -33,11 +33,19 @@ class Line(NamedTuple):
 
 
 def line(
-    input_ids: np.ndarray, position_ids: np.ndarray, segment_ids: np.ndarray, ranks: int = 1, rank: int = 0
+    input_ids: np.ndarray,
+    position_ids: np.ndarray,
+    segment_ids: np.ndarray,
+    ranks: int = 1,
+    rank: int = 0,
+    parts: int = 1,
 ) -> Line:
-    """Return a rank's part of a batch's arrays, int32 [rows, length], as a line, whose length is one of a few."""
+    """Return a rank's part of a batch's arrays, int32 [rows, length], as a line.
+
+    Its length is one of a few and divides into `parts`.
+    """
     own: Part = part(segment_ids, ranks, rank)
-    length = rounded_up(own.most, TILE)
+    length = -(-rounded_up(own.most, TILE) // parts) * parts
     arrays = (_filled(array, own.places, length) for array in (input_ids, position_ids))
     return Line(own.places, *arrays, own.pieces, own.order(length))
 

@@ -1,19 +1,22 @@
 """Trains tiny models that are shared out over the processes of a launcher, on either engine.
 
 Run by test_cut_models.py: TENSOR ranks hold a model, CONTEXT share the tokens of its rows; and by test_sharded.py:
-SETTINGS (JSON) are the runtime's. What came out is written by the first rank to result.npz. KIND: a key of TUNINGS.
+SETTINGS (JSON) are the runtime's. What came out is written by the first rank to result.npz; the state by all of them to
+parts/, and to taken/ once more when they have taken over that of one process (start.npz). KIND: a key of TUNINGS.
 """
 
 import json
 import os
 import sys
 from importlib import import_module
+from pathlib import Path
 
 import numpy as np
 
 from msft.backend import context
 from msft.backend.contract import Batch
 from msft.cli import guard
+from msft.train import sliced
 from tests.conformance import cut_models
 
 
@@ -27,7 +30,8 @@ def held(engine):
 
 def main(backend, tensor, shared, kind, settings):
     distributed = import_module(f"msft.backend.{backend}.distributed")
-    distributed.initialize("cpu", tensor, shared)
+    cut = {key: settings.pop(key) for key in ("sequence", "vocabulary") if key in settings}
+    distributed.initialize("cpu", tensor, shared, **cut)
     mesh = distributed.mesh()
     try:
 
@@ -45,8 +49,10 @@ def main(backend, tensor, shared, kind, settings):
             elif settings.get("shard_optimizer"):
                 moments = engine.optimizer.to_numpy(engine.optimizer.first)
                 np.savez("held.npz", **{name: moment.size for name, moment in moments.items()})
+        sliced.write(Path("parts"), mesh.rank, engine.export_parts())
         # A state that one process wrote is taken over, each rank its slices.
         engine.import_state(cut_models.state(np.load("start.npz")))
+        sliced.write(Path("taken"), mesh.rank, engine.export_parts())
         again = engine.train_step([rows_of(batch) for batch in cut_models.micro_batches(9)], cut_models.RATE)
         if mesh.rank == 0:
             np.save("again.npy", [again.loss, again.grad_norm])

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from msft.backend import slices
+from msft.train import sliced
 from tests.conformance import cut_models
 from tests.launch.jobs import ROOT, alone, environment
 
@@ -28,7 +29,19 @@ def shared_out(backend, kind, tensor, workers, recipe, folder, settings, parts=1
     with alone():
         done = subprocess.run(words, cwd=folder, env=variables, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
-    return np.load(folder / "result.npz"), np.load(folder / "again.npy")
+    found = np.load(folder / "result.npz")
+    check_parts(folder / "parts", found)
+    check_parts(folder / "taken", np.load(folder / "start.npz"))
+    return found, np.load(folder / "again.npy")
+
+
+def check_parts(folder, results):
+    """What the ranks wrote, each its part, is the state of some results to the bit."""
+    for kind, short in zip(sliced.KINDS, ("weights", "first", "second"), strict=True):
+        whole = sliced.Tensors(folder, kind)
+        assert {f"{short} {name}" for name in whole} == {name for name in results if name.startswith(f"{short} ")}
+        for name in whole:
+            np.testing.assert_array_equal(whole[name], results[f"{short} {name}"], err_msg=name)
 
 
 @pytest.mark.parametrize(
