@@ -72,6 +72,8 @@ class FrameworkEngine:
 
     def _accumulate(self, micro_batches: Sequence[Batch], scale: float) -> "_Total":
         """Gradients of `scale` x the step's loss over all micro-batches and ranks."""
+        if self.mesh.context > 1 and not all(batch.is_shared for batch in micro_batches):
+            raise ValueError("ranks share rows here, and each takes its part of a batch (backend.context.share)")
         local = sum(batch.supervised for batch in micro_batches)
         supervised = int(self.distributed.sum_numbers([local])[0])
         if supervised == 0:

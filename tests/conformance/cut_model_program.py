@@ -18,6 +18,7 @@ from msft.backend.contract import Batch
 from msft.cli import guard
 from msft.train import sliced
 from tests.conformance import cut_models
+from tests.conformance.tiny_engines import batch
 
 
 def held(engine):
@@ -26,6 +27,13 @@ def held(engine):
     for kind in ("first", "second"):
         parts |= {f"{kind} {name}": tensor for name, tensor in getattr(engine.optimizer, kind).items()}
     return {name: part.numel() for name, part in parts.items()}
+
+
+def check_own_logits(engine, part, whole):
+    """Of rows that ranks share, each gives the logits of its tokens, and nothing for the others."""
+    found = engine.logits(part)
+    np.testing.assert_allclose(found[part.own], whole[part.own], atol=2e-4, rtol=1e-4)
+    assert not found[~part.own].any()
 
 
 def main(backend, tensor, shared, kind, settings):
@@ -42,6 +50,9 @@ def main(backend, tensor, shared, kind, settings):
         engine = cut_models.engine(backend, kind, **settings)
         # DeepSpeed does not show the gradients of a step.
         results = cut_models.measure(engine, rows_of, gradients=settings.get("strategy") != "deepspeed")
+        if mesh.context > 1:
+            whole = np.array_split(results["logits"], mesh.data)[mesh.data_rank]
+            check_own_logits(engine, rows_of(batch(7, rows=2)), whole)
         if mesh.rank == 0:
             np.savez("result.npz", **results)
             if settings.get("strategy") == "fsdp":
@@ -53,7 +64,7 @@ def main(backend, tensor, shared, kind, settings):
         # A state that one process wrote is taken over, each rank its slices.
         engine.import_state(cut_models.state(np.load("start.npz")))
         sliced.write(Path("taken"), mesh.rank, engine.export_parts())
-        again = engine.train_step([rows_of(batch) for batch in cut_models.micro_batches(9)], cut_models.RATE)
+        again = engine.train_step([rows_of(one) for one in cut_models.micro_batches(9)], cut_models.RATE)
         if mesh.rank == 0:
             np.save("again.npy", [again.loss, again.grad_norm])
     finally:

@@ -174,7 +174,7 @@ class Decoder:
         The line is filled up to a multiple of the ranks that have their own.
         """
         self._set_frequencies(position_ids)
-        part = part.filled(self.mesh.tensor if self.mesh.is_sequence_cut else 1)
+        part = part.filled(self.mesh.tensor if self.mesh.is_sequence_cut else 1, is_shared)
         segments, attention_of = attention.Segments(part.pieces, self.runtime.device), self.attention
         if is_shared:
             # What a block keeps is not kept where it is computed again.
