@@ -35,9 +35,14 @@ def line(input_ids: np.ndarray, position_ids: np.ndarray, segment_ids: np.ndarra
     tokens = len(places)
     found = spans(segment_ids)
     segments = np.repeat(np.arange(1, len(found) + 1), found[:, 2] - found[:, 1])
-    filling = -np.arange(1, rounded_up(tokens, TILE) - tokens + 1)
+    filling = -np.arange(1, length(tokens) - tokens + 1)
     empty = Line(places, places, places, np.concatenate([segments, filling]).astype(np.int32))
     return empty._replace(input_ids=empty.fill(input_ids), position_ids=empty.fill(position_ids))
+
+
+def length(tokens: int) -> int:
+    """Return the length of the line that so many tokens stand in."""
+    return rounded_up(tokens, TILE)
 
 
 def rounded_up(count: int, unit: int, steps: int = 8) -> int:

@@ -8,6 +8,7 @@ from msft.models.families import family
 from msft.models.spec import ModelSpec
 
 HEAD = "lm_head.weight"
+EMBEDDING = "model.embed_tokens.weight"
 
 
 def is_norm_or_bias(name: str) -> bool:
@@ -24,6 +25,12 @@ def computed_dtype(name: str, tuned: bool, precision: Precision) -> str:
         return "float32"
     product = "_proj." in name or name == HEAD
     return precision.compute if product or precision.compute == "float32" else precision.parameters
+
+
+def hidden_dtype(embedding_tuned: bool, precision: Precision) -> str:
+    """Return the dtype of the hidden states between two blocks: what sums of the embedding's and the products' are."""
+    embedding = computed_dtype(EMBEDDING, embedding_tuned, precision)
+    return embedding if embedding == precision.compute else "float32"
 
 
 def check_modules(modules: Iterable[str], spec: ModelSpec) -> None:

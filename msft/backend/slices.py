@@ -8,6 +8,7 @@ import numpy as np
 
 from msft.backend.contract import Place
 from msft.backend.mesh import Mesh
+from msft.backend.names import EMBEDDING
 from msft.errors import RunError
 from msft.models.spec import ModelSpec
 
@@ -66,11 +67,19 @@ def whole_shape(name: str, shape: tuple[int, ...], mesh: Mesh) -> tuple[int, ...
 def places(shapes: dict[str, tuple[int, ...]], mesh: Mesh) -> dict[str, Place]:
     """Return what this rank gives of whole tensors of these shapes, so that all ranks give each number once.
 
-    That is its rows (`Mesh.rows`) of its slice; what is not cut, the first rank of a model gives alone.
+    That is its rows (`Mesh.rows`) of its slice, where this rank `counts`.
     """
     found = {name: _place(shape, axis(name), mesh) for name, shape in shapes.items()}
-    gives = {name: axis(name) is not None or mesh.tensor_rank == 0 for name in shapes}
-    return {name: place for name, place in found.items() if gives[name] and place.shape[0]}
+    return {name: place for name, place in found.items() if counts(name, mesh) and place.shape[0]}
+
+
+def counts(name: str, mesh: Mesh) -> bool:
+    """Whether this rank stands for those of its model that hold the same of a tensor, for what is counted once.
+
+    What is not cut is the first rank's of a stage; an embedding that is the head of the last stage too, the first's.
+    """
+    is_head_alone = name == EMBEDDING and mesh.stage > 0
+    return not is_head_alone and (axis(name) is not None or mesh.tensor_rank == 0)
 
 
 def _place(whole: tuple[int, ...], along: int | None, mesh: Mesh) -> Place:

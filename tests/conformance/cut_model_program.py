@@ -1,6 +1,6 @@
 """Trains tiny models that are shared out over the processes of a launcher, on either engine.
 
-Run by test_cut_models.py: TENSOR ranks hold a model; and by test_sharded.py: SETTINGS (JSON) are the runtime's. What
+Run by test_cut_models.py: TENSOR ranks hold a stage of a model of PIPELINE stages; and by test_sharded.py: SETTINGS (JSON) are the runtime's. What
 came out is written by the first rank to result.npz. KIND: a key of TUNINGS.
 """
 
@@ -24,9 +24,9 @@ def held(engine):
     return {name: part.numel() for name, part in parts.items()}
 
 
-def main(backend, tensor, kind, settings):
+def main(backend, tensor, pipeline, kind, settings):
     distributed = import_module(f"msft.backend.{backend}.distributed")
-    distributed.initialize("cpu", tensor)
+    distributed.initialize("cpu", tensor, pipeline=pipeline)
     mesh = distributed.mesh()
     try:
 
@@ -35,7 +35,8 @@ def main(backend, tensor, kind, settings):
 
         engine = cut_models.engine(backend, kind, **settings)
         # DeepSpeed does not show the gradients of a step.
-        results = cut_models.measure(engine, rows_of, gradients=settings.get("strategy") != "deepspeed")
+        shown, staged = settings.get("strategy") != "deepspeed", pipeline > 1
+        results = cut_models.measure(engine, rows_of, gradients=shown, staged=staged)
         if mesh.rank == 0:
             np.savez("result.npz", **results)
             if settings.get("strategy") == "fsdp":
@@ -45,7 +46,7 @@ def main(backend, tensor, kind, settings):
                 np.savez("held.npz", **{name: moment.size for name, moment in moments.items()})
         # A state that one process wrote is taken over, each rank its slices.
         engine.import_state(cut_models.state(np.load("start.npz")))
-        again = engine.train_step([rows_of(batch) for batch in cut_models.micro_batches(9)], cut_models.RATE)
+        again = engine.train_step([rows_of(batch) for batch in cut_models.micro_batches(9, staged)], cut_models.RATE)
         if mesh.rank == 0:
             np.save("again.npy", [again.loss, again.grad_norm])
     finally:
@@ -53,5 +54,6 @@ def main(backend, tensor, kind, settings):
 
 
 if __name__ == "__main__":
-    words = os.environ["BACKEND"], int(os.environ["TENSOR"]), os.environ["KIND"], json.loads(os.environ["SETTINGS"])
+    sizes = int(os.environ["TENSOR"]), int(os.environ["PIPELINE"])
+    words = os.environ["BACKEND"], *sizes, os.environ["KIND"], json.loads(os.environ["SETTINGS"])
     sys.exit(guard.run(lambda _: main(*words), sys.argv[1:]))

@@ -19,9 +19,10 @@ PROGRAM = Path(__file__).with_name("cut_model_program.py")
 SCRIPT = ROOT / "scripts" / "msrun" / "msrun_launcher.sh"
 
 
-def shared_out(backend, kind, tensor, workers, recipe, folder, settings):
+def shared_out(backend, kind, tensor, workers, recipe, folder, settings, pipeline=1):
     """Results of the program's steps, and of the one that goes on from what one process wrote."""
     variables = environment(PYTHON=sys.executable, BACKEND=backend, KIND=kind, TENSOR=str(tensor))
+    variables["PIPELINE"] = str(pipeline)
     variables["SETTINGS"] = json.dumps(settings)
     words = ["bash", str(SCRIPT), f"{PROGRAM} --config {recipe}", str(workers)]
     with alone():
@@ -55,13 +56,14 @@ def test_a_cut_model_trains_as_the_whole_one(backend, kind, tensor, workers, sha
         assert sum(int(held[name]) for name in held) == pytest.approx(own / (workers // tensor), rel=0.02)
 
 
-def check_equal_to_one_process(backend, kind, tensor, workers, recipe, folder, settings):
-    whole = cut_models.engine(backend, kind, max_grad_norm=settings.get("max_grad_norm", 1.0))
-    shown = settings.get("strategy") != "deepspeed"
-    expected = cut_models.measure(whole, lambda batch: batch, gradients=shown)
-    again = whole.train_step(cut_models.micro_batches(9), cut_models.RATE)
+def check_equal_to_one_process(backend, kind, tensor, workers, recipe, folder, settings, pipeline=1):
+    alike = {name: settings[name] for name in ("max_grad_norm", "compute") if name in settings}
+    whole = cut_models.engine(backend, kind, **alike)
+    shown, staged = settings.get("strategy") != "deepspeed", pipeline > 1
+    expected = cut_models.measure(whole, lambda batch: batch, gradients=shown, staged=staged)
+    again = whole.train_step(cut_models.micro_batches(9, staged), cut_models.RATE)
     np.savez(folder / "start.npz", **expected)
-    found, found_again = shared_out(backend, kind, tensor, workers, recipe, folder, settings)
+    found, found_again = shared_out(backend, kind, tensor, workers, recipe, folder, settings, pipeline)
     assert set(found) == set(expected)
     assert np.abs(found["losses"] - expected["losses"]).max() < 1e-5
     np.testing.assert_allclose(found["logits"], expected["logits"], atol=2e-4, rtol=1e-4)

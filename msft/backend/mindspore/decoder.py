@@ -16,7 +16,7 @@ import numpy as np
 from mindspore import Tensor
 from mindspore import ops as operators
 
-from msft.backend import line, names, random, slices
+from msft.backend import line, names, random, slices, stages
 from msft.backend.contract import Lora, Runtime, Tuning
 from msft.backend.mindspore import block, distributed, ops
 from msft.backend.mindspore.cached_block import CachedBlocks
@@ -53,13 +53,15 @@ class Decoder:
         self.tuned: dict[str, Tensor] = {}
         self.frozen: dict[str, Tensor] = {}
         self.tuned_names: dict[str, str] = {}
+        names.check_modules(tuning.lora.modules if tuning.lora else (), spec)
+        self.hidden_dtype = ops.dtype(names.hidden_dtype(names.EMBEDDING in tuning.parameters, runtime.precision))
+        tuning = stages.own_tuning(tuning, spec, self.mesh)
         tuned, source = set(tuning.parameters), slices.SlicedSource(source, self.mesh)
-        for name in family(spec.family).tensor_shapes(spec):
+        for name in stages.own(family(spec.family).tensor_shapes(spec), spec, self.mesh):
             self._place(name, source.read(name), name if name in tuned else None)
         if tuning.lora:
-            names.check_modules(tuning.lora.modules, spec)
             self._add_lora(tuning.lora)
-        self.layers = [self._layer(number) for number in range(spec.num_hidden_layers)]
+        self.layers = [self._layer(number) for number in stages.layers(spec, self.mesh)]
         self.attention = ops.line_attention(self.own, runtime)
         self.functions = _functions(kernels)
         self.cached_blocks = CachedBlocks(self, self._numbers(0.0, True))
@@ -77,44 +79,53 @@ class Decoder:
             self.dropout_keys, self.adapter = None, True
 
     def forward(
-        self, input_ids: np.ndarray, position_ids: np.ndarray, segment_ids: np.ndarray, keep: bool = False
+        self,
+        input_ids: np.ndarray,
+        position_ids: np.ndarray,
+        segment_ids: np.ndarray,
+        keep: bool = False,
+        taken: Tensor | None = None,
     ) -> Trace:
         """Take the tokens of int32 [rows, length] arrays through all blocks; `keep` what `backward` needs.
 
-        Attention is causal and stays within a segment.
+        Attention is causal and stays within a segment. A later stage of a pipeline goes on with the hidden states
+        [length, hidden] that it has `taken`.
         """
         found, tensors = self._line(input_ids, position_ids, segment_ids)
-        hidden, all_kept = self._embedded(found), []
+        hidden, all_kept = self._embedded(found) if taken is None else taken, []
         for apply, names_of_layer in self._blocks():
             hidden, kept = apply.forward(hidden, tensors, [*map(self.parameter, names_of_layer)])
             if keep:
                 all_kept.append(kept)
-        return Trace(found, tensors, all_kept, hidden, self.functions.norm(hidden, self.parameter("model.norm.weight")))
+        return Trace(found, tensors, all_kept, hidden, self._normed(hidden) if self.mesh.is_last_stage else hidden)
 
-    def backward(self, gradient: Tensor, trace: Trace) -> dict[str, Tensor]:
+    def backward(self, gradient: Tensor, trace: Trace) -> tuple[dict[str, Tensor], Tensor]:
         """Return the gradients of the tuned tensors but the head, by canonical name, for that of `trace.hidden`.
 
-        It empties `trace.kept`, whose tensors are large, on its way.
+        With them goes that of the hidden states before the first block. It empties `trace.kept`, whose tensors are
+        large, on its way.
         """
-        found, flats, weight = {}, [], self.parameter("model.norm.weight")
-        if "model.norm.weight" in self.tuned_names:
-            name = self.tuned_names["model.norm.weight"]
-            found[name] = self.functions.norm_backward_tuned(gradient, trace.last, weight)
-        gradient = self.functions.norm_backward(gradient, trace.last, weight)
+        found, flats = {}, []
+        if self.mesh.is_last_stage:
+            weight = self.parameter("model.norm.weight")
+            if "model.norm.weight" in self.tuned_names:
+                name = self.tuned_names["model.norm.weight"]
+                found[name] = self.functions.norm_backward_tuned(gradient, trace.last, weight)
+            gradient = self.functions.norm_backward(gradient, trace.last, weight)
         for apply, names_of_layer in reversed([*self._blocks()]):
             tensors = [*map(self.parameter, names_of_layer)]
             gradient, by_place = apply.backward(gradient, trace.kept.pop(), trace.tensors, tensors)
             flats += [
                 (flat, [self.tuned_names[names_of_layer[at]] for at in places]) for places, flat in by_place.items()
             ]
-        if "model.embed_tokens.weight" in self.tuned_names:
+        if self.mesh.stage == 0 and "model.embed_tokens.weight" in self.tuned_names:
             table = self.parameter("model.embed_tokens.weight")
             ids = self.tensor(trace.line.input_ids)
             found[self.tuned_names["model.embed_tokens.weight"]] = self.functions.embed_backward(gradient, ids, table)
         # At the end, because these operators do not wait for what is computed before them.
         while flats:
             found |= self._parts_of(*flats.pop())
-        return found
+        return found, gradient
 
     def states(
         self, input_ids: np.ndarray, position_ids: np.ndarray, segment_ids: np.ndarray
@@ -126,8 +137,7 @@ class Decoder:
         for number, (apply, names_of_layer) in enumerate(self._blocks()):
             hidden, _ = apply.forward(hidden, tensors, [*map(self.parameter, names_of_layer)])
             yield f"model.layers.{number}", by_position(hidden, found, segment_ids)
-        hidden = self.functions.norm(hidden, self.parameter("model.norm.weight"))
-        yield "model.norm", by_position(hidden, found, segment_ids)
+        yield "model.norm", by_position(self._normed(hidden), found, segment_ids)
 
     def head_weight(self) -> Tensor:
         """Return the matrix that `head` takes, [vocabulary, hidden] in the compute dtype: one copy for many calls."""
@@ -145,7 +155,7 @@ class Decoder:
 
     def is_head_tied(self) -> bool:
         """Whether head and embedding are one tensor."""
-        return self.parameter(names.HEAD) is self.parameter("model.embed_tokens.weight")
+        return self.spec.tie_word_embeddings
 
     def rotate(self, hidden: np.ndarray, position_ids: np.ndarray) -> np.ndarray:
         """Apply the rotary embedding to float32 [rows, heads, length, head_dim] at int32 [rows, length]."""
@@ -178,6 +188,9 @@ class Decoder:
 
     def _embedded(self, found: line.Line) -> Tensor:
         return self.functions.embed(self.parameter("model.embed_tokens.weight"), self.tensor(found.input_ids))
+
+    def _normed(self, hidden: Tensor) -> Tensor:
+        return self.functions.norm(hidden, self.parameter("model.norm.weight"))
 
     def _blocks(self):
         """Each layer's compiled block and the names of its tensors."""

@@ -44,7 +44,7 @@ class Model:
         with self.decoder.mode(keys, adapter=True):
             trace = self._forward(batch, keep=True)
             summed, by_hidden, by_head = self._head_gradients(trace, batch, scale)
-            gradients = self.decoder.backward(by_hidden, trace)
+            gradients, _ = self.decoder.backward(by_hidden, trace)
         # The head's own gradient is known already; a tied head is reached through the embedding as well.
         if by_head is not None:
             name = names.HEAD if names.HEAD in self.tuned else EMBEDDING

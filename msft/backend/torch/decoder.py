@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM
 
-from msft.backend import names, random, slices
+from msft.backend import names, random, slices, stages
 from msft.backend.contract import Lora, Runtime, Tuning
 from msft.backend.mesh import Mesh
 from msft.backend.segments import spans
@@ -47,6 +47,9 @@ class Decoder:
         self.is_sharded = self.mesh.shards(runtime.strategy)
         self.is_fsdp = self.is_sharded and runtime.strategy == "fsdp"
         source = slices.SlicedSource(source, self.mesh)
+        names.check_modules(tuning.lora.modules if tuning.lora else (), spec)
+        self.hidden_dtype = ops.dtype(names.hidden_dtype(names.EMBEDDING in tuning.parameters, runtime.precision))
+        tuning = stages.own_tuning(tuning, spec, self.mesh)
         self.network = _load(spec, source, tuning, runtime, parts, self.is_fsdp)
         # What is called for the way from tokens to the last norm.
         self.trunk = self.network.model
@@ -58,7 +61,6 @@ class Decoder:
         self.adapted = None
         self.adapted_layers: list[nn.Module] = []
         if tuning.lora:
-            names.check_modules(tuning.lora.modules, spec)
             self.adapted = _add_lora(self.network, tuning.lora, runtime, self.mesh, self.is_fsdp)
             self.adapted_layers = [self.network.get_submodule(module) for module in tuning.lora.modules]
         if self.is_fsdp:
@@ -85,7 +87,7 @@ class Decoder:
 
     def _fit_modules(self) -> None:
         """Tell the linear modules what they are cut to, and which rank adds a bias that all of a model's have."""
-        for module in family(self.spec.family).linear_modules(self.spec):
+        for module in stages.own(family(self.spec.family).linear_modules(self.spec), self.spec, self.mesh):
             part = self.network.get_submodule(module)
             part.out_features, part.in_features = part.weight.shape
             part.adds_bias = slices.module_axis(module) == 0 or self.mesh.tensor_rank == 0
@@ -102,10 +104,12 @@ class Decoder:
             if self.is_fsdp:
                 self._warm_up_whole(attend)
                 return time.perf_counter() - began
-            hidden = model.embed_tokens(positions).detach().requires_grad_()
+            size = (*positions.shape, self.spec.hidden_size)
+            hidden = torch.zeros(size, dtype=self.hidden_dtype, device=positions.device, requires_grad=True)
             with self._autocast():
                 rotation = model.rotary_emb(hidden, positions)
-                output = model.layers[0](hidden, position_embeddings=rotation, attend=attend)
+                first = model.layers[stages.layers(self.spec, self.mesh).start]
+                output = first(hidden, position_embeddings=rotation, attend=attend)
                 torch.autograd.grad(output.sum(), hidden)
         except torch._dynamo.exc.BackendCompilerFailed as error:
             why = str(error).partition("\n")[0]
@@ -128,7 +132,7 @@ class Decoder:
         if self.network.training != training:
             self.network.train(training)
         try:
-            with nullcontext() if adapter else self.adapted.disable_adapter():
+            with nullcontext() if adapter or self.adapted is None else self.adapted.disable_adapter():
                 yield
         finally:
             self.dropout_keys = None
@@ -151,23 +155,32 @@ class Decoder:
         first = np.zeros((1, 1), np.int32)
         return (self._line(first, first, first + 1, np.array([0])) * 0).expand(*segment_ids.shape, -1)
 
-    def _line(self, input_ids, position_ids, segment_ids, real: np.ndarray) -> torch.Tensor:
+    def through(
+        self, input_ids: np.ndarray, position_ids: np.ndarray, segment_ids: np.ndarray, taken: torch.Tensor | None
+    ) -> torch.Tensor:
+        """Return the hidden states [1, tokens, hidden] behind the layers of this rank's stage, without padding.
+
+        `taken` are those before it (None: the tokens' embeddings).
+        """
+        return self._line(input_ids, position_ids, segment_ids, np.flatnonzero(segment_ids), taken)
+
+    def _line(self, input_ids, position_ids, segment_ids, real: np.ndarray, taken=None) -> torch.Tensor:
         """The final hidden states [1, tokens, hidden] of the real tokens."""
         self._set_frequencies(position_ids)
         lengths = np.diff(spans(segment_ids)[:, 1:], axis=1).ravel().tolist()
         segments = attention.Segments(lengths, self.runtime.device)
-        if self.dropout_keys is not None:
-            self._set_dropout(self.tensor(self.dropout_keys.reshape(1, -1)[:, real]))
+        self.set_dropout(real)
 
         def attend(layer, query, key, value, scale):
             return self.attention(query, key, value, segments, scale)
 
-        return self._run(input_ids.reshape(1, -1)[:, real], position_ids.reshape(1, -1)[:, real], attend)
+        return self._run(input_ids.reshape(1, -1)[:, real], position_ids.reshape(1, -1)[:, real], attend, taken)
 
-    def _run(self, input_ids: np.ndarray, position_ids: np.ndarray, attend: Callable) -> torch.Tensor:
+    def _run(self, input_ids: np.ndarray, position_ids: np.ndarray, attend: Callable, taken=None) -> torch.Tensor:
         with self._autocast():
             return self.trunk(
-                input_ids=self.tensor(input_ids),
+                input_ids=self.tensor(input_ids) if taken is None else None,
+                inputs_embeds=taken,
                 position_ids=self.tensor(position_ids),
                 use_cache=False,
                 attend=attend,
@@ -242,6 +255,11 @@ class Decoder:
             self.network.model.rotary_emb.inv_freq.copy_(torch.from_numpy(inverse))
             self.frequencies = inverse
 
+    def set_dropout(self, real: np.ndarray) -> None:
+        """Count dropout by the keys of `mode` at these places of its rows; recomputed blocks need it again."""
+        if self.dropout_keys is not None:
+            self._set_dropout(self.tensor(self.dropout_keys.reshape(1, -1)[:, real]))
+
     def _set_dropout(self, keys: torch.Tensor | None) -> None:
         """Set the token keys, int32 [1, tokens], that the adapters' dropout is counted by; None = no dropout."""
         for layer in self.adapted_layers:
@@ -260,10 +278,12 @@ def _load(spec: ModelSpec, source, tuning: Tuning, runtime: Runtime, parts: bloc
     with torch.device("meta"):
         network = AutoModelForCausalLM.from_config(config, attn_implementation=ATTENTION)
     tuned, precision = set(tuning.parameters), runtime.precision
-    for name, shape in family(spec.family).tensor_shapes(spec).items():
+    _leave_out(network, spec, source.mesh)
+    shapes = family(spec.family).tensor_shapes(spec)
+    for name in stages.own(shapes, spec, source.mesh):
         if is_fsdp:
             kind = ops.dtype(names.computed_dtype(name, name in tuned, precision))
-            tensor = torch.empty(shape, dtype=kind, device="meta")
+            tensor = torch.empty(shapes[name], dtype=kind, device="meta")
         else:
             tensor = _read(source, name, name in tuned, runtime)
         owner, _, leaf = name.rpartition(".")
@@ -273,7 +293,7 @@ def _load(spec: ModelSpec, source, tuning: Tuning, runtime: Runtime, parts: bloc
     # transformers zeroes the gradient of the padding row, which is a real token where pad = eos.
     network.model.embed_tokens.padding_idx = None
     compute = ops.dtype(precision.compute)
-    for module in family(spec.family).linear_modules(spec):
+    for module in stages.own(family(spec.family).linear_modules(spec), spec, source.mesh):
         part = network.get_submodule(module)
         part.forward = functools.partial(_linear, part, compute)
     for module in network.modules():
@@ -281,6 +301,25 @@ def _load(spec: ModelSpec, source, tuning: Tuning, runtime: Runtime, parts: bloc
         if replacement:
             module.forward = functools.partial(replacement, module, parts)
     return network
+
+
+class _Elsewhere(nn.Module):
+    """A part of the model that is another stage's: hidden states pass by."""
+
+    def forward(self, hidden: torch.Tensor, **_) -> torch.Tensor:
+        return hidden
+
+
+def _leave_out(network: nn.Module, spec: ModelSpec, mesh: Mesh) -> None:
+    """Take what other stages of a pipeline have out of the network; names and numbers of the rest stay."""
+    own = stages.layers(spec, mesh)
+    for number in set(range(spec.num_hidden_layers)) - set(own):
+        network.model.layers[number] = _Elsewhere()
+    for name in ("model.embed_tokens", "model.norm", "lm_head"):
+        # A tied head is tied to its embedding on both stages.
+        is_tied = name == "lm_head" and spec.tie_word_embeddings
+        if not stages.is_own(names.EMBEDDING if is_tied else f"{name}.weight", spec, mesh):
+            network.set_submodule(name, _Elsewhere())
 
 
 def _read(source, name: str, is_tuned: bool, runtime: Runtime) -> torch.Tensor:
