@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
 from msft.config.derive import strategy
-from msft.config.schema import Recipe
+from msft.config.schema import ParallelConfig, Recipe
 from msft.errors import InputError
 
 if TYPE_CHECKING:
@@ -27,9 +27,11 @@ class Layout(NamedTuple):
     def __str__(self) -> str:
         if self.strategy != "ddp":
             return f"each with its part of the model and its share of every batch ({self.strategy})"
-        if self.tensor == 1:
+        if self.tensor * self.pipeline == 1:
             return "each with the whole model and its share of every batch"
-        return f"{self.data} shares of every batch, each for a model that is cut over {self.tensor}"
+        stages = f" in {self.pipeline} stages, each" if self.pipeline > 1 else " that is"
+        cut = f"{stages} cut over {self.tensor}" if self.tensor > 1 else f" in {self.pipeline} stages"
+        return f"{self.data} shares of every batch, each for a model{cut}"
 
 
 def layout(recipe: Recipe, spec: "ModelSpec", workers: int) -> Layout:
@@ -42,23 +44,33 @@ def layout(recipe: Recipe, spec: "ModelSpec", workers: int) -> Layout:
     asked = recipe.parallel_config
     problems = [*_problems(recipe, spec, workers)]
     if problems:
-        near = nearest(spec, workers, asked.model_parallel)
-        works = f"data_parallel {near.data}, model_parallel {near.tensor} works for {workers}"
+        near = nearest(spec, workers, asked.model_parallel, asked.pipeline_stage)
+        works = f"data_parallel {near.data}, model_parallel {near.tensor}"
+        works += f", pipeline_stage {near.pipeline}" if asked.pipeline_stage > 1 else ""
+        works += f" works for {workers}"
         raise InputError(*(f"{_where(recipe, key)}: {problem}; {works}" for key, problem in problems))
-    return Layout(workers // asked.model_parallel, asked.model_parallel, strategy(recipe))
+    data = workers // (asked.model_parallel * asked.pipeline_stage)
+    return Layout(data, asked.model_parallel, strategy(recipe), pipeline=asked.pipeline_stage)
 
 
-def nearest(spec: "ModelSpec", workers: int, tensor: int) -> Layout:
-    """Return the layout of so many processes whose slices are nearest to `tensor`; the larger of two that are near."""
-    possible = [size for size in range(1, workers + 1) if workers % size == 0 and not _undivided(spec, size)]
-    size = min(possible, key=lambda size: (max(size / tensor, tensor / size), -size))
-    return Layout(workers // size, size)
+def nearest(spec: "ModelSpec", workers: int, tensor: int, pipeline: int = 1) -> Layout:
+    """Return the layout of so many processes that is nearest to these sizes; the larger of two that are near."""
+    sizes = [size for size in range(1, workers + 1) if workers % size == 0]
+    slices = [size for size in sizes if not _undivided(spec, size)]
+    stages = [size for size in sizes if spec.num_hidden_layers % size == 0 and size <= pipeline]
+    possible = [(one, other) for one in slices for other in stages if workers % (one * other) == 0]
+
+    def distance(found: tuple[int, int]) -> tuple:
+        ratios = [max(size / asked, asked / size) for size, asked in zip(found, (tensor, pipeline), strict=True)]
+        return ratios[0] * ratios[1], -found[0], -found[1]
+
+    slices_of_stage, stages_of_model = min(possible, key=distance)
+    return Layout(workers // (slices_of_stage * stages_of_model), slices_of_stage, pipeline=stages_of_model)
 
 
 def _problems(recipe: Recipe, spec: "ModelSpec", workers: int) -> Iterator[tuple[str, str]]:
     asked = recipe.parallel_config
-    if asked.pipeline_stage > 1:
-        yield "pipeline_stage", f"{asked.pipeline_stage}: a model is not cut into stages here, only its matrices are"
+    yield from _stage_problems(asked, spec)
     undivided = _undivided(spec, asked.model_parallel)
     if undivided:
         yield "model_parallel", f"{asked.model_parallel} does not divide {undivided}"
@@ -73,6 +85,14 @@ def _problems(recipe: Recipe, spec: "ModelSpec", workers: int) -> Iterator[tuple
         yield "data_parallel", f"{shares} x {parts} are {product} processes, but {started}"
     elif workers % product:
         yield "model_parallel", f"{parts} needs {product} processes or a multiple of them, but {started}"
+
+
+def _stage_problems(asked: ParallelConfig, spec: "ModelSpec") -> Iterator[tuple[str, str]]:
+    stages, layers, micro_batches = asked.pipeline_stage, spec.num_hidden_layers, asked.micro_batch_num
+    if layers % stages:
+        yield "pipeline_stage", f"{stages} does not divide num_hidden_layers ({layers})"
+    if stages > 1 and micro_batches < stages:
+        yield "micro_batch_num", f"{micro_batches} micro-batches do not fill {stages} stages: {stages} would do"
 
 
 def _undivided(spec: "ModelSpec", tensor: int) -> str:

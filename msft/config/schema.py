@@ -96,7 +96,10 @@ class Parallel(Block):
 
 
 class ParallelConfig(Block):
-    """How processes share the work: `data_parallel` models (unset: as many as there are) of `model_parallel` each."""
+    """How processes share the work: `data_parallel` models (unset: as many as there are) of `pipeline_stage` stages.
+
+    Each stage is `model_parallel` processes; `micro_batch_num` micro-batches go through the stages in a step.
+    """
 
     data_parallel: Positive | None = None
     model_parallel: Positive = 1
@@ -107,7 +110,7 @@ class ParallelConfig(Block):
     pipeline_stage: Positive = 1
     use_seq_parallel: Whole = None
     optimizer_shard: Layout = None
-    micro_batch_num: Annotated[Any, Unused("micro-batches are set by gradient_accumulation_steps")] = None
+    micro_batch_num: Positive = 1
     vocab_emb_dp: Whole = None
     gradient_aggregation_group: Layout = None
     auto_parallel: Layout = None

@@ -47,7 +47,7 @@ def verify(job: Job) -> bool:
     data = job.workers if found.strategy != "ddp" else found.data
     whole = {
         "use_parallel": False,
-        "runner_config.gradient_accumulation_steps": derive.gradient_accumulation(recipe) * data,
+        "runner_config.gradient_accumulation_steps": derive.gradient_accumulation(recipe, found.pipeline) * data,
         "micro_batch_interleave_num": 1,
     }
     one = _run(job, 1, tuple(word for key, value in whole.items() for word in (f"--{key}", str(value))))

@@ -1,7 +1,7 @@
 """Trains tiny models that are shared out over the processes of a launcher, on either engine.
 
-Run by test_cut_models.py: TENSOR ranks hold a stage of a model of PIPELINE stages; and by test_sharded.py: SETTINGS (JSON) are the runtime's. What
-came out is written by the first rank to result.npz. KIND: a key of TUNINGS.
+Run by test_cut_models.py: TENSOR ranks hold a stage of a model, which has PIPELINE of them; and by test_sharded.py:
+SETTINGS (JSON) are the runtime's. What came out is written by the first rank to result.npz. KIND: a key of TUNINGS.
 """
 
 import json
@@ -28,6 +28,7 @@ def main(backend, tensor, pipeline, kind, settings):
     distributed = import_module(f"msft.backend.{backend}.distributed")
     distributed.initialize("cpu", tensor, pipeline=pipeline)
     mesh = distributed.mesh()
+    assert (mesh.tensor, mesh.pipeline) == (tensor, pipeline)
     try:
 
         def rows_of(whole: Batch) -> Batch:

@@ -90,7 +90,8 @@ OWN = {"attention.py", "block.py", "cached_block.py"} | TORCH_ALONE
 ONE_SIDED = {
     "ops.py": {"dropout", "linear", "token_losses_and_gradient"}
     | {"gradient", "line_attention", "product", "product_a", "rotary_tables"},
-    "decoder.py": {"Decoder.hidden", "Decoder.forward", "Decoder.backward", "Trace", "by_position"},
+    "decoder.py": {"Decoder.hidden", "Decoder.through", "Decoder.set_dropout"}
+    | {"Decoder.forward", "Decoder.backward", "Trace", "by_position"},
     "model.py": {"Model.tuned"},
     "device.py": {"bind_threads"},
 }
