@@ -288,7 +288,8 @@ def _load(spec: ModelSpec, source, tuning: Tuning, runtime: Runtime, parts: bloc
             tensor = _read(source, name, name in tuned, runtime)
         owner, _, leaf = name.rpartition(".")
         setattr(network.get_submodule(owner), leaf, nn.Parameter(tensor, requires_grad=False))
-    network.tie_weights()
+    if stages.is_own(names.EMBEDDING, spec, source.mesh):
+        network.tie_weights()
     _rebuild_rotary(network, config, runtime.device)
     # transformers zeroes the gradient of the padding row, which is a real token where pad = eos.
     network.model.embed_tokens.padding_idx = None
