@@ -12,6 +12,7 @@ from msft.backend.contract import (
     Batch,
     EngineState,
     OnToken,
+    Place,
     Runtime,
     Sampling,
     StateParts,
@@ -43,7 +44,6 @@ class FrameworkEngine:
         self.session = session
         self.runtime = runtime
         self.mesh = distributed.mesh()
-        slices.check(model.decoder.spec, self.mesh)
         self.is_sharded = self.mesh.shards(runtime.strategy)
         # Whether every rank must call `export_state`, not those of one model alone.
         self.shares_state = optimizer.shard
@@ -82,11 +82,10 @@ class FrameworkEngine:
         return _Total(loss, tuple(losses), supervised, gradients, self._norm(gradients) / scale)
 
     def _computed(self, micro_batches: Sequence[Batch], scale: float) -> tuple[list[float], dict | None]:
-        """Each micro-batch's summed loss, and the gradients of `scale` x all of it (None: no token is supervised)."""
+        """Each micro-batch's summed loss, and the gradients of `scale` x all of it (None: nothing was computed)."""
         losses, gradients = [], None
         for batch in micro_batches:
-            # The ranks of a sharded model gather its parts together, whatever their rows hold.
-            if not batch.supervised and not self.is_sharded:
+            if not self._computes(batch):
                 losses.append(0.0)
                 continue
             summed, new = self.model.loss_and_gradients(batch, scale, self.step)
@@ -97,6 +96,13 @@ class FrameworkEngine:
     def _over_ranks(self, gradients: dict) -> dict:
         """The gradients summed over all ranks that have some of them."""
         return gradients if self.is_sharded else self.distributed.sum_gradients(gradients, self.model.partial)
+
+    def _computes(self, batch: Batch) -> bool:
+        """Whether a batch is computed: without a label too where other ranks wait for this one.
+
+        Those of a sharded model gather its parts together, those that share rows their keys and values.
+        """
+        return bool(batch.supervised) or self.is_sharded or (batch.is_shared and bool(batch.segment_ids.any()))
 
     def _norm(self, gradients: dict) -> float:
         """The global norm, in which what several ranks of a model hold counts once."""
@@ -110,10 +116,13 @@ class FrameworkEngine:
         """Whole tensors for this rank's slices; every rank of a model calls it."""
         return self.distributed.join(arrays)
 
-    def _own(self, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """This rank's slices of whole tensors, of which one is held at a time."""
-        held = self.model.tuned_shapes()
-        return {name: slices.cut(arrays[name], slices.axis(name), self.mesh).copy() for name in arrays if name in held}
+    def _own(self, arrays: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
+        """This rank's slices of whole tensors, which are read one at a time."""
+        return slices.SlicedArrays(arrays, self.mesh, self.model.tuned_shapes())
+
+    def _places(self) -> dict[str, Place]:
+        """Where this process's share of each tuned tensor lies; no entry where it has none."""
+        return slices.places(self._held_shapes(), self.mesh)
 
     def _shapes(self) -> dict[str, tuple[int, ...]]:
         """The shapes of all tuned tensors, whole."""
@@ -131,8 +140,7 @@ class FrameworkEngine:
 
     def evaluate(self, batch: Batch) -> tuple[float, int]:
         """See `contract.Engine.evaluate`."""
-        supervised = batch.supervised
-        return (self.model.loss_sum(batch) if supervised or self.is_sharded else 0.0), supervised
+        return (self.model.loss_sum(batch) if self._computes(batch) else 0.0), batch.supervised
 
     def token_logprobs(self, batch: Batch, adapter: bool = True) -> np.ndarray:
         """See `contract.Engine.token_logprobs`."""
@@ -148,11 +156,13 @@ class FrameworkEngine:
         """See `contract.Engine.gradients`."""
         if self.mesh.tensor > 1 or self.is_sharded:
             raise RunError("gradients of one batch are for a model that is whole (model_parallel 1, strategy ddp)")
+        _check_whole(batch, "gradients of one batch")
         _, gradients = self.model.loss_and_gradients(batch, 1 / max(batch.supervised, 1), None)
         return self.optimizer.to_numpy(gradients)
 
     def activations(self, batch: Batch, adapter: bool = True) -> dict[str, np.ndarray]:
         """See `contract.Engine.activations`."""
+        _check_whole(batch, "hidden states of modules")
         found = self.model.activations(batch, adapter or not self.model.has_adapter)
         return {name: _without_padding(state, batch) for name, state in found.items()}
 
@@ -212,7 +222,7 @@ class FrameworkEngine:
 
     def export_weights(self) -> dict[str, np.ndarray]:
         """See `contract.Engine.export_weights`."""
-        return self._whole(self.model.export_tuned())
+        return self._whole(self.model.export_tuned(self.tuned_names()))
 
     def _counters(self) -> dict[str, float]:
         return {
@@ -224,17 +234,17 @@ class FrameworkEngine:
 
     def export_parts(self) -> StateParts:
         """See `contract.Engine.export_parts`."""
-        places = slices.places(self._held_shapes(), self.mesh)
+        places = self._places()
         kinds = ({name: arrays[name] for name in places} for arrays in self.optimizer.shares())
         return StateParts(*kinds, places, self._counters())
 
     def tuned_names(self) -> list[str]:
         """See `contract.Engine.tuned_names`."""
-        return list(self._shapes())
+        return list(self.model.tuned_shapes())
 
     def export_adapter(self) -> dict[str, np.ndarray]:
         """See `contract.Engine.export_adapter`."""
-        return self._whole({name: array for name, array in self.model.export_tuned().items() if ".lora_" in name})
+        return self._whole(self.model.export_tuned([name for name in self.tuned_names() if ".lora_" in name]))
 
     def import_state(self, state: EngineState) -> None:
         """See `contract.Engine.import_state`."""
@@ -255,6 +265,11 @@ class FrameworkEngine:
     def describe(self) -> dict[str, str]:
         """See `contract.Engine.describe`."""
         return {**self.model.describe(), **self.optimizer.describe()}
+
+
+def _check_whole(batch: Batch, what: str) -> None:
+    if batch.is_shared:
+        raise RunError(f"{what} are for rows that one process computes (context_parallel 1)")
 
 
 def _without_padding(values: np.ndarray, batch: Batch) -> np.ndarray:

@@ -1,12 +1,13 @@
 """The shared engine where a model's layers are dealt to the stages of a pipeline."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from msft.backend import names, pipeline, stages
-from msft.backend.contract import Batch, Sampling
+from msft.backend.contract import Batch, Sampling, StepGradients
 from msft.backend.engine import FrameworkEngine
 from msft.errors import RunError
 from msft.models.families import family
@@ -15,12 +16,17 @@ from msft.models.families import family
 class StagedEngine(FrameworkEngine):
     """Every rank of a model makes each call; losses are known at the last stage, whole tensors everywhere."""
 
+    def step_gradients(self, micro_batches: Sequence[Batch]) -> StepGradients:
+        """See `contract.Engine.step_gradients`."""
+        found = super().step_gradients(micro_batches)
+        losses = self._of_last(np.array(found.losses, np.float32))
+        return replace(found, losses=tuple(losses.tolist()))
+
     def _computed(self, micro_batches: Sequence[Batch], scale: float) -> tuple[list[float], dict | None]:
-        step = _Step(self.model, [batch for batch in micro_batches if batch.supervised], scale, self.step, self._add)
+        step = _Step(self.model, list(filter(self._computes, micro_batches)), scale, self.step, self._add)
         pipeline.run(pipeline.schedule(self.mesh.stage, self.mesh.pipeline, len(step.batches)), step)
-        own = [loss if self.mesh.tensor_rank == 0 else 0.0 for loss in step.losses]
-        found = iter(self.distributed.sum_over_parts(own) if own else [])
-        return [next(found) if batch.supervised else 0.0 for batch in micro_batches], step.gradients
+        losses = iter(step.losses)
+        return [next(losses) if self._computes(batch) else 0.0 for batch in micro_batches], step.gradients
 
     def _add(self, left: dict | None, right: dict) -> dict:
         return self.optimizer.add(left, right) if left else right
@@ -47,9 +53,13 @@ class StagedEngine(FrameworkEngine):
         own = {name: array for name, array in arrays.items() if name != names.EMBEDDING or self.mesh.stage == 0}
         return self.distributed.join_stages(own, shapes)
 
+    def export_weights(self) -> dict[str, np.ndarray]:
+        """See `contract.Engine.export_weights`."""
+        return self._whole(self.model.export_tuned(self.model.tuned_shapes()))
+
     def export_adapter(self) -> dict[str, np.ndarray]:
         """See `contract.Engine.export_adapter`."""
-        own = {name: array for name, array in self.model.export_tuned().items() if ".lora_" in name}
+        own = self.model.export_tuned([name for name in self.model.tuned_shapes() if ".lora_" in name])
         shapes = {name: shape for name, shape in self._shapes().items() if ".lora_" in name}
         return self._from_stages(self.distributed.join(own), shapes)
 

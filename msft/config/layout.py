@@ -15,7 +15,7 @@ class Layout(NamedTuple):
     """`data` models of `pipeline` stages of `tensor` processes each, which hold slices of their layers' matrices.
 
     `context` processes share the tokens of the same rows. By a `strategy` other than ddp, all processes hold parts of
-    one model.
+    one model. `sequence` and `vocabulary` say what is dealt to the processes of `tensor` beside the matrices of layers.
     """
 
     data: int = 1
@@ -23,15 +23,21 @@ class Layout(NamedTuple):
     strategy: str = "ddp"
     context: int = 1
     pipeline: int = 1
+    sequence: bool = False
+    vocabulary: bool = False
 
     def __str__(self) -> str:
+        dealt = f", its tokens dealt to {self.context}" if self.context > 1 else ""
         if self.strategy != "ddp":
-            return f"each with its part of the model and its share of every batch ({self.strategy})"
-        if self.tensor * self.pipeline == 1:
+            return f"each with its part of the model and its share of every batch ({self.strategy}){dealt}"
+        if self.tensor == self.context == self.pipeline == 1:
             return "each with the whole model and its share of every batch"
-        stages = f" in {self.pipeline} stages, each" if self.pipeline > 1 else " that is"
-        cut = f"{stages} cut over {self.tensor}" if self.tensor > 1 else f" in {self.pipeline} stages"
-        return f"{self.data} shares of every batch, each for a model{cut}"
+        staged = f", each for a model in {self.pipeline} stages" if self.pipeline > 1 else ""
+        of_stage = ", each" if staged else ", each for a model that is"
+        cut = staged + (f"{of_stage} cut over {self.tensor}" if self.tensor > 1 else "")
+        beside = ["its tokens"] * self.sequence + ["its vocabulary"] * self.vocabulary
+        too = f", {' and '.join(beside)} too" if beside else ""
+        return f"{self.data} shares of every batch{cut}{too}{dealt}"
 
 
 def layout(recipe: Recipe, spec: "ModelSpec", workers: int) -> Layout:
@@ -44,41 +50,70 @@ def layout(recipe: Recipe, spec: "ModelSpec", workers: int) -> Layout:
     asked = recipe.parallel_config
     problems = [*_problems(recipe, spec, workers)]
     if problems:
-        near = nearest(spec, workers, asked.model_parallel, asked.pipeline_stage)
-        works = f"data_parallel {near.data}, model_parallel {near.tensor}"
-        works += f", pipeline_stage {near.pipeline}" if asked.pipeline_stage > 1 else ""
-        works += f" works for {workers}"
+        sizes = asked.model_parallel, asked.context_parallel, asked.pipeline_stage
+        near = nearest(spec, workers, *sizes, vocabulary=not asked.vocab_emb_dp)
+        tokens = f", context_parallel {near.context}" if asked.context_parallel > 1 else ""
+        tokens += f", pipeline_stage {near.pipeline}" if asked.pipeline_stage > 1 else ""
+        works = f"data_parallel {near.data}, model_parallel {near.tensor}{tokens} works for {workers}"
         raise InputError(*(f"{_where(recipe, key)}: {problem}; {works}" for key, problem in problems))
-    data = workers // (asked.model_parallel * asked.pipeline_stage)
-    return Layout(data, asked.model_parallel, strategy(recipe), pipeline=asked.pipeline_stage)
+    is_cut = asked.model_parallel > 1
+    return Layout(
+        workers // (asked.model_parallel * asked.context_parallel * asked.pipeline_stage),
+        asked.model_parallel,
+        strategy(recipe),
+        asked.context_parallel,
+        asked.pipeline_stage,
+        sequence=is_cut and asked.use_seq_parallel,
+        vocabulary=is_cut and not asked.vocab_emb_dp,
+    )
 
 
-def nearest(spec: "ModelSpec", workers: int, tensor: int, pipeline: int = 1) -> Layout:
-    """Return the layout of so many processes that is nearest to these sizes; the larger of two that are near."""
-    sizes = [size for size in range(1, workers + 1) if workers % size == 0]
-    slices = [size for size in sizes if not _undivided(spec, size)]
-    stages = [size for size in sizes if spec.num_hidden_layers % size == 0 and size <= pipeline]
-    possible = [(one, other) for one in slices for other in stages if workers % (one * other) == 0]
+def without_effect(recipe: Recipe, found: Layout) -> list[str]:
+    """Say which keys of `parallel_config` deal out what a layout does not cut."""
+    asked = recipe.parallel_config
+    if found.tensor > 1:
+        return []
+    keys = ["use_seq_parallel: True"] * asked.use_seq_parallel + ["vocab_emb_dp: False"] * (not asked.vocab_emb_dp)
+    return [f"parallel_config.{key} has no effect: no model is cut (model_parallel 1)" for key in keys]
 
-    def distance(found: tuple[int, int]) -> tuple:
-        ratios = [max(size / asked, asked / size) for size, asked in zip(found, (tensor, pipeline), strict=True)]
-        return ratios[0] * ratios[1], -found[0], -found[1]
 
-    slices_of_stage, stages_of_model = min(possible, key=distance)
-    return Layout(workers // (slices_of_stage * stages_of_model), slices_of_stage, pipeline=stages_of_model)
+def nearest(
+    spec: "ModelSpec", workers: int, tensor: int, context: int = 1, pipeline: int = 1, vocabulary: bool = False
+) -> Layout:
+    """Return the layout of so many processes whose slices are nearest to `tensor`.
+
+    Then its parts to `context`, and then its stages to `pipeline`, of which there are no more. Of two that are near,
+    the larger. `vocabulary` says that embedding and head are dealt too.
+    """
+    size = _nearest([size for size in _divisors(workers) if not _undivided(spec, size, vocabulary)], tensor)
+    parts = _nearest(_divisors(workers // size), context)
+    left = workers // size // parts
+    possible = [count for count in _divisors(left) if count <= pipeline and spec.num_hidden_layers % count == 0]
+    stages = _nearest(possible, pipeline)
+    return Layout(left // stages, size, context=parts, pipeline=stages)
+
+
+def _divisors(number: int) -> list[int]:
+    return [size for size in range(1, number + 1) if number % size == 0]
+
+
+def _nearest(possible: list[int], wanted: int) -> int:
+    return min(possible, key=lambda size: (max(size / wanted, wanted / size), -size))
 
 
 def _problems(recipe: Recipe, spec: "ModelSpec", workers: int) -> Iterator[tuple[str, str]]:
     asked = recipe.parallel_config
     yield from _stage_problems(asked, spec)
-    undivided = _undivided(spec, asked.model_parallel)
+    undivided = _undivided(spec, asked.model_parallel, not asked.vocab_emb_dp)
     if undivided:
         yield "model_parallel", f"{asked.model_parallel} does not divide {undivided}"
     started = "one process was started" if workers == 1 else f"{workers} processes are started"
     # A single process may try out what is meant for several that share its batches.
     shares = asked.data_parallel if workers > 1 else None
-    product = (shares or 1) * asked.model_parallel * asked.pipeline_stage
+    product = (shares or 1) * asked.model_parallel * asked.context_parallel * asked.pipeline_stage
     parts = f"model_parallel {asked.model_parallel}"
+    if asked.context_parallel > 1:
+        parts += f" x context_parallel {asked.context_parallel}"
     if asked.pipeline_stage > 1:
         parts += f" x pipeline_stage {asked.pipeline_stage}"
     if shares and product != workers:
@@ -95,11 +130,11 @@ def _stage_problems(asked: ParallelConfig, spec: "ModelSpec") -> Iterator[tuple[
         yield "micro_batch_num", f"{micro_batches} micro-batches do not fill {stages} stages: {stages} would do"
 
 
-def _undivided(spec: "ModelSpec", tensor: int) -> str:
-    """What of a model cannot be dealt to so many processes: 'num_attention_heads (9)', or ""."""
-    from msft.backend.slices import cut_counts
+def _undivided(spec: "ModelSpec", tensor: int, vocabulary: bool) -> str:
+    """What of a model cannot be dealt to so many processes, or ""."""
+    from msft.backend.slices import undivided
 
-    return ", ".join(f"{name} ({count})" for name, count in cut_counts(spec).items() if count % tensor)
+    return ", ".join(undivided(spec, tensor, vocabulary))
 
 
 def _where(recipe: Recipe, key: str) -> str:

@@ -65,7 +65,7 @@ def start(prepared: Prepared) -> Session:
     return Session(engine, rank, world, distributed.mesh(), device, distributed, runtime.deepspeed)
 
 
-def train_stream(prepared: Prepared, rank: int, world: int) -> BatchStream:
+def train_stream(prepared: Prepared, mesh: Mesh) -> BatchStream:
     """Return the training batches of one rank."""
     recipe, block = prepared.recipe, prepared.recipe.train_dataset
     return BatchStream(
@@ -73,8 +73,7 @@ def train_stream(prepared: Prepared, rank: int, world: int) -> BatchStream:
         batch_size=derive.micro_batch_size(recipe),
         gradient_accumulation_steps=derive.gradient_accumulation(recipe, prepared.layout.pipeline),
         pad_id=prepared.pad_id,
-        rank=rank,
-        world=world,
+        **_share(mesh),
         seed=recipe.seed,
         shuffle=block.data_loader.shuffle,
         drop_remainder=block.drop_remainder,
@@ -88,15 +87,14 @@ def train_stream(prepared: Prepared, rank: int, world: int) -> BatchStream:
     )
 
 
-def eval_stream(prepared: Prepared, rank: int, world: int) -> BatchStream:
+def eval_stream(prepared: Prepared, mesh: Mesh) -> BatchStream:
     """Return the evaluation batches of one rank."""
     block = prepared.recipe.eval_dataset
     stream = evaluation_batches(
         prepared.eval_data,
         batch_size=derive.eval_batch_size(prepared.recipe),
         pad_id=prepared.pad_id,
-        rank=rank,
-        world=world,
+        **_share(mesh),
         num_samples=block.data_loader.num_samples,
         padding=derive.padding(block),
         bucket_size=block.bucket_size,
@@ -106,6 +104,11 @@ def eval_stream(prepared: Prepared, rank: int, world: int) -> BatchStream:
     if block.packing:
         console.note(f"evaluation data: {stream.describe()}")
     return stream
+
+
+def _share(mesh: Mesh) -> dict[str, int]:
+    """What a rank of a mesh has of a batch's rows, and of their tokens."""
+    return {"rank": mesh.data_rank, "world": mesh.data, "part": mesh.context_rank, "parts": mesh.context}
 
 
 def last_step(recipe: Recipe, stream: BatchStream) -> int:

@@ -36,7 +36,7 @@ def test_a_model_in_stages_trains_as_the_whole_one(
     backend, kind, tensor, pipeline, workers, settings, write_recipe, tmp_path
 ):
     recipe = write_recipe(backend)
-    check_equal_to_one_process(backend, kind, tensor, workers, recipe, tmp_path, settings, pipeline)
+    check_equal_to_one_process(backend, kind, tensor, workers, recipe, tmp_path, settings, pipeline=pipeline)
 
 
 @pytest.mark.slow

@@ -5,10 +5,10 @@ from typing import NamedTuple
 import numpy as np
 from mindspore import Tensor
 
-from msft.backend import line, names, random, stages
+from msft.backend import names, random, stages
 from msft.backend.contract import Batch, Runtime, Tuning
 from msft.backend.mindspore import distributed, ops
-from msft.backend.mindspore.decoder import Trace, by_position
+from msft.backend.mindspore.decoder import Trace
 from msft.backend.mindspore.model import Model
 from msft.models.spec import ModelSpec
 
@@ -24,13 +24,13 @@ class _Way(NamedTuple):
 class StagedModel(Model):
     """A stage's layers, and what the shared engine asks of them; `tuning` is what is trained of all stages.
 
-    Hidden states between stages are [length of the line, hidden]. Only the last stage has losses and logits; the
-    others pass hidden states on and return zeros.
+    Hidden states between stages are as long as the line. Only the last stage has losses and logits; the others pass
+    hidden states on and return zeros.
     """
 
     def __init__(self, spec: ModelSpec, source, tuning: Tuning, runtime: Runtime):
-        self.mesh, self.tuning = distributed.mesh(), tuning
-        stages.check(spec, self.mesh)
+        stages.check(spec, distributed.mesh())
+        self.tuning = tuning
         super().__init__(spec, source, tuning, runtime)
 
     def stage_forward(self, batch: Batch, taken: Tensor | None, dropout_step: int):
@@ -40,9 +40,8 @@ class StagedModel(Model):
         """
         keys = random.token_keys(self.runtime.seed, dropout_step, batch.row_ids, batch.position_ids)
         with self.decoder.mode(keys, adapter=True):
-            trace = self._through(batch, taken, keep=True)
-        given = None if self.mesh.is_last_stage else trace.hidden.astype(self.decoder.hidden_dtype)
-        return given, _Way(batch, trace, keys)
+            trace = super()._forward(batch, True, taken)
+        return None if self.mesh.is_last_stage else self._sent(trace.hidden), _Way(batch, trace, keys)
 
     def stage_backward(self, way: _Way, taken: Tensor | None, scale: float):
         """Return the summed loss, the gradient for the stage before, and those of `scale` x the loss for what is tuned.
@@ -52,40 +51,41 @@ class StagedModel(Model):
         loss, by_head = 0.0, None
         with self.decoder.mode(way.keys, adapter=True):
             if self.mesh.is_last_stage:
-                summed, taken, by_head = self._head_gradients(way.trace, way.batch, scale)
-                loss = float(ops.to_numpy(summed).astype(np.float64).sum())
+                losses, taken, by_head = self._head_gradients(way.trace, way.batch, scale)
+                loss = float(ops.to_numpy(losses).astype(np.float64).sum())
             gradients, given = self.decoder.backward(taken.astype(way.trace.hidden.dtype), way.trace)
         if by_head is not None:
             gradients[names.HEAD if names.HEAD in self.tuned else names.EMBEDDING] = by_head
-        given = None if self.mesh.stage == 0 else given.astype(self.decoder.hidden_dtype)
-        return loss, given, {name: gradients[name] for name in self.tuned}
+        elif self.shares_tied and not self.mesh.is_sequence_cut:
+            # The ranks of the stage have the whole one each, those of the last stage shares, and both are summed.
+            gradients[names.EMBEDDING] = gradients[names.EMBEDDING] / self.mesh.tensor
+        return loss, None if self.mesh.stage == 0 else self._sent(given), {name: gradients[name] for name in self.tuned}
 
     def exchange(self, given: Tensor | None, batch: Batch | None, ahead: bool) -> Tensor | None:
         """Give a tensor to the next stage or the one before (None: nothing); return what it gives of a micro-batch."""
-        shape = (line.length(batch.tokens), self.decoder.spec.hidden_size) if batch else None
+        shape = None if batch is None else self.decoder.hidden_shape(batch.segment_ids, batch.is_shared)
         return distributed.exchange(given, shape, self.decoder.hidden_dtype, ahead)
 
     def logits(self, batch: Batch) -> np.ndarray:
         """Return all logits, float32 [rows, length, vocabulary]."""
+        if self.mesh.is_last_stage:
+            return super().logits(batch)
         with self.decoder.mode(None, adapter=True):
-            trace = self._forward(batch)
-            if not self.mesh.is_last_stage:
-                return np.zeros((*batch.labels.shape, self.decoder.spec.vocab_size), np.float32)
-            logits = self.decoder.head(trace.hidden, self.decoder.head_weight())
-            return by_position(logits, trace.line, batch.segment_ids)
+            self._pass_on(batch)
+        return np.zeros((*batch.labels.shape, self.decoder.spec.vocab_size), np.float32)
 
     def _losses(self, batch: Batch) -> np.ndarray:
         if self.mesh.is_last_stage:
             return super()._losses(batch)
-        self._forward(batch)
+        self._pass_on(batch)
         return np.zeros(batch.supervised, np.float32)
 
-    def _forward(self, batch: Batch, keep: bool = False) -> Trace:
-        """The way of what the stage before gives, whose end the next stage gets."""
-        trace = self._through(batch, None if self.mesh.stage == 0 else self.exchange(None, batch, False), keep)
-        if not self.mesh.is_last_stage:
-            self.exchange(trace.hidden.astype(self.decoder.hidden_dtype), None, True)
-        return trace
+    def _forward(self, batch: Batch, keep: bool = False, taken: Tensor | None = None) -> Trace:
+        """The way of what the stage before gives now."""
+        return super()._forward(batch, keep, None if self.mesh.stage == 0 else self.exchange(None, batch, False))
 
-    def _through(self, batch: Batch, taken: Tensor | None, keep: bool) -> Trace:
-        return self.decoder.forward(batch.input_ids, batch.position_ids, batch.segment_ids, keep, taken)
+    def _pass_on(self, batch: Batch) -> None:
+        self.exchange(self._sent(self._forward(batch).hidden), None, True)
+
+    def _sent(self, values: Tensor) -> Tensor:
+        return values.astype(self.decoder.hidden_dtype)

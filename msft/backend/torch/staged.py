@@ -6,31 +6,35 @@ import numpy as np
 import torch
 
 from msft.backend import names, stages
-from msft.backend.contract import IGNORE, Batch, Runtime, Tuning
+from msft.backend.contract import Batch, Runtime, Tuning
 from msft.backend.torch import distributed
 from msft.backend.torch.model import Model
 from msft.models.spec import ModelSpec
 
 
 class _Way(NamedTuple):
-    """A micro-batch's way through the stage: what came in and went out, and the step whose dropout applies."""
+    """A micro-batch's way through the stage: what came in and went out, the labels, whose step's dropout applies.
+
+    `output` are hidden states for the next stage, or those of the supervised positions at the last one.
+    """
 
     batch: Batch
     taken: torch.Tensor | None
     output: torch.Tensor
+    labels: torch.Tensor | None
     dropout_step: int
 
 
 class StagedModel(Model):
     """A stage's layers, and what the shared engine asks of them; `tuning` is what is trained of all stages.
 
-    Hidden states between stages are [1, tokens, hidden], without padding. Only the last stage has losses and logits;
-    the others pass hidden states on and return zeros.
+    Hidden states between stages have no padding. Only the last stage has losses and logits; the others pass hidden
+    states on and return zeros.
     """
 
     def __init__(self, spec: ModelSpec, source, tuning: Tuning, runtime: Runtime):
-        self.mesh, self.tuning = distributed.mesh(), tuning
-        stages.check(spec, self.mesh)
+        stages.check(spec, distributed.mesh())
+        self.tuning = tuning
         super().__init__(spec, source, tuning, runtime)
         # A tied head is no part of the way through the layers, though its tensor is the embedding.
         passed = (names.HEAD,) if self.mesh.stage == 0 else (names.HEAD, names.EMBEDDING)
@@ -41,12 +45,13 @@ class StagedModel(Model):
 
         `taken` are those of the stage before (None: there is none).
         """
+        taken = None if taken is None else taken.requires_grad_()
         with self._dropout(batch, dropout_step):
-            output = self._through(batch, None if taken is None else taken.requires_grad_())
-        if self.mesh.is_last_stage:
-            output = self._rows(output, batch, batch.labels != IGNORE)
-        way = _Way(batch, taken, output, dropout_step)
-        return None if self.mesh.is_last_stage else output.detach().to(self.decoder.hidden_dtype), way
+            if self.mesh.is_last_stage:
+                output, labels = self._supervised(batch, taken)
+                return None, _Way(batch, taken, output, labels, dropout_step)
+            output = self._through(batch, taken)
+        return output.detach(), _Way(batch, taken, output, None, dropout_step)
 
     def stage_backward(self, way: _Way, taken: torch.Tensor | None, scale: float):
         """Return the summed loss, the gradient for the stage before, and those of `scale` x the loss for what is tuned.
@@ -55,50 +60,47 @@ class StagedModel(Model):
         """
         loss, d_head = 0.0, None
         with self._dropout(way.batch, way.dropout_step):
-            self.decoder.set_dropout(np.flatnonzero(way.batch.segment_ids))
+            self.decoder.set_dropout(way.batch.segment_ids, way.batch.is_shared)
             if self.mesh.is_last_stage:
-                labels = self.decoder.tensor(way.batch.labels[way.batch.labels != IGNORE])
-                loss, taken, d_head = self._head_gradients(way.output.detach(), labels, scale)
+                loss, taken, d_head = self._head_gradients(way.output.detach(), way.labels, scale)
             inputs = [*self.on_way.values(), *([] if way.taken is None else [way.taken])]
-            found = torch.autograd.grad(way.output, inputs, taken.to(way.output.dtype)) if inputs else ()
+            found = torch.autograd.grad(way.output, inputs, taken) if inputs else ()
         gradients = dict(zip(self.on_way, found, strict=False))
         if d_head is not None:
             gradients[names.HEAD if names.HEAD in self.tuned else names.EMBEDDING] = d_head
+        elif self.shares_tied and not self.mesh.is_sequence_cut:
+            # The ranks of the stage have the whole one each, those of the last stage shares, and both are summed.
+            gradients[names.EMBEDDING] = gradients[names.EMBEDDING] / self.mesh.tensor
         return loss, None if way.taken is None else found[-1], {name: gradients[name] for name in self.tuned}
 
     def exchange(self, given: torch.Tensor | None, batch: Batch | None, ahead: bool) -> torch.Tensor | None:
         """Give a tensor to the next stage or the one before (None: nothing); return what it gives of a micro-batch."""
-        shape = (1, batch.tokens, self.decoder.spec.hidden_size) if batch else None
+        shape = None if batch is None else self.decoder.hidden_shape(batch.segment_ids, batch.is_shared)
         return distributed.exchange(given, shape, self.decoder.hidden_dtype, ahead)
 
     @torch.no_grad()
     def logits(self, batch: Batch) -> np.ndarray:
         """Return all logits, float32 [rows, length, vocabulary]."""
-        found = np.zeros((*batch.labels.shape, self.decoder.spec.vocab_size), np.float32)
+        if self.mesh.is_last_stage:
+            return super().logits(batch)
         with self.decoder.mode(None, adapter=True):
-            real = batch.segment_ids != 0
-            states = self._passed_through(batch)
-            if self.mesh.is_last_stage:
-                found[real] = self._logits(self._rows(states, batch, real))
-        return found
+            self._pass_on(batch)
+        return np.zeros((*batch.labels.shape, self.decoder.spec.vocab_size), np.float32)
 
     def _losses(self, batch: Batch) -> torch.Tensor:
-        states = self._passed_through(batch)
-        if not self.mesh.is_last_stage:
-            return torch.zeros(batch.supervised)
-        chosen = batch.labels != IGNORE
-        return self._losses_of(self._rows(states, batch, chosen), self.decoder.tensor(batch.labels[chosen]))
+        if self.mesh.is_last_stage:
+            return super()._losses(batch)
+        self._pass_on(batch)
+        return torch.zeros(batch.supervised)
 
-    def _passed_through(self, batch: Batch) -> torch.Tensor:
-        """The hidden states behind this stage, on to which they were passed where there is a next one."""
-        states = self._through(batch, None if self.mesh.stage == 0 else self.exchange(None, batch, False))
-        if not self.mesh.is_last_stage:
-            self.exchange(states.to(self.decoder.hidden_dtype), None, True)
-        return states
+    def _hidden(self, batch: Batch, taken: torch.Tensor | None = None) -> torch.Tensor:
+        """The last stage's hidden states; where the way back is not asked for, what comes before them is taken here."""
+        return super()._hidden(batch, self.exchange(None, batch, False) if taken is None else taken)
+
+    def _pass_on(self, batch: Batch) -> None:
+        taken = None if self.mesh.stage == 0 else self.exchange(None, batch, False)
+        self.exchange(self._through(batch, taken), None, True)
 
     def _through(self, batch: Batch, taken: torch.Tensor | None) -> torch.Tensor:
-        return self.decoder.through(batch.input_ids, batch.position_ids, batch.segment_ids, taken)
-
-    def _rows(self, states: torch.Tensor, batch: Batch, chosen: np.ndarray) -> torch.Tensor:
-        """The hidden states [n, hidden] of chosen positions, bool [rows, length], in reading order."""
-        return states[0].index_select(0, self.decoder.tensor(np.flatnonzero(chosen[batch.segment_ids != 0])))
+        arrays = batch.input_ids, batch.position_ids, batch.segment_ids
+        return self.decoder.through(*arrays, batch.is_shared, taken).to(self.decoder.hidden_dtype)
