@@ -240,7 +240,7 @@ class FrameworkEngine:
 
     def tuned_names(self) -> list[str]:
         """See `contract.Engine.tuned_names`."""
-        return list(self.model.tuned_shapes())
+        return list(self._shapes())
 
     def export_adapter(self) -> dict[str, np.ndarray]:
         """See `contract.Engine.export_adapter`."""

@@ -14,8 +14,19 @@ from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM
 
 from msft.backend import context, names, slices, stages
 from msft.backend.contract import Runtime, Tuning
-from msft.backend.mesh import Mesh
-from msft.backend.torch import attention, block, distributed, lora, ops, sequence, sharding, vocabulary, zero_parts
+from msft.backend.torch import (
+    attention,
+    block,
+    distributed,
+    elsewhere,
+    lora,
+    ops,
+    replaced,
+    sequence,
+    sharding,
+    vocabulary,
+    zero_parts,
+)
 from msft.errors import InputError
 from msft.models import rope
 from msft.models.adapters import peft_names
@@ -113,8 +124,8 @@ class Decoder:
                 self._warm_up_whole(attend)
                 return time.perf_counter() - began
             first = model.layers[stages.layers(self.spec, self.mesh).start]
-            shape = self._hidden_shape(tokens)
-            hidden = torch.zeros(shape, dtype=self.hidden_dtype, device=positions.device, requires_grad=True)
+            settings = {"dtype": self.hidden_dtype, "device": positions.device, "requires_grad": True}
+            hidden = torch.zeros(self._shape_of(tokens), **settings)
             with self._autocast(), zero_parts.gathered(first.parameters()):
                 rotation = model.rotary_emb(hidden, positions)
                 output = first(hidden, position_embeddings=rotation, attend=attend)
@@ -191,20 +202,19 @@ class Decoder:
 
     def hidden_shape(self, segment_ids: np.ndarray, is_shared: bool) -> tuple[int, ...]:
         """Return the shape of the hidden states of this rank's tokens between two layers."""
-        part = self._part(segment_ids, is_shared)
-        return self._hidden_shape(self._line_length(part if len(part.places) else part.stand_in()))
+        return self._shape_of(int(self._computed(segment_ids, is_shared).pieces[-1, 1]))
 
     def set_dropout(self, segment_ids: np.ndarray, is_shared: bool) -> None:
         """Count dropout as on a batch's way forward, for blocks that are computed again when others have been."""
-        part = self._part(segment_ids, is_shared)
-        self._count_dropout(self._filled(part if len(part.places) else part.stand_in()))
+        self._count_dropout(self._computed(segment_ids, is_shared))
 
-    def _hidden_shape(self, tokens: int) -> tuple[int, ...]:
+    def _shape_of(self, tokens: int) -> tuple[int, ...]:
         own = self.mesh.own_tokens(tokens)
         return 1, own.stop - own.start, self.spec.hidden_size
 
-    def _line_length(self, part: context.Part) -> int:
-        return int(self._filled(part).pieces[-1, 1])
+    def _computed(self, segment_ids: np.ndarray, is_shared: bool) -> context.Part:
+        part = self._part(segment_ids, is_shared)
+        return self._filled(part if len(part.places) else part.stand_in())
 
     def _part(self, segment_ids: np.ndarray, is_shared: bool) -> context.Part:
         """What this rank computes of a batch."""
@@ -345,7 +355,7 @@ def _load(
     with torch.device("meta"):
         network = AutoModelForCausalLM.from_config(config, attn_implementation=ATTENTION)
     tuned, precision = set(tuning.parameters), runtime.precision
-    _leave_out(network, spec, source.mesh)
+    elsewhere.leave_out(network, spec, source.mesh)
     shapes = family(spec.family).tensor_shapes(spec)
     for name in stages.own(shapes, spec, source.mesh):
         if keep is None:
@@ -363,31 +373,12 @@ def _load(
     compute = ops.dtype(precision.compute)
     for module in stages.own(family(spec.family).linear_modules(spec), spec, source.mesh):
         part = network.get_submodule(module)
-        part.forward = functools.partial(_linear, part, compute)
+        part.forward = functools.partial(replaced.linear, part, compute)
     for module in network.modules():
-        replacement = REPLACED.get(type(module).__name__)
+        replacement = replaced.FORWARDS.get(type(module).__name__)
         if replacement:
             module.forward = functools.partial(replacement, module, parts)
     return network
-
-
-class _Elsewhere(nn.Module):
-    """A part of the model that is another stage's: hidden states pass by."""
-
-    def forward(self, hidden: torch.Tensor, **_) -> torch.Tensor:
-        return hidden
-
-
-def _leave_out(network: nn.Module, spec: ModelSpec, mesh: Mesh) -> None:
-    """Take what other stages of a pipeline have out of the network; names and numbers of the rest stay."""
-    own = stages.layers(spec, mesh)
-    for number in set(range(spec.num_hidden_layers)) - set(own):
-        network.model.layers[number] = _Elsewhere()
-    for name in ("model.embed_tokens", "model.norm", "lm_head"):
-        # A tied head is tied to its embedding on both stages.
-        is_tied = name == "lm_head" and spec.tie_word_embeddings
-        if not stages.is_own(names.EMBEDDING if is_tied else f"{name}.weight", spec, mesh):
-            network.set_submodule(name, _Elsewhere())
 
 
 def _read(source, name: str, is_tuned: bool, runtime: Runtime) -> torch.Tensor:
@@ -395,30 +386,6 @@ def _read(source, name: str, is_tuned: bool, runtime: Runtime) -> torch.Tensor:
     tensor = ops.from_numpy(source.read(name), runtime.device, "float32" if is_tuned else runtime.precision.parameters)
     # autocast does not widen, and keeps a copy of each weight that it narrows until the backward pass.
     return tensor.to(ops.dtype(names.computed_dtype(name, is_tuned, runtime.precision)))
-
-
-def _linear(part: nn.Module, compute: torch.dtype, hidden: torch.Tensor) -> torch.Tensor:
-    return block.linear(hidden, part.weight, block.bias(part), compute)
-
-
-def _normed(norm: nn.Module, parts: block.Parts, hidden: torch.Tensor) -> torch.Tensor:
-    return parts.rms_norm(hidden, norm.weight, norm.variance_epsilon)
-
-
-def _fed_forward(mlp: nn.Module, parts: block.Parts, hidden: torch.Tensor) -> torch.Tensor:
-    return parts.leave(mlp.down_proj(parts.swiglu(*parts.read(hidden, mlp.gate_proj, mlp.up_proj))))
-
-
-def _mixed(mixer: nn.Module, parts: block.Parts, hidden_states: torch.Tensor, position_embeddings, attend, **_):
-    projected = parts.read(hidden_states, mixer.q_proj, mixer.k_proj, mixer.v_proj)
-    query, key, value = (heads.unflatten(-1, (-1, mixer.head_dim)).transpose(1, 2) for heads in projected)
-    query, key = parts.rotate(query, key, *position_embeddings)
-    mixed = attend(mixer.layer_idx, query, key, value, mixer.scaling)
-    return parts.leave(mixer.o_proj(mixed.transpose(1, 2).flatten(2))), None
-
-
-# transformers' modules whose mathematics `block` does with less memory, and what takes the place of their `forward`.
-REPLACED = {"LlamaRMSNorm": _normed, "LlamaMLP": _fed_forward, "LlamaAttention": _mixed}
 
 
 def _rebuild_rotary(network: nn.Module, config, device: str) -> None:
