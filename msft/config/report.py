@@ -74,6 +74,10 @@ def _outvoted(recipe: Recipe) -> Iterator[tuple[Keys, str]]:
         if isinstance(callback, CheckpointMonitor) and "prefix" in callback.model_fields_set:
             if not callback.integrated_save:
                 yield ("callbacks", index, "prefix"), "it names the CKPTs of integrated_save, which is off"
+    shared = recipe.parallel_config
+    if shared.micro_batch_num > 1 and shared.pipeline_stage == 1:
+        why = "it counts with pipeline_stage above 1; without, micro-batches are set by gradient_accumulation_steps"
+        yield ("parallel_config", "micro_batch_num"), why
     if recipe.backend == "mindspore" and recipe.device and recipe.context.device_target:
         yield ("context", "device_target"), f"device ({recipe.device}) wins"
     if config and config.checkpoint_name_or_path and recipe.load_checkpoint:

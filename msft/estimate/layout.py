@@ -63,10 +63,9 @@ def layout_of(recipe: Recipe) -> Layout:
     A key without a value counts as 1. With a pipeline its `micro_batch_num` counts too (MindFormers).
     Raises InputError naming every value that is no count.
     """
-    accumulated = derive.gradient_accumulation(recipe)
     if not recipe.use_parallel:
-        return Layout(micro_batches=accumulated)
-    names = ("data_parallel", "model_parallel", "pipeline_stage", "micro_batch_num", "context_parallel")
+        return Layout(micro_batches=derive.gradient_accumulation(recipe))
+    names = ("data_parallel", "model_parallel", "pipeline_stage", "context_parallel")
     values = {name: 1 if (value := getattr(recipe.parallel_config, name)) is None else value for name in names}
     problems = [
         f"{_place(recipe, name)} must be a whole number above 0, not {shown(value)}"
@@ -75,13 +74,13 @@ def layout_of(recipe: Recipe) -> Layout:
     ]
     if problems:
         raise InputError(*problems)
-    data, tensor, pipeline, in_pipeline, context = values.values()
+    data, tensor, pipeline, context = values.values()
     return Layout(
         data=data,
         tensor=tensor,
         pipeline=pipeline,
         sequence_parallel=bool(recipe.parallel_config.use_seq_parallel) and tensor > 1,
-        micro_batches=accumulated * (in_pipeline if pipeline > 1 else 1),
+        micro_batches=derive.gradient_accumulation(recipe, pipeline),
         optimizer_sharding=bool(recipe.parallel.enable_parallel_optimizer) and data * context > 1,
         whole_embedding=bool(recipe.parallel_config.vocab_emb_dp),
         context=context,

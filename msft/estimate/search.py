@@ -53,7 +53,8 @@ def largest_rows(sizes: Sizes, work: Work, layout: Layout, device: Device) -> in
 def best_layout(sizes: Sizes, work: Work, layout: Layout, device: Device, own: bool = False) -> Best:
     """Try every layout of as many devices with the step's rows kept; the reason tells why the best one is best.
 
-    `own` leaves out what msft itself does not train with: pipelines, sequence parallelism, a split embedding.
+    `own` leaves out what msft itself does not train with: sequence parallelism, a split embedding, pipelines that have
+    more stages than micro-batches.
     """
     plans = [plan_of(sizes, tried, split, device) for split, tried in candidates(sizes, work, layout, own)]
     fitting = [plan for plan in plans if plan.memory.total <= device.usable]
@@ -90,11 +91,13 @@ def candidates(sizes: Sizes, work: Work, layout: Layout, own: bool = False) -> I
     """
     rows_of_step = work.rows * layout.micro_batches * layout.data
     for tensor in tensor_sizes(sizes.spec):
-        for pipeline in [1] if own else divisors(sizes.spec.num_hidden_layers):
+        for pipeline in divisors(sizes.spec.num_hidden_layers):
             data, left = divmod(layout.devices, tensor * pipeline * layout.context)
             if left or rows_of_step % data:
                 continue
             for rows in divisors(rows_of_step // data):
+                if own and rows_of_step // data // rows < pipeline:
+                    continue
                 base = Layout(data, tensor, pipeline, tensor > 1 and not own, rows_of_step // data // rows)
                 base = base._replace(whole_embedding=own or layout.whole_embedding, context=layout.context)
                 for sharding in (False, True) if base.replicas > 1 else (False,):

@@ -71,7 +71,7 @@ def train_stream(prepared: Prepared, mesh: Mesh) -> BatchStream:
     return BatchStream(
         prepared.train_data,
         batch_size=derive.micro_batch_size(recipe),
-        gradient_accumulation_steps=derive.gradient_accumulation(recipe),
+        gradient_accumulation_steps=derive.gradient_accumulation(recipe, prepared.layout.pipeline),
         pad_id=prepared.pad_id,
         **_share(mesh),
         seed=recipe.seed,

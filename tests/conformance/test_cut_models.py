@@ -21,9 +21,10 @@ PROGRAM = Path(__file__).with_name("cut_model_program.py")
 SCRIPT = ROOT / "scripts" / "msrun" / "msrun_launcher.sh"
 
 
-def shared_out(backend, kind, tensor, workers, recipe, folder, settings, parts=1):
+def shared_out(backend, kind, tensor, workers, recipe, folder, settings, parts=1, pipeline=1):
     """Results of the program's steps, and of the one that goes on from what one process wrote."""
-    variables = environment(PYTHON=sys.executable, BACKEND=backend, KIND=kind, TENSOR=str(tensor), CONTEXT=str(parts))
+    sizes = {"TENSOR": str(tensor), "CONTEXT": str(parts), "PIPELINE": str(pipeline)}
+    variables = environment(PYTHON=sys.executable, BACKEND=backend, KIND=kind, **sizes)
     variables["SETTINGS"] = json.dumps(settings)
     words = ["bash", str(SCRIPT), f"{PROGRAM} --config {recipe}", str(workers)]
     with alone():
@@ -97,13 +98,14 @@ def test_ranks_that_share_rows_train_as_one_process(
     check_equal_to_one_process(backend, kind, tensor, workers, write_recipe(backend), tmp_path, settings, parts)
 
 
-def check_equal_to_one_process(backend, kind, tensor, workers, recipe, folder, settings, parts=1):
-    whole = cut_models.engine(backend, kind, max_grad_norm=settings.get("max_grad_norm", 1.0))
-    shown = settings.get("strategy") != "deepspeed"
-    expected = cut_models.measure(whole, lambda batch: batch, gradients=shown)
-    again = whole.train_step(cut_models.micro_batches(9), cut_models.RATE)
+def check_equal_to_one_process(backend, kind, tensor, workers, recipe, folder, settings, parts=1, pipeline=1):
+    alike = {name: settings[name] for name in ("max_grad_norm", "compute") if name in settings}
+    whole = cut_models.engine(backend, kind, **alike)
+    shown, staged = settings.get("strategy") != "deepspeed", pipeline > 1
+    expected = cut_models.measure(whole, lambda batch: batch, gradients=shown, staged=staged)
+    again = whole.train_step(cut_models.micro_batches(9, staged), cut_models.RATE)
     np.savez(folder / "start.npz", **expected)
-    found, found_again = shared_out(backend, kind, tensor, workers, recipe, folder, settings, parts)
+    found, found_again = shared_out(backend, kind, tensor, workers, recipe, folder, settings, parts, pipeline)
     assert set(found) == set(expected)
     assert np.abs(found["losses"] - expected["losses"]).max() < 1e-5
     np.testing.assert_allclose(found["logits"], expected["logits"], atol=2e-4, rtol=1e-4)
@@ -116,7 +118,9 @@ def check_equal_to_one_process(backend, kind, tensor, workers, recipe, folder, s
             # Clipping shows here alone: what AdamW does with gradients knows no scale.
             scale = np.abs(expected[name]).max()
             np.testing.assert_allclose(found[name], expected[name], atol=max(scale * 1e-2, 1e-7), err_msg=name)
-        elif name.startswith(("weights ", "second ")):
+        elif name in ("tuned", "decayed"):
+            np.testing.assert_array_equal(found[name], expected[name])
+        elif name.startswith(("weights ", "second ", "parameter ", "adapter ", "logprobs")):
             # AdamW makes a step of any gradient, be it rounding alone.
             np.testing.assert_allclose(found[name], expected[name], atol=5e-4, err_msg=name)
     assert found_again == pytest.approx([again.loss, again.grad_norm], abs=1e-5)
