@@ -98,6 +98,14 @@ class Whole(nn.Cell):
         return self.finish(hidden, labels, weights)
 
 
+class Staged(Whole):
+    """The program for several stages, which MindSpore finds where it is one function for all micro-batches."""
+
+    @mindspore.lazy_inline
+    def __init__(self, settings: Settings):
+        super().__init__(settings)
+
+
 class _Embedding(nn.Cell):
     def __init__(self, settings: Settings):
         super().__init__(auto_prefix=False)

@@ -50,6 +50,8 @@ class WholeModel:
             names.check_modules(tuning.lora.modules, spec)
             for module in tuning.lora.modules:
                 self._add_lora(module)
+        # As they are before MindSpore cuts them.
+        self.whole_shapes = self.tuned_shapes()
 
     def _place(self, name: str, array: np.ndarray, tuned_as: str | None) -> None:
         kind = "float32" if tuned_as else self.runtime.precision.parameters
@@ -85,7 +87,7 @@ class WholeModel:
                 gives=gives,
                 tensors=self.tensors,
             )
-            self.programs[key] = whole.Whole(settings)
+            self.programs[key] = whole.Staged(settings) if self.plan.pipeline > 1 else whole.Whole(settings)
         return self.programs[key]
 
     @cached_property

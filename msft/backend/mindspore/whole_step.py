@@ -1,4 +1,4 @@
-"""A training step as one program, and the engine that takes it: for MindSpore's semi-automatic mode.
+"""A training step as one program, for MindSpore's semi-automatic mode.
 
 Micro-batches, gradients, their norm, clipping and AdamW are one program, because that mode cuts tensors within a
 program only. Parameters are cut when it is compiled, which is at the first step.
@@ -10,6 +10,7 @@ import mindspore
 import numpy as np
 from mindspore import Tensor, nn
 from mindspore import ops as operators
+from mindspore.nn.wrap.cell_wrapper import _VirtualDatasetCell
 
 from msft.backend import names
 from msft.backend.contract import IGNORE, Batch, Optimizer
@@ -32,6 +33,10 @@ class WholeAdamW:
         self.max_grad_norm = max_grad_norm
         self.programs: dict[int, nn.Cell] = {}
 
+    def cuts(self) -> dict[str, tuple]:
+        """Return what MindSpore says of how it cut each parameter of the step; nothing before the first one."""
+        return {name: cut for program in self.programs.values() for name, cut in program.parameter_layout_dict.items()}
+
     def take(self, batches: Sequence[Batch], weight: float, scale: float, counter: int, learning_rate: float):
         """Take one step in one program and return (summed loss x `weight`, norm of the gradients without `scale`).
 
@@ -52,6 +57,9 @@ class WholeAdamW:
             network = self.model.network("loss", dropout=True)
             if micro_batches > 1:
                 network = nn.PipelineCell(network, micro_batches)
+            if self.model.plan.devices > 1:
+                # Without it MindSpore does not find where the micro-batches of its stages begin.
+                network = _VirtualDatasetCell(network)
             self.programs[micro_batches] = Step(network, self)
         return self.programs[micro_batches]
 
