@@ -82,7 +82,7 @@ def _outvoted(recipe: Recipe) -> Iterator[tuple[Keys, str]]:
     if semi_auto.is_asked(recipe) and recipe.train_dataset.padding not in (None, "max_length"):
         yield (
             ("train_dataset", "padding"),
-            "a program of parallel_mode 1 has one length: rows are filled up to seq_length",
+            "parallel_mode 1 compiles for one length: rows are filled up",
         )
     if recipe.backend == "mindspore" and recipe.device and recipe.context.device_target:
         yield ("context", "device_target"), f"device ({recipe.device}) wins"
