@@ -51,5 +51,5 @@ def placed(array: np.ndarray, place: Place | None, shape: tuple[int, ...]) -> np
     """Return a whole float32 array with a part in its place and zeros elsewhere; without a place, zeros alone."""
     whole = np.zeros(shape, np.float32)
     if place is not None:
-        whole[place.region] = array
+        place.of(whole)[...] = array
     return whole

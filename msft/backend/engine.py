@@ -12,6 +12,7 @@ from msft.backend.contract import (
     Batch,
     EngineState,
     OnToken,
+    Place,
     Runtime,
     Sampling,
     StateParts,
@@ -43,7 +44,6 @@ class FrameworkEngine:
         self.session = session
         self.runtime = runtime
         self.mesh = distributed.mesh()
-        slices.check(model.decoder.spec, self.mesh)
         self.is_sharded = self.mesh.shards(runtime.strategy)
         # Whether every rank must call `export_state`, not those of one model alone.
         self.shares_state = optimizer.shard
@@ -78,8 +78,7 @@ class FrameworkEngine:
             raise RunError(f"step {self.step + 1}: no token of the batch is supervised, so there is no loss")
         losses, gradients = [], None
         for batch in micro_batches:
-            # The ranks of a sharded model gather its parts together, whatever their rows hold.
-            if not batch.supervised and not self.is_sharded:
+            if not self._computes(batch):
                 losses.append(0.0)
                 continue
             summed, new = self.model.loss_and_gradients(batch, scale / supervised, self.step)
@@ -91,9 +90,16 @@ class FrameworkEngine:
         loss = self.distributed.sum_numbers([sum(losses)])[0] / supervised
         return _Total(loss, tuple(losses), supervised, gradients, self._norm(gradients) / scale)
 
+    def _computes(self, batch: Batch) -> bool:
+        """Whether a batch is computed: without a label too where other ranks wait for this one.
+
+        Those of a sharded model gather its parts together, those that share rows their keys and values.
+        """
+        return bool(batch.supervised) or self.is_sharded or (batch.is_shared and bool(batch.segment_ids.any()))
+
     def _norm(self, gradients: dict) -> float:
         """The global norm: what is cut counts on every rank of a model, what is whole once."""
-        cut = {name: gradient for name, gradient in gradients.items() if slices.axis(name) is not None}
+        cut = {name: gradient for name, gradient in gradients.items() if slices.axis(name, self.mesh) is not None}
         if self.mesh.tensor == 1 or not cut:
             return self.optimizer.global_norm(gradients)
         whole = {name: gradient for name, gradient in gradients.items() if name not in cut}
@@ -104,9 +110,13 @@ class FrameworkEngine:
         """Whole tensors for this rank's slices; every rank of a model calls it."""
         return self.distributed.join(arrays)
 
-    def _own(self, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """This rank's slices of whole tensors, of which one is held at a time."""
-        return {name: slices.cut(array, slices.axis(name), self.mesh).copy() for name, array in arrays.items()}
+    def _own(self, arrays: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
+        """This rank's slices of whole tensors, which are read one at a time."""
+        return slices.SlicedArrays(arrays, self.mesh)
+
+    def _places(self) -> dict[str, Place]:
+        """Where this process's share of each tuned tensor lies; no entry where it has none."""
+        return slices.places(self._shapes(), self.mesh)
 
     def _shapes(self) -> dict[str, tuple[int, ...]]:
         """The shapes of the whole tuned tensors."""
@@ -120,8 +130,7 @@ class FrameworkEngine:
 
     def evaluate(self, batch: Batch) -> tuple[float, int]:
         """See `contract.Engine.evaluate`."""
-        supervised = batch.supervised
-        return (self.model.loss_sum(batch) if supervised or self.is_sharded else 0.0), supervised
+        return (self.model.loss_sum(batch) if self._computes(batch) else 0.0), batch.supervised
 
     def token_logprobs(self, batch: Batch, adapter: bool = True) -> np.ndarray:
         """See `contract.Engine.token_logprobs`."""
@@ -137,11 +146,13 @@ class FrameworkEngine:
         """See `contract.Engine.gradients`."""
         if self.mesh.tensor > 1 or self.is_sharded:
             raise RunError("gradients of one batch are for a model that is whole (model_parallel 1, strategy ddp)")
+        _check_whole(batch, "gradients of one batch")
         _, gradients = self.model.loss_and_gradients(batch, 1 / max(batch.supervised, 1), None)
         return self.optimizer.to_numpy(gradients)
 
     def activations(self, batch: Batch, adapter: bool = True) -> dict[str, np.ndarray]:
         """See `contract.Engine.activations`."""
+        _check_whole(batch, "hidden states of modules")
         found = self.model.activations(batch, adapter or not self.model.has_adapter)
         return {name: _without_padding(state, batch) for name, state in found.items()}
 
@@ -198,7 +209,7 @@ class FrameworkEngine:
 
     def export_weights(self) -> dict[str, np.ndarray]:
         """See `contract.Engine.export_weights`."""
-        return self._whole(self.model.export_tuned())
+        return self._whole(self.model.export_tuned(self.tuned_names()))
 
     def _counters(self) -> dict[str, float]:
         return {
@@ -210,7 +221,7 @@ class FrameworkEngine:
 
     def export_parts(self) -> StateParts:
         """See `contract.Engine.export_parts`."""
-        places = slices.places(self._shapes(), self.mesh)
+        places = self._places()
         kinds = ({name: arrays[name] for name in places} for arrays in self.optimizer.shares())
         return StateParts(*kinds, places, self._counters())
 
@@ -220,7 +231,7 @@ class FrameworkEngine:
 
     def export_adapter(self) -> dict[str, np.ndarray]:
         """See `contract.Engine.export_adapter`."""
-        return self._whole({name: array for name, array in self.model.export_tuned().items() if ".lora_" in name})
+        return self._whole(self.model.export_tuned([name for name in self.tuned_names() if ".lora_" in name]))
 
     def import_state(self, state: EngineState) -> None:
         """See `contract.Engine.import_state`."""
@@ -241,6 +252,11 @@ class FrameworkEngine:
     def describe(self) -> dict[str, str]:
         """See `contract.Engine.describe`."""
         return {**self.model.describe(), **self.optimizer.describe()}
+
+
+def _check_whole(batch: Batch, what: str) -> None:
+    if batch.is_shared:
+        raise RunError(f"{what} are for rows that one process computes (context_parallel 1)")
 
 
 def _without_padding(values: np.ndarray, batch: Batch) -> np.ndarray:

@@ -12,6 +12,8 @@ class Mesh:
     The ranks of a model's stage (`tensor`) see the same tokens, each with its slice of every matrix; those of
     `context` see parts of the same rows with the same slice, those of `data` different rows. The stages of `pipeline`
     have different layers. Ranks that differ in `data` and `context` alone are replicas: they hold the same weights.
+    With `sequence` each of `tensor` has its part of the tokens where the model is not cut, with `vocabulary` its rows
+    of the embedding and the head; where `tensor` is 1 neither means anything.
     """
 
     data: int = 1
@@ -19,6 +21,8 @@ class Mesh:
     rank: int = 0
     context: int = 1
     pipeline: int = 1
+    sequence: bool = False
+    vocabulary: bool = False
 
     @property
     def replicas(self) -> int:
@@ -51,13 +55,28 @@ class Mesh:
         return self.rank % self.tensor
 
     @property
+    def is_sequence_cut(self) -> bool:
+        """Whether a rank has its part of the tokens alone between the modules that are cut."""
+        return self.sequence and self.tensor > 1
+
+    @property
+    def is_vocabulary_cut(self) -> bool:
+        """Whether a rank has its rows of the embedding and the head alone."""
+        return self.vocabulary and self.tensor > 1
+
+    @property
+    def shares_losses(self) -> bool:
+        """Whether each rank of a model has the losses of its share of the positions, by a head that is whole."""
+        return self.tensor > 1 and not self.vocabulary
+
+    @property
     def parts(self) -> int:
         """How many ranks hold a model together."""
         return self.tensor * self.pipeline
 
     def shards(self, strategy: str) -> bool:
         """Whether a strategy leaves each rank with a part of what is tuned: one rank has nobody to share it with."""
-        return strategy != "ddp" and self.data > 1
+        return strategy != "ddp" and self.replicas > 1
 
     @property
     def tensor_groups(self) -> list[list[int]]:
@@ -86,6 +105,19 @@ class Mesh:
     def rows(self, count: int) -> slice:
         """Return this rank's share of the rows of a tensor, by its place among replicas; there may be none."""
         return slice(count * self.replica_rank // self.replicas, count * (self.replica_rank + 1) // self.replicas)
+
+    def own_losses(self, count: int) -> slice:
+        """Return this rank's share of the supervised positions of a micro-batch: all of them unless they are shared."""
+        if not self.shares_losses:
+            return slice(0, count)
+        return slice(count * self.tensor_rank // self.tensor, count * (self.tensor_rank + 1) // self.tensor)
+
+    def own_tokens(self, count: int) -> slice:
+        """Return this rank's part of a line of tokens, whose length `tensor` divides; all of it where it is whole."""
+        if not self.is_sequence_cut:
+            return slice(0, count)
+        size = count // self.tensor
+        return slice(size * self.tensor_rank, size * (self.tensor_rank + 1))
 
     def sum_over_replicas(self, gathered: np.ndarray) -> np.ndarray:
         """Sum numbers of all ranks [ranks, n] over replicas; of those of a model's parts the largest counts.

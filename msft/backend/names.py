@@ -8,6 +8,7 @@ from msft.models.families import family
 from msft.models.spec import ModelSpec
 
 HEAD = "lm_head.weight"
+EMBEDDING = "model.embed_tokens.weight"
 
 
 def is_norm_or_bias(name: str) -> bool:

@@ -1,14 +1,16 @@
 """How tensor parallelism cuts a model: what each rank holds of every tensor, as Megatron-LM (arXiv 1909.08053) cuts it.
 
 Modules that read the hidden states (q, k, v, gate, up) are cut by their outputs, those that write them (o, down) by
-their inputs; norms, embedding and head are whole on every rank.
+their inputs; embedding and head are cut by the vocabulary where the mesh says so; norms are whole on every rank.
 """
+
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 
-from msft.backend.contract import Place
+from msft.backend import names, random
+from msft.backend.contract import Lora, Place
 from msft.backend.mesh import Mesh
-from msft.errors import RunError
 from msft.models.spec import ModelSpec
 
 BY_OUTPUTS = ("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj")
@@ -21,18 +23,26 @@ def module_axis(module: str) -> int | None:
     return 0 if leaf in BY_OUTPUTS else 1 if leaf in BY_INPUTS else None
 
 
-def axis(name: str) -> int | None:
-    """Return the axis along which a tensor is cut, by its canonical name; None = whole on every rank."""
+def axis(name: str, mesh: Mesh) -> int | None:
+    """Return the axis along which a tensor is cut, by its canonical name; None = whole on every rank of a model."""
+    if name in (names.EMBEDDING, names.HEAD):
+        return 0 if mesh.is_vocabulary_cut else None
     module, leaf = _module_and_leaf(name)
     cut = module_axis(module)
     whole = {("bias", 1), ("lora_A", 0), ("lora_B", 1)}
     return None if cut is None or (leaf, cut) in whole else cut
 
 
-def is_partial(name: str) -> bool:
-    """Whether a tensor is whole on every rank, yet its gradient there is that rank's share alone."""
-    module, _ = _module_and_leaf(name)
-    return module_axis(module) is not None and axis(name) is None
+def is_partial(name: str, mesh: Mesh) -> bool:
+    """Whether a tensor is whole on every rank of a model, yet its gradient there is that rank's share alone.
+
+    So are those of modules that are cut, that of a head for each rank's share of the positions, and where each rank
+    has its part of the tokens, all.
+    """
+    if axis(name, mesh) is not None:
+        return False
+    of_cut = module_axis(_module_and_leaf(name)[0]) is not None
+    return of_cut or mesh.is_sequence_cut or (name == names.HEAD and mesh.shares_losses)
 
 
 def _module_and_leaf(name: str) -> tuple[str, str]:
@@ -59,7 +69,7 @@ def placed(array: np.ndarray, along: int, mesh: Mesh) -> np.ndarray:
 
 def whole_shape(name: str, shape: tuple[int, ...], mesh: Mesh) -> tuple[int, ...]:
     """Return the shape of the whole tensor of which `shape` is this rank's part."""
-    along = axis(name)
+    along = axis(name, mesh)
     return tuple(size * mesh.tensor if place == along else size for place, size in enumerate(shape))
 
 
@@ -68,8 +78,8 @@ def places(shapes: dict[str, tuple[int, ...]], mesh: Mesh) -> dict[str, Place]:
 
     That is its rows (`Mesh.rows`) of its slice; what is not cut, the first rank of a model gives alone.
     """
-    found = {name: _place(shape, axis(name), mesh) for name, shape in shapes.items()}
-    gives = {name: axis(name) is not None or mesh.tensor_rank == 0 for name in shapes}
+    found = {name: _place(shape, axis(name, mesh), mesh) for name, shape in shapes.items()}
+    gives = {name: axis(name, mesh) is not None or mesh.tensor_rank == 0 for name in shapes}
     return {name: place for name, place in found.items() if gives[name] and place.shape[0]}
 
 
@@ -84,6 +94,22 @@ def _place(whole: tuple[int, ...], along: int | None, mesh: Mesh) -> Place:
     return Place(whole, tuple(start), tuple(shape))
 
 
+class SlicedArrays(Mapping[str, np.ndarray]):
+    """This rank's slices of whole arrays, each read and cut when it is asked for."""
+
+    def __init__(self, arrays: Mapping[str, np.ndarray], mesh: Mesh):
+        self.arrays, self.mesh = arrays, mesh
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        return cut(self.arrays[name], axis(name, self.mesh), self.mesh)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.arrays)
+
+    def __len__(self) -> int:
+        return len(self.arrays)
+
+
 class SlicedSource:
     """A weight source that gives this rank's slices."""
 
@@ -92,20 +118,30 @@ class SlicedSource:
 
     def read(self, name: str) -> np.ndarray:
         """Return this rank's slice of a tensor."""
-        return cut(self.source.read(name), axis(name), self.mesh)
+        return cut(self.source.read(name), axis(name, self.mesh), self.mesh)
 
 
-def check(spec: ModelSpec, mesh: Mesh) -> None:
-    """Raise RunError when a model cannot be cut into so many parts."""
-    problems = [f"{count} {what}" for what, count in cut_counts(spec).items() if count % mesh.tensor]
-    if problems:
-        raise RunError(f"model_parallel {mesh.tensor} does not divide {', '.join(problems)}")
+def adapter_start(module: str, inputs: int, lora: Lora, seed: int, mesh: Mesh) -> tuple[np.ndarray, np.ndarray]:
+    """Return this rank's slices of an adapter's first A, float32 [rank, inputs], and of dropout's keys, int32 [inputs].
+
+    `inputs` are those that the module has on this rank; all ranks of a model together draw what one process draws.
+    """
+    by_inputs = module_axis(module) == 1
+    whole = inputs * mesh.tensor if by_inputs else inputs
+    drawn, keys = random.lora_a(seed, module, lora.rank, whole), random.feature_keys(module, whole)
+    return (cut(drawn, 1, mesh), cut(keys, 0, mesh)) if by_inputs else (drawn, keys)
 
 
-def cut_counts(spec: ModelSpec) -> dict[str, int]:
-    """Return what is dealt to the ranks of a model, by its name in config.json."""
-    return {
+def undivided(spec: ModelSpec, tensor: int, vocabulary: bool) -> list[str]:
+    """Return what of a model cannot be dealt to so many ranks, as in 'num_attention_heads (9)'.
+
+    `vocabulary` says that embedding and head are dealt too.
+    """
+    counts = {
         "num_attention_heads": spec.num_attention_heads,
         "num_key_value_heads": spec.num_key_value_heads,
         "intermediate_size": spec.intermediate_size,
     }
+    if vocabulary:
+        counts["vocab_size"] = spec.vocab_size
+    return [f"{name} ({count})" for name, count in counts.items() if count % tensor]

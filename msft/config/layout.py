@@ -16,7 +16,7 @@ class Layout(NamedTuple):
     """`data` models of `pipeline` stages of `tensor` processes each, which hold slices of their layers' matrices.
 
     `context` processes share the tokens of the same rows. By a `strategy` other than ddp, all processes hold parts of
-    one model.
+    one model. `sequence` and `vocabulary` say what is dealt to the processes of `tensor` beside the matrices of layers.
     """
 
     data: int = 1
@@ -24,13 +24,19 @@ class Layout(NamedTuple):
     strategy: str = "ddp"
     context: int = 1
     pipeline: int = 1
+    sequence: bool = False
+    vocabulary: bool = False
 
     def __str__(self) -> str:
+        dealt = f", its tokens dealt to {self.context}" if self.context > 1 else ""
         if self.strategy != "ddp":
-            return f"each with its part of the model and its share of every batch ({self.strategy})"
-        if self.tensor == 1:
+            return f"each with its part of the model and its share of every batch ({self.strategy}){dealt}"
+        if self.tensor == self.context == 1:
             return "each with the whole model and its share of every batch"
-        return f"{self.data} shares of every batch, each for a model that is cut over {self.tensor}"
+        cut = f", each for a model that is cut over {self.tensor}" if self.tensor > 1 else ""
+        beside = ["its tokens"] * self.sequence + ["its vocabulary"] * self.vocabulary
+        too = f", {' and '.join(beside)} too" if beside else ""
+        return f"{self.data} shares of every batch{cut}{too}{dealt}"
 
 
 def layout(recipe: Recipe, spec: "ModelSpec", workers: int) -> Layout:
@@ -46,31 +52,62 @@ def layout(recipe: Recipe, spec: "ModelSpec", workers: int) -> Layout:
     asked = recipe.parallel_config
     problems = [*_problems(recipe, spec, workers)]
     if problems:
-        near = nearest(spec, workers, asked.model_parallel)
-        works = f"data_parallel {near.data}, model_parallel {near.tensor} works for {workers}"
+        near = nearest(spec, workers, asked.model_parallel, asked.context_parallel, not asked.vocab_emb_dp)
+        tokens = f", context_parallel {near.context}" if asked.context_parallel > 1 else ""
+        works = f"data_parallel {near.data}, model_parallel {near.tensor}{tokens} works for {workers}"
         raise InputError(*(f"{_where(recipe, key)}: {problem}; {works}" for key, problem in problems))
-    return Layout(workers // asked.model_parallel, asked.model_parallel, strategy(recipe))
+    is_cut = asked.model_parallel > 1
+    return Layout(
+        workers // (asked.model_parallel * asked.context_parallel),
+        asked.model_parallel,
+        strategy(recipe),
+        asked.context_parallel,
+        sequence=is_cut and asked.use_seq_parallel,
+        vocabulary=is_cut and not asked.vocab_emb_dp,
+    )
 
 
-def nearest(spec: "ModelSpec", workers: int, tensor: int) -> Layout:
-    """Return the layout of so many processes whose slices are nearest to `tensor`; the larger of two that are near."""
-    possible = [size for size in range(1, workers + 1) if workers % size == 0 and not _undivided(spec, size)]
-    size = min(possible, key=lambda size: (max(size / tensor, tensor / size), -size))
-    return Layout(workers // size, size)
+def without_effect(recipe: Recipe, found: Layout) -> list[str]:
+    """Say which keys of `parallel_config` deal out what a layout does not cut."""
+    asked = recipe.parallel_config
+    if found.tensor > 1:
+        return []
+    keys = ["use_seq_parallel: True"] * asked.use_seq_parallel + ["vocab_emb_dp: False"] * (not asked.vocab_emb_dp)
+    return [f"parallel_config.{key} has no effect: no model is cut (model_parallel 1)" for key in keys]
+
+
+def nearest(spec: "ModelSpec", workers: int, tensor: int, context: int = 1, vocabulary: bool = False) -> Layout:
+    """Return the layout of so many processes whose slices are nearest to `tensor`, and then its parts to `context`.
+
+    Of two that are near, the larger. `vocabulary` says that embedding and head are dealt too.
+    """
+    size = _nearest([size for size in _divisors(workers) if not _undivided(spec, size, vocabulary)], tensor)
+    parts = _nearest(_divisors(workers // size), context)
+    return Layout(workers // size // parts, size, context=parts)
+
+
+def _divisors(number: int) -> list[int]:
+    return [size for size in range(1, number + 1) if number % size == 0]
+
+
+def _nearest(possible: list[int], wanted: int) -> int:
+    return min(possible, key=lambda size: (max(size / wanted, wanted / size), -size))
 
 
 def _problems(recipe: Recipe, spec: "ModelSpec", workers: int) -> Iterator[tuple[str, str]]:
     asked = recipe.parallel_config
     if asked.pipeline_stage > 1:
         yield "pipeline_stage", f"{asked.pipeline_stage}: a model is not cut into stages here, only its matrices are"
-    undivided = _undivided(spec, asked.model_parallel)
+    undivided = _undivided(spec, asked.model_parallel, not asked.vocab_emb_dp)
     if undivided:
         yield "model_parallel", f"{asked.model_parallel} does not divide {undivided}"
     started = "one process was started" if workers == 1 else f"{workers} processes are started"
     # A single process may try out what is meant for several that share its batches.
     shares = asked.data_parallel if workers > 1 else None
-    product = (shares or 1) * asked.model_parallel * asked.pipeline_stage
+    product = (shares or 1) * asked.model_parallel * asked.context_parallel * asked.pipeline_stage
     parts = f"model_parallel {asked.model_parallel}"
+    if asked.context_parallel > 1:
+        parts += f" x context_parallel {asked.context_parallel}"
     if asked.pipeline_stage > 1:
         parts += f" x pipeline_stage {asked.pipeline_stage}"
     if shares and product != workers:
@@ -79,11 +116,11 @@ def _problems(recipe: Recipe, spec: "ModelSpec", workers: int) -> Iterator[tuple
         yield "model_parallel", f"{parts} needs {product} processes or a multiple of them, but {started}"
 
 
-def _undivided(spec: "ModelSpec", tensor: int) -> str:
-    """What of a model cannot be dealt to so many processes: 'num_attention_heads (9)', or ""."""
-    from msft.backend.slices import cut_counts
+def _undivided(spec: "ModelSpec", tensor: int, vocabulary: bool) -> str:
+    """What of a model cannot be dealt to so many processes, or ""."""
+    from msft.backend.slices import undivided
 
-    return ", ".join(f"{name} ({count})" for name, count in cut_counts(spec).items() if count % tensor)
+    return ", ".join(undivided(spec, tensor, vocabulary))
 
 
 def _where(recipe: Recipe, key: str) -> str:

@@ -16,7 +16,7 @@ Tuning = Annotated[Any, Unused("data loading needs no tuning")]
 Graphs = Annotated[Any, Unused("MindSpore's graph compiler is left at its defaults")]
 Memory = Annotated[Any, Unused("memory is left to the framework")]
 Layout = Annotated[Any, Unused("parallel_config.data_parallel and model_parallel say how processes share the work")]
-Whole = Annotated[Any, Unused("the result is the same: what is not cut is whole on every process")]
+Gathered = Unused("keys and values are gathered before attention, as in Llama 3's training (arXiv 2407.21783)")
 Slices = Annotated[Any, Unused("load_checkpoint is always joined and cut anew for this run")]
 Strategy = Annotated[Literal["ddp", "fsdp", "deepspeed"], OnlyOn("torch", "its processes have the whole model each")]
 Hub = Annotated[Any, Unused("nothing is uploaded")]
@@ -111,19 +111,24 @@ class Parallel(Block):
 
 
 class ParallelConfig(Block):
-    """How processes share the work: `data_parallel` models (unset: as many as there are) of `model_parallel` each."""
+    """How processes share the work: `data_parallel` models (unset: as many as there are) of `model_parallel` each.
+
+    The tokens of each model's rows are dealt to `context_parallel` times as many. Of those of a model each has its part
+    of the tokens between matrices with `use_seq_parallel`, and its rows of embedding and head with `vocab_emb_dp:
+    False`.
+    """
 
     data_parallel: Positive | None = None
     model_parallel: Positive = 1
-    context_parallel: Layout = None
-    context_parallel_algo: Layout = None
-    ulysses_degree_in_cp: Layout = None
+    context_parallel: Positive = 1
+    context_parallel_algo: Annotated[Literal["colossalai_cp", "ulysses_cp", "hybrid_cp"] | None, Gathered] = None
+    ulysses_degree_in_cp: Annotated[Any, Gathered] = None
     expert_parallel: Layout = None
     pipeline_stage: Positive = 1
-    use_seq_parallel: Whole = None
+    use_seq_parallel: Switch = False
     optimizer_shard: Layout = None
     micro_batch_num: Annotated[Any, Unused("micro-batches are set by gradient_accumulation_steps")] = None
-    vocab_emb_dp: Whole = None
+    vocab_emb_dp: Switch = True
     gradient_aggregation_group: Layout = None
     auto_parallel: Layout = None
     mem_coeff: Layout = None

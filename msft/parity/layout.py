@@ -77,7 +77,7 @@ def record(job: Job, file: Path) -> None:
 
 
 def _train(prepared, session: setup.Session, steps: int) -> list[StepResult]:
-    stream = setup.train_stream(prepared, session.mesh.data_rank, session.mesh.data)
+    stream = setup.train_stream(prepared, session.mesh)
     if stream.total_steps < steps:
         raise InputError(f"--steps: the recipe has {stream.total_steps} steps, not {steps}")
     schedule, results = schedules.build(setup.schedule(prepared.recipe, stream)), []

@@ -114,7 +114,8 @@ class Saver:
     @property
     def _is_sliced(self) -> bool:
         """Whether no rank has the whole state."""
-        return self.session.mesh.parts > 1 or self.session.engine.shares_state
+        engine = self.session.engine
+        return self.session.mesh.parts > 1 or engine.shares_state or engine.is_sharded
 
     @property
     def _takes_part(self) -> bool:

@@ -68,17 +68,15 @@ def start(prepared: Prepared) -> Session:
     return Session(engine, rank, world, distributed.mesh(), device, distributed, runtime.deepspeed)
 
 
-def train_stream(prepared: Prepared, rank: int, world: int) -> BatchStream:
+def train_stream(prepared: Prepared, mesh: Mesh) -> BatchStream:
     """Return the training batches of one rank; where MindSpore cuts the model, every rank has whole ones."""
     recipe, block, plan = prepared.recipe, prepared.recipe.train_dataset, prepared.plan
-    rank, world = (0, 1) if plan else (rank, world)
     return BatchStream(
         prepared.train_data,
         batch_size=derive.micro_batch_size(recipe) * (plan.data if plan else 1),
         gradient_accumulation_steps=plan.micro_batches if plan else derive.gradient_accumulation(recipe),
         pad_id=prepared.pad_id,
-        rank=rank,
-        world=world,
+        **_share(Mesh() if plan else mesh),
         seed=recipe.seed,
         shuffle=block.data_loader.shuffle,
         drop_remainder=block.drop_remainder,
@@ -92,15 +90,14 @@ def train_stream(prepared: Prepared, rank: int, world: int) -> BatchStream:
     )
 
 
-def eval_stream(prepared: Prepared, rank: int, world: int) -> BatchStream:
+def eval_stream(prepared: Prepared, mesh: Mesh) -> BatchStream:
     """Return the evaluation batches of one rank."""
     block = prepared.recipe.eval_dataset
     stream = evaluation_batches(
         prepared.eval_data,
         batch_size=derive.eval_batch_size(prepared.recipe),
         pad_id=prepared.pad_id,
-        rank=rank,
-        world=world,
+        **_share(mesh),
         num_samples=block.data_loader.num_samples,
         padding=derive.padding(block),
         bucket_size=block.bucket_size,
@@ -110,6 +107,11 @@ def eval_stream(prepared: Prepared, rank: int, world: int) -> BatchStream:
     if block.packing:
         console.note(f"evaluation data: {stream.describe()}")
     return stream
+
+
+def _share(mesh: Mesh) -> dict[str, int]:
+    """What a rank of a mesh has of a batch's rows, and of their tokens."""
+    return {"rank": mesh.data_rank, "world": mesh.data, "part": mesh.context_rank, "parts": mesh.context}
 
 
 def last_step(recipe: Recipe, stream: BatchStream) -> int:

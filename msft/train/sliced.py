@@ -1,8 +1,8 @@
 """The state of a job whose processes hold parts of it: a file from each of them, together one checkpoint.
 
 `slices/rank-K.safetensors` has the parts of one process under `weights.NAME`, `first_moment.NAME` and
-`second_moment.NAME`; its metadata tells of each NAME the shape of the whole and where the part begins. Any layout of
-processes reads them, on either engine.
+`second_moment.NAME`; its metadata tells of each NAME the shape of the whole and where the part begins (of a part with
+one axis: in the flattened whole). Any layout of processes reads them, on either engine.
 """
 
 import json
@@ -126,7 +126,7 @@ class Tensors(Lazy):
         whole = np.empty(self.shapes[name], np.float32)
         source = StoredTensors({str(number): part.stored for number, part in enumerate(self._parts[name])})
         for number, part in enumerate(self._parts[name]):
-            whole[part.place.region] = source.read(str(number))
+            part.place.of(whole)[...] = source.read(str(number))
         return whole
 
     def _add(self, path: Path, kind: str) -> None:
@@ -147,12 +147,6 @@ class Tensors(Lazy):
         for name, parts in self._parts.items():
             sizes = sum(math.prod(part.place.shape) for part in parts)
             apart = len({part.place.start for part in parts}) == len(parts)
-            inside = all(_fits(part.place) for part in parts)
+            inside = all(part.place.fits() for part in parts)
             if not (inside and apart and sizes == math.prod(self.shapes[name])):
                 raise InputError(f"{self.folder}: the parts of {kind.replace('_', ' ')} {name!r} are not the whole")
-
-
-def _fits(place: Place) -> bool:
-    if not len(place.whole) == len(place.start) == len(place.shape):
-        return False
-    return all(0 <= part.start and part.stop <= size for part, size in zip(place.region, place.whole, strict=True))

@@ -39,7 +39,7 @@ def test_all_processes_give_each_number_once(name):
     plan, shape = Plan(data=2, tensor=4), tuple(CUTS[name][6])
     whole = np.arange(np.prod(shape), dtype=np.float32).reshape(shape) + 1
     places = [cuts.given(plan, rank, name, CUTS[name]) for rank in range(8)]
-    parts = [None if place is None else whole[place.region] for place in places]
+    parts = [None if place is None else place.of(whole) for place in places]
     joined = sum(cuts.placed(part, place, shape) for part, place in zip(parts, places, strict=True))
     np.testing.assert_array_equal(joined, whole)
     assert len([place for place in places if place]) == {"columns": 4, "rows": 4, "norm": 1, "dealt": 8}[name]

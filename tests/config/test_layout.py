@@ -22,6 +22,8 @@ def of(tmp_path, workers, lines="", *flags):
         (1, "use_parallel: False\nparallel_config: {model_parallel: 2, pipeline_stage: 8}\n", Layout(1, 1)),
         (2, "parallel_config: {model_parallel: 2}\n", Layout(1, 2)),
         (4, "parallel_config: {model_parallel: 2}\n", Layout(2, 2)),
+        (2, "parallel_config: {context_parallel: 2}\n", Layout(1, context=2)),
+        (8, "parallel_config: {model_parallel: 2, context_parallel: 2}\n", Layout(2, 2, context=2)),
         (4, "parallel_config: {data_parallel: 2, model_parallel: 2, pipeline_stage: 1}\n", Layout(2, 2)),
     ],
 )
@@ -53,8 +55,41 @@ def test_processes_that_are_too_few(tmp_path):
         of(tmp_path, 3, lines)
 
 
+def test_parts_of_rows_count_and_the_nearest_layout_has_them(tmp_path):
+    lines = "use_parallel: True\nparallel_config: {data_parallel: 2, model_parallel: 2, context_parallel: 4}\n"
+    with pytest.raises(InputError) as caught:
+        of(tmp_path, 8, lines)
+    assert "2 x model_parallel 2 x context_parallel 4 are 16 processes, but 8 processes are started" in str(
+        caught.value
+    )
+    assert "data_parallel 1, model_parallel 2, context_parallel 4 works for 8" in str(caught.value)
+    with pytest.raises(InputError, match="context_parallel 3 needs 3 processes or a multiple of them, but 4"):
+        of(tmp_path, 4, "parallel_config: {context_parallel: 3}\n")
+
+
+def test_how_keys_and_values_reach_each_other_is_said_whatever_algorithm_is_named(tmp_path):
+    recipe = load(tmp_path, f"{SIZES}parallel_config: {{context_parallel: 2, context_parallel_algo: ulysses_cp}}\n")
+    (ignored,) = recipe.ignored
+    assert (ignored.path, ignored.why[:29]) == (
+        "parallel_config.context_parallel_algo",
+        "keys and values are gathered ",
+    )
+    with pytest.raises(InputError, match="context_parallel_algo.*ring_cp"):
+        load(tmp_path, f"{SIZES}parallel_config: {{context_parallel_algo: ring_cp}}\n")
+
+
+def test_deepspeed_has_no_rows_that_processes_share(tmp_path):
+    lines = "backend: torch\nstrategy: {}\nparallel_config: {{context_parallel: 2}}\n"
+    with pytest.raises(InputError, match="strategy: deepspeed stands beside parallel_config.context_parallel 2"):
+        load(tmp_path, SIZES + lines.format("deepspeed"))
+    found = of(tmp_path, 4, lines.format("fsdp"))
+    assert found == Layout(2, strategy="fsdp", context=2)
+    assert str(found) == "each with its part of the model and its share of every batch (fsdp), its tokens dealt to 2"
+
+
 def test_the_nearest_layout_divides_processes_and_model(tmp_path):
     spec = derive.model_spec(load(tmp_path, SIZES))
     assert nearest(spec, 8, 2) == Layout(4, 2)
     assert nearest(spec, 8, 8) == Layout(2, 4)
     assert nearest(spec, 9, 3) == Layout(9, 1)
+    assert nearest(spec, 8, 2, 3) == Layout(1, 2, context=4)

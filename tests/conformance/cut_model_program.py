@@ -1,18 +1,22 @@
 """Trains tiny models that are shared out over the processes of a launcher, on either engine.
 
-Run by test_cut_models.py: TENSOR ranks hold a model; and by test_sharded.py: SETTINGS (JSON) are the runtime's. What
-came out is written by the first rank to result.npz. KIND: a key of TUNINGS.
+Run by test_cut_models.py: TENSOR ranks hold a model, CONTEXT share the tokens of its rows; and by test_sharded.py:
+SETTINGS (JSON) are the runtime's. What came out is written by the first rank to result.npz; the state by all of them to
+parts/, and to taken/ once more when they have taken over that of one process (start.npz). KIND: a key of TUNINGS.
 """
 
 import json
 import os
 import sys
 from importlib import import_module
+from pathlib import Path
 
 import numpy as np
 
+from msft.backend import context
 from msft.backend.contract import Batch
 from msft.cli import guard
+from msft.train import sliced
 from tests.conformance import cut_models
 
 
@@ -24,14 +28,16 @@ def held(engine):
     return {name: part.numel() for name, part in parts.items()}
 
 
-def main(backend, tensor, kind, settings):
+def main(backend, tensor, shared, kind, settings):
     distributed = import_module(f"msft.backend.{backend}.distributed")
-    distributed.initialize("cpu", tensor)
+    cut = {key: settings.pop(key) for key in ("sequence", "vocabulary") if key in settings}
+    distributed.initialize("cpu", tensor, shared, **cut)
     mesh = distributed.mesh()
     try:
 
         def rows_of(whole: Batch) -> Batch:
-            return Batch(*(np.array_split(array, mesh.data)[mesh.data_rank] for array in vars(whole).values()))
+            rows = Batch(*(np.array_split(array, mesh.data)[mesh.data_rank] for array in vars(whole).values()))
+            return context.share(rows, mesh.context, mesh.context_rank)
 
         engine = cut_models.engine(backend, kind, **settings)
         # DeepSpeed does not show the gradients of a step.
@@ -43,8 +49,10 @@ def main(backend, tensor, kind, settings):
             elif settings.get("shard_optimizer"):
                 moments = engine.optimizer.to_numpy(engine.optimizer.first)
                 np.savez("held.npz", **{name: moment.size for name, moment in moments.items()})
+        sliced.write(Path("parts"), mesh.rank, engine.export_parts())
         # A state that one process wrote is taken over, each rank its slices.
         engine.import_state(cut_models.state(np.load("start.npz")))
+        sliced.write(Path("taken"), mesh.rank, engine.export_parts())
         again = engine.train_step([rows_of(batch) for batch in cut_models.micro_batches(9)], cut_models.RATE)
         if mesh.rank == 0:
             np.save("again.npy", [again.loss, again.grad_norm])
@@ -53,5 +61,6 @@ def main(backend, tensor, kind, settings):
 
 
 if __name__ == "__main__":
-    words = os.environ["BACKEND"], int(os.environ["TENSOR"]), os.environ["KIND"], json.loads(os.environ["SETTINGS"])
+    sizes = int(os.environ["TENSOR"]), int(os.environ["CONTEXT"])
+    words = os.environ["BACKEND"], *sizes, os.environ["KIND"], json.loads(os.environ["SETTINGS"])
     sys.exit(guard.run(lambda _: main(*words), sys.argv[1:]))

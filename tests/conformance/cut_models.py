@@ -28,8 +28,27 @@ def engine(backend, kind, compute="float32", **settings):
 
 
 def micro_batches(step):
-    """Two micro-batches of four rows each, with unequal numbers of supervised tokens."""
-    return [batch(2 * step + part, rows=4) for part in range(2)]
+    """Three of four rows each, with unequal numbers of labels: one example a row, two a row, three tokens in all."""
+    one, two, few = (batch(3 * step + part, rows=4) for part in range(3))
+    return [one, _halved(two), _shortened(few)]
+
+
+def _halved(whole):
+    """A batch whose rows are of two examples each, the first of eight tokens."""
+    behind = (np.arange(whole.labels.shape[1]) >= 8) & (whole.segment_ids > 0)
+    positions = whole.position_ids - 8 * behind
+    labels = np.where(np.arange(whole.labels.shape[1]) == 7, -100, whole.labels)
+    found = {"labels": labels, "position_ids": positions, "segment_ids": whole.segment_ids + behind}
+    found["row_ids"] = 2 * whole.row_ids + behind
+    return replace(whole, **{name: array.astype(np.int32) for name, array in found.items()})
+
+
+def _shortened(whole):
+    """A batch of three tokens in its first row and nothing else: too few for a chunk to each of four processes."""
+    real = np.zeros_like(whole.segment_ids)
+    real[0, :3] = 1
+    labels = np.where(real, whole.input_ids, -100).astype(np.int32)
+    return replace(whole, input_ids=whole.input_ids * real, labels=labels, segment_ids=real)
 
 
 def measure(engine, rows_of, gradients=True):

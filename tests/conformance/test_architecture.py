@@ -74,7 +74,7 @@ def argument_names(function: ast.FunctionDef) -> str:
 
 
 # What stands around torch's own modules: FSDP2 and DeepSpeed put hooks on them that ask for other ways to gradients.
-TORCH_ALONE = {"sharding.py", "sharded.py", "zero.py"}
+TORCH_ALONE = {"lora.py", "sharding.py", "sharded.py", "zero.py", "zero_parts.py"}
 
 
 # The program that MindSpore's semi-automatic mode cuts; torch's processes compute the same layout by explicit slices.

@@ -1,4 +1,5 @@
-"""Protects tensor parallelism: a model that is cut over two or four processes trains as the whole one, on both engines.
+"""Protects tensor and context parallelism: a model that is cut over two or four processes, or whose rows' tokens are
+dealt to them, trains as the whole one, on both engines.
 
 Biases, all kinds of linear module, dropout, accumulation, clipping, decay; ranks take over what one process wrote.
 """
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 
 from msft.backend import slices
+from msft.train import sliced
 from tests.conformance import cut_models
 from tests.launch.jobs import ROOT, alone, environment
 
@@ -19,15 +21,27 @@ PROGRAM = Path(__file__).with_name("cut_model_program.py")
 SCRIPT = ROOT / "scripts" / "msrun" / "msrun_launcher.sh"
 
 
-def shared_out(backend, kind, tensor, workers, recipe, folder, settings):
+def shared_out(backend, kind, tensor, workers, recipe, folder, settings, parts=1):
     """Results of the program's steps, and of the one that goes on from what one process wrote."""
-    variables = environment(PYTHON=sys.executable, BACKEND=backend, KIND=kind, TENSOR=str(tensor))
+    variables = environment(PYTHON=sys.executable, BACKEND=backend, KIND=kind, TENSOR=str(tensor), CONTEXT=str(parts))
     variables["SETTINGS"] = json.dumps(settings)
     words = ["bash", str(SCRIPT), f"{PROGRAM} --config {recipe}", str(workers)]
     with alone():
         done = subprocess.run(words, cwd=folder, env=variables, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
-    return np.load(folder / "result.npz"), np.load(folder / "again.npy")
+    found = np.load(folder / "result.npz")
+    check_parts(folder / "parts", found)
+    check_parts(folder / "taken", np.load(folder / "start.npz"))
+    return found, np.load(folder / "again.npy")
+
+
+def check_parts(folder, results):
+    """What the ranks wrote, each its part, is the state of some results to the bit."""
+    for kind, short in zip(sliced.KINDS, ("weights", "first", "second"), strict=True):
+        whole = sliced.Tensors(folder, kind)
+        assert {f"{short} {name}" for name in whole} == {name for name in results if name.startswith(f"{short} ")}
+        for name in whole:
+            np.testing.assert_array_equal(whole[name], results[f"{short} {name}"], err_msg=name)
 
 
 @pytest.mark.parametrize(
@@ -55,13 +69,41 @@ def test_a_cut_model_trains_as_the_whole_one(backend, kind, tensor, workers, sha
         assert sum(int(held[name]) for name in held) == pytest.approx(own / (workers // tensor), rel=0.02)
 
 
-def check_equal_to_one_process(backend, kind, tensor, workers, recipe, folder, settings):
+@pytest.mark.parametrize(
+    ("backend", "kind", "tensor", "parts", "workers", "settings"),
+    [
+        ("torch", "lora", 1, 2, 2, {}),
+        ("mindspore", "full", 1, 2, 2, {}),
+        *(
+            pytest.param(*layout, settings, marks=pytest.mark.slow)
+            for backend in ("torch", "mindspore")
+            for *layout, settings in (
+                (backend, "full", 2, 2, 4, {"recompute": True}),
+                (backend, "lora", 1, 4, 4, {"recompute": True}),
+                (backend, "lora", 1, 2, 4, {"shard_optimizer": True}),
+            )
+        ),
+        pytest.param("torch", "full", 1, 2, 4, {"strategy": "fsdp"}, marks=pytest.mark.slow),
+        pytest.param("torch", "lora", 1, 2, 2, {"strategy": "fsdp", "recompute": True}, marks=pytest.mark.slow),
+    ],
+)
+def test_ranks_that_share_rows_train_as_one_process(
+    backend, kind, tensor, parts, workers, settings, write_recipe, tmp_path
+):
+    """Context parallel, with models cut, with other rows elsewhere, moments dealt, a model shared out by FSDP.
+
+    Of the batch of three tokens a rank of four has none.
+    """
+    check_equal_to_one_process(backend, kind, tensor, workers, write_recipe(backend), tmp_path, settings, parts)
+
+
+def check_equal_to_one_process(backend, kind, tensor, workers, recipe, folder, settings, parts=1):
     whole = cut_models.engine(backend, kind, max_grad_norm=settings.get("max_grad_norm", 1.0))
     shown = settings.get("strategy") != "deepspeed"
     expected = cut_models.measure(whole, lambda batch: batch, gradients=shown)
     again = whole.train_step(cut_models.micro_batches(9), cut_models.RATE)
     np.savez(folder / "start.npz", **expected)
-    found, found_again = shared_out(backend, kind, tensor, workers, recipe, folder, settings)
+    found, found_again = shared_out(backend, kind, tensor, workers, recipe, folder, settings, parts)
     assert set(found) == set(expected)
     assert np.abs(found["losses"] - expected["losses"]).max() < 1e-5
     np.testing.assert_allclose(found["logits"], expected["logits"], atol=2e-4, rtol=1e-4)
@@ -76,7 +118,7 @@ def check_equal_to_one_process(backend, kind, tensor, workers, recipe, folder, s
             np.testing.assert_allclose(found[name], expected[name], atol=max(scale * 1e-2, 1e-7), err_msg=name)
         elif name.startswith(("weights ", "second ")):
             # AdamW makes a step of any gradient, be it rounding alone.
-            np.testing.assert_allclose(found[name], expected[name], atol=2e-4, err_msg=name)
+            np.testing.assert_allclose(found[name], expected[name], atol=5e-4, err_msg=name)
     assert found_again == pytest.approx([again.loss, again.grad_norm], abs=1e-5)
     return expected
 

@@ -15,14 +15,14 @@ pytestmark = pytest.mark.deepspeed
 def settings(write_recipe):
     """Returns a function: the runtime's settings for a stage, from a recipe of what the tiny engines do."""
 
-    def of(stage, workers, compute="float32"):
+    def of(stage, workers, compute="float32", **zero):
         recipe = write_recipe(
             strategy="deepspeed",
             model__compute_dtype=compute,
             runner_config={"batch_size": 4 // workers, "gradient_accumulation_steps": 2},
             optimizer={"type": "AdamW", "learning_rate": cut_models.RATE, "weight_decay": 0.1},
             runner_wrapper={"max_grad_norm": 0.5},
-            deepspeed={"zero_optimization": {"stage": stage, "stage3_param_persistence_threshold": 0}},
+            deepspeed={"zero_optimization": {"stage": stage, "stage3_param_persistence_threshold": 0, **zero}},
         )
         loaded = load_recipe(recipe)
         whole = deepspeed.whole(loaded, derive.model_spec(loaded), workers, "cpu")
@@ -33,7 +33,7 @@ def settings(write_recipe):
 
 @pytest.mark.parametrize(
     ("kind", "stage", "workers"),
-    [("full", 1, 2), ("lora", 2, 2), ("full", 2, 4), ("lora", 3, 2), ("tied", 3, 2), ("full", 3, 4)],
+    [("full", 1, 2), ("lora", 2, 2), ("full", 2, 4), ("lora", 3, 2), ("tied", 3, 2), ("full", 3, 4), ("full", 3, 3), ("tied", 2, 3)],
 )
 @pytest.mark.parametrize("recompute", [False, True])
 def test_every_stage_trains_as_the_whole_model(kind, stage, workers, recompute, settings, tmp_path):
@@ -41,7 +41,15 @@ def test_every_stage_trains_as_the_whole_model(kind, stage, workers, recompute, 
     check_equal_to_one_process("torch", kind, 1, workers, recipe, tmp_path, {**chosen, "recompute": recompute})
 
 
-@pytest.mark.parametrize("stage", [2, 3])
+@pytest.mark.parametrize(("kind", "stage"), [("full", 1), ("lora", 2), ("full", 3)])
+def test_moments_offloaded_to_the_host(kind, stage, settings, tmp_path):
+    """DeepSpeedCPUAdam, which g++ compiles at the first run; with stage 3 the weights are offloaded too."""
+    places = {"offload_optimizer": {"device": "cpu"}, **({"offload_param": {"device": "cpu"}} if stage == 3 else {})}
+    chosen, recipe = settings(stage, 2, **places)
+    check_equal_to_one_process("torch", kind, 1, 2, recipe, tmp_path, chosen)
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
 @pytest.mark.parametrize("kind", ["full", "lora"])
 def test_sixteen_bits(kind, stage, settings, tmp_path):
     """DeepSpeed computes with bfloat16 weights, tuned ones too, and keeps float32 ones in its optimizer."""

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from msft.backend.mesh import Mesh
 from msft.backend.strategies import Plan
 from msft.config.load import load_recipe
 from msft.train import setup
@@ -13,9 +14,9 @@ from msft.train.prepare import prepare
 def test_every_process_has_the_rows_that_data_parallel_ones_share(write_recipe):
     prepared = prepare(load_recipe(write_recipe(), ["--runner_config.gradient_accumulation_steps", "2"]))
     plan = Plan(data=2, tensor=2, pipeline=2, micro_batches=2)
-    streams = [setup.train_stream(replace(prepared, plan=plan), rank, 8) for rank in (0, 5)]
+    streams = [setup.train_stream(replace(prepared, plan=plan), Mesh(2, 2, rank, pipeline=2)) for rank in (0, 5)]
     first, same = (next(iter(stream.steps(prefetch=0))) for stream in streams)
-    shares = [next(iter(setup.train_stream(prepared, rank, 2).steps(prefetch=0))) for rank in range(2)]
+    shares = [next(iter(setup.train_stream(prepared, Mesh(2, 1, rank)).steps(prefetch=0))) for rank in range(2)]
     assert len(first) == len(same) == 2
     for one, other in zip(first, same, strict=True):
         np.testing.assert_array_equal(one.input_ids, other.input_ids)

@@ -14,17 +14,22 @@ from mindspore import ops as operators
 
 from msft.backend import slices
 from msft.backend.mindspore import ops
+from msft.backend.mindspore.attention import FusedAttention, TiledAttention
 
 ABSENT = -1
 
 
 class LineTensors(NamedTuple):
-    """What all blocks take of a line: rotary tables [length, features], dropout's keys [length], attention's plan."""
+    """What all blocks take of a line: rotary tables [length, features], dropout's keys [length], attention, its plan.
+
+    The plan tells attention who sees whom.
+    """
 
     cosine: Tensor
     sine: Tensor
     tokens: Tensor
-    plan: list
+    attention: TiledAttention | FusedAttention
+    plan: list | tuple
 
 
 class Inner(NamedTuple):
@@ -51,8 +56,8 @@ class Block:
     are then shares of a rank as well.
     """
 
-    def __init__(self, functions, attention, recompute: bool, reduce=None):
-        self.functions, self.attention, self.recompute, self.reduce = functions, attention, recompute, reduce
+    def __init__(self, functions, recompute: bool, reduce=None):
+        self.functions, self.recompute, self.reduce = functions, recompute, reduce
 
     def forward(self, hidden: Tensor, line: LineTensors, tensors: list[Tensor]) -> tuple[Tensor, Kept]:
         """Return the output for hidden states [length, hidden], and what `backward` needs."""
@@ -70,7 +75,7 @@ class Block:
         by_wide = functions.contract.backward(gradient, inner.wide, line, tensors)
         by_middle = self._onto(gradient, functions.expand.backward, by_wide, inner.middle, line, tensors)
         by_mixed = functions.merge.backward(by_middle, inner.mixed, line, tensors)
-        by_heads = self.attention.backward(by_mixed, inner.heads, inner.mixed, inner.weights, line.plan)
+        by_heads = line.attention.backward(by_mixed, inner.heads, inner.mixed, inner.weights, line.plan)
         by_turned = functions.turn_back(by_heads, line.cosine, line.sine)
         by_hidden = self._onto(by_middle, functions.project.backward, by_turned, hidden, line, tensors)
         found = functions.contract.tuned_gradients(gradient, inner.wide, line, tensors)
@@ -82,7 +87,7 @@ class Block:
     def _inner(self, hidden, line, tensors):
         functions = self.functions
         heads = functions.turn(functions.project.forward(hidden, line, tensors), line.cosine, line.sine)
-        mixed, weights = self.attention.forward(heads, line.plan)
+        mixed, weights = line.attention.forward(heads, line.plan)
         middle = self._onto(hidden, functions.merge.forward, mixed, line, tensors)
         return Inner(heads, mixed, weights, middle, functions.expand.forward(middle, line, tensors))
 
@@ -112,10 +117,10 @@ class Numbers(NamedTuple):
 def functions(numbers: Numbers, layout):
     """Return the compiled functions of all blocks of a layout."""
     return SimpleNamespace(
-        project=_Step("project", ("input_layernorm", *_modules("self_attn", "q k v")), numbers, layout),
-        merge=_Step("merge", ("self_attn.o_proj",), numbers, layout),
-        expand=_Step("expand", ("post_attention_layernorm", *_modules("mlp", "gate up")), numbers, layout),
-        contract=_Step("contract", ("mlp.down_proj",), numbers, layout),
+        project=Step("project", ("input_layernorm", *_modules("self_attn", "q k v")), numbers, layout),
+        merge=Step("merge", ("self_attn.o_proj",), numbers, layout),
+        expand=Step("expand", ("post_attention_layernorm", *_modules("mlp", "gate up")), numbers, layout),
+        contract=Step("contract", ("mlp.down_proj",), numbers, layout),
         turn=mindspore.jit(numbers.kernels.rotary),
         turn_back=mindspore.jit(_turned_back(numbers.kernels.rotary)),
     )
@@ -132,7 +137,7 @@ def _modules(parent: str, words: str) -> list[str]:
     return [f"{parent}.{word}_proj" for word in words.split()]
 
 
-class _Step:
+class Step:
     """One of the parts, a function (values, dropout's keys, *tensors), and its gradients, each compiled when used.
 
     Of the layout's tensors it takes those whose names start with `starts`.
@@ -228,6 +233,14 @@ class Parts:
         """Hidden states -> the gate and the up projection of their norm, side by side."""
         return self.normed_linear("post_attention_layernorm", _modules("mlp", "gate up"))
 
+    def first_norm(self):
+        """Hidden states -> what `project` reads where that has no norm."""
+        return self.norm_alone("input_layernorm")
+
+    def second_norm(self):
+        """Hidden states -> what `expand` reads where that has no norm."""
+        return self.norm_alone("post_attention_layernorm")
+
     def contract(self):
         """What `expand` gives -> the down projection of its SwiGLU."""
         swiglu, linear = self.numbers.kernels.swiglu, self.linear(["mlp.down_proj"])
@@ -239,13 +252,24 @@ class Parts:
         return contract
 
     def normed_linear(self, norm: str, modules: list[str]):
-        """`linear` of the RMSNorm of its input."""
+        """`linear` of the RMSNorm of its input, or of its input where the norm stands apart."""
+        if f"{norm}.weight" not in self.position:
+            return self.linear(modules)
         normed, linear = self.norm(norm), self.linear(modules)
 
         def normed_linear(hidden, tokens, *tensors):
             return linear(normed(hidden, *tensors), tokens, *tensors)
 
         return normed_linear
+
+    def norm_alone(self, name: str):
+        """The RMSNorm of its input, in the compute dtype of what reads it."""
+        normed, compute = self.norm(name), self.compute
+
+        def norm_alone(hidden, tokens, *tensors):
+            return normed(hidden, *tensors).astype(compute)
+
+        return norm_alone
 
     def norm(self, name: str):
         """(hidden, *tensors) -> its RMSNorm."""

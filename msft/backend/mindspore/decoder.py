@@ -16,9 +16,9 @@ import numpy as np
 from mindspore import Tensor
 from mindspore import ops as operators
 
-from msft.backend import line, names, random, slices
+from msft.backend import line, names, slices
 from msft.backend.contract import Lora, Runtime, Tuning
-from msft.backend.mindspore import block, distributed, ops
+from msft.backend.mindspore import block, distributed, ops, sequence, vocabulary
 from msft.backend.mindspore.cached_block import CachedBlocks
 from msft.models import rope
 from msft.models.adapters import peft_names
@@ -27,7 +27,10 @@ from msft.models.spec import ModelSpec
 
 
 class Trace(NamedTuple):
-    """A line's way through the decoder: what each block kept, the last block's output, and the hidden states' norm."""
+    """A line's way through the decoder: what each block kept, the last block's output, and the hidden states' norm.
+
+    `last` is of this rank's tokens where each has its part of them.
+    """
 
     line: line.Line
     tensors: block.LineTensors
@@ -44,7 +47,12 @@ class Decoder:
         self.spec = spec
         self.mesh = distributed.mesh()
         self.own = _own(spec, self.mesh.tensor)
+        self.vocabulary = vocabulary.own(spec, self.mesh)
         self.reduce = distributed.reduce if self.mesh.tensor > 1 else None
+        # What all ranks of a model give of one tensor of tokens, and this rank's tokens of all.
+        is_cut = self.mesh.is_sequence_cut
+        self.leave = distributed.scatter if is_cut else self.reduce or _as_it_is
+        self.enter = distributed.gather if is_cut else _as_it_is
         self.runtime = runtime
         self.kernels = kernels
         self.scaling = tuning.lora.alpha / tuning.lora.rank if tuning.lora else 0.0
@@ -60,7 +68,7 @@ class Decoder:
             names.check_modules(tuning.lora.modules, spec)
             self._add_lora(tuning.lora)
         self.layers = [self._layer(number) for number in range(spec.num_hidden_layers)]
-        self.attention = ops.line_attention(self.own, runtime)
+        self.attentions = {is_shared: ops.line_attention(self.own, runtime, is_shared) for is_shared in (False, True)}
         self.functions = _functions(kernels)
         self.cached_blocks = CachedBlocks(self, self._numbers(0.0, True))
         self.dropout_keys: np.ndarray | None = None
@@ -77,26 +85,33 @@ class Decoder:
             self.dropout_keys, self.adapter = None, True
 
     def forward(
-        self, input_ids: np.ndarray, position_ids: np.ndarray, segment_ids: np.ndarray, keep: bool = False
+        self,
+        input_ids: np.ndarray,
+        position_ids: np.ndarray,
+        segment_ids: np.ndarray,
+        keep: bool = False,
+        is_shared: bool = False,
     ) -> Trace:
         """Take the tokens of int32 [rows, length] arrays through all blocks; `keep` what `backward` needs.
 
-        Attention is causal and stays within a segment.
+        Attention is causal and stays within a segment. Of rows that are shared this rank computes its part.
         """
-        found, tensors = self._line(input_ids, position_ids, segment_ids)
+        found, tensors = self._line(input_ids, position_ids, segment_ids, is_shared=is_shared)
         hidden, all_kept = self._embedded(found), []
         for apply, names_of_layer in self._blocks():
             hidden, kept = apply.forward(hidden, tensors, [*map(self.parameter, names_of_layer)])
             if keep:
                 all_kept.append(kept)
-        return Trace(found, tensors, all_kept, hidden, self.functions.norm(hidden, self.parameter("model.norm.weight")))
+        normed = self.enter(self.functions.norm(hidden, self.parameter("model.norm.weight")))
+        return Trace(found, tensors, all_kept, hidden, normed)
 
     def backward(self, gradient: Tensor, trace: Trace) -> dict[str, Tensor]:
         """Return the gradients of the tuned tensors but the head, by canonical name, for that of `trace.hidden`.
 
-        It empties `trace.kept`, whose tensors are large, on its way.
+        Of a model that is cut, each rank gives its share of the latter. It empties `trace.kept`, whose tensors are large, on its way.
         """
         found, flats, weight = {}, [], self.parameter("model.norm.weight")
+        gradient = self.leave(gradient)
         if "model.norm.weight" in self.tuned_names:
             name = self.tuned_names["model.norm.weight"]
             found[name] = self.functions.norm_backward_tuned(gradient, trace.last, weight)
@@ -107,10 +122,8 @@ class Decoder:
             flats += [
                 (flat, [self.tuned_names[names_of_layer[at]] for at in places]) for places, flat in by_place.items()
             ]
-        if "model.embed_tokens.weight" in self.tuned_names:
-            table = self.parameter("model.embed_tokens.weight")
-            ids = self.tensor(trace.line.input_ids)
-            found[self.tuned_names["model.embed_tokens.weight"]] = self.functions.embed_backward(gradient, ids, table)
+        if names.EMBEDDING in self.tuned_names:
+            found[self.tuned_names[names.EMBEDDING]] = self._embed_backward(gradient, trace.line)
         # At the end, because these operators do not wait for what is computed before them.
         while flats:
             found |= self._parts_of(*flats.pop())
@@ -122,30 +135,30 @@ class Decoder:
         """Yield the name and the output of the embedding, of each block and of the last norm, as `by_position`."""
         found, tensors = self._line(input_ids, position_ids, segment_ids)
         hidden = self._embedded(found)
-        yield "model.embed_tokens", by_position(hidden, found, segment_ids)
+        yield "model.embed_tokens", by_position(self.enter(hidden), found, segment_ids)
         for number, (apply, names_of_layer) in enumerate(self._blocks()):
             hidden, _ = apply.forward(hidden, tensors, [*map(self.parameter, names_of_layer)])
-            yield f"model.layers.{number}", by_position(hidden, found, segment_ids)
+            yield f"model.layers.{number}", by_position(self.enter(hidden), found, segment_ids)
         hidden = self.functions.norm(hidden, self.parameter("model.norm.weight"))
-        yield "model.norm", by_position(hidden, found, segment_ids)
+        yield "model.norm", by_position(self.enter(hidden), found, segment_ids)
 
     def head_weight(self) -> Tensor:
         """Return the matrix that `head` takes, [vocabulary, hidden] in the compute dtype: one copy for many calls."""
         return self.parameter(names.HEAD).astype(ops.dtype(self.runtime.precision.compute))
 
     def head(self, hidden: Tensor, weight: Tensor) -> Tensor:
-        """Return the logits, float32 [..., vocabulary]."""
+        """Return the logits, float32 [..., vocabulary], or this rank's of them."""
         return self.functions.project(hidden, weight)
 
     def parameter(self, name: str) -> Tensor:
         """Return a tensor by its name in the model, tuned or frozen; a tied head is the embedding."""
         if name == names.HEAD and self.spec.tie_word_embeddings:
-            name = "model.embed_tokens.weight"
+            name = names.EMBEDDING
         return self.tuned[self.tuned_names[name]] if name in self.tuned_names else self.frozen[name]
 
     def is_head_tied(self) -> bool:
         """Whether head and embedding are one tensor."""
-        return self.parameter(names.HEAD) is self.parameter("model.embed_tokens.weight")
+        return self.parameter(names.HEAD) is self.parameter(names.EMBEDDING)
 
     def rotate(self, hidden: np.ndarray, position_ids: np.ndarray) -> np.ndarray:
         """Apply the rotary embedding to float32 [rows, heads, length, head_dim] at int32 [rows, length]."""
@@ -161,11 +174,13 @@ class Decoder:
         """Return an array on the device, dtype kept."""
         return Tensor(np.ascontiguousarray(array))
 
-    def _line(self, *arrays: np.ndarray) -> tuple[line.Line, block.LineTensors]:
-        found = line.line(*arrays)
+    def _line(self, *arrays: np.ndarray, is_shared: bool = False) -> tuple[line.Line, block.LineTensors]:
+        ranks = (self.mesh.context, self.mesh.context_rank) if is_shared else (1, 0)
+        parts = self.mesh.tensor if self.mesh.is_sequence_cut else 1
+        found, attention = line.line(*arrays, *ranks, parts), self.attentions[is_shared]
         keys = np.zeros(1, np.int32) if self.dropout_keys is None else found.fill(self.dropout_keys)
-        plan = self.attention.plan(found.segments)
-        return found, block.LineTensors(*self._rotary(found.position_ids), self.tensor(keys), plan)
+        tables = self._rotary(found.position_ids, *arrays[1:])
+        return found, block.LineTensors(*tables, self.tensor(keys), attention, attention.plan(found))
 
     def _parts_of(self, flat: Tensor, tuned: list[str]) -> dict[str, Tensor]:
         """A flat tensor of gradients as tensors of the tuned tensors' shapes."""
@@ -177,16 +192,31 @@ class Decoder:
         return {name: part.reshape(shape) for (name, shape), part in zip(shapes.items(), parts, strict=True)}
 
     def _embedded(self, found: line.Line) -> Tensor:
-        return self.functions.embed(self.parameter("model.embed_tokens.weight"), self.tensor(found.input_ids))
+        """The embedding of this rank's tokens."""
+        table = self.parameter(names.EMBEDDING)
+        if self.vocabulary:
+            return self.leave(self.vocabulary.embed(table, self.tensor(found.input_ids)))
+        return self.functions.embed(table, self._own_ids(found))
+
+    def _embed_backward(self, gradient: Tensor, found: line.Line) -> Tensor:
+        """The embedding's gradient for that of this rank's tokens."""
+        table = self.parameter(names.EMBEDDING)
+        if self.vocabulary:
+            return self.vocabulary.embed_backward(self.enter(gradient), self.tensor(found.input_ids), table)
+        return self.functions.embed_backward(gradient, self._own_ids(found), table)
+
+    def _own_ids(self, found: line.Line) -> Tensor:
+        return self.tensor(found.input_ids[self.mesh.own_tokens(len(found.input_ids))])
 
     def _blocks(self):
         """Each layer's compiled block and the names of its tensors."""
         for layout, names_of_layer in self.layers:
             yield self._block(layout), names_of_layer
 
-    def _rotary(self, position_ids: np.ndarray) -> tuple[Tensor, Tensor]:
-        """The rotary tables for positions [tokens]."""
-        cosine, sine = rope.tables(self.spec, position_ids[None])
+    def _rotary(self, own: np.ndarray, position_ids: np.ndarray, segment_ids: np.ndarray) -> tuple[Tensor, Tensor]:
+        """The rotary tables for a line's positions [tokens], as long as the batch's longest example wants them."""
+        longest = int(position_ids.max(initial=0, where=segment_ids != 0)) + 1
+        cosine, sine = rope.tables(self.spec, own[None], longest)
         return ops.rotary_tables(self.own, cosine[0], sine[0])
 
     def _place(self, name: str, array: np.ndarray, tuned_as: str | None) -> None:
@@ -200,13 +230,10 @@ class Decoder:
         for module in lora.modules:
             rows, columns = self.parameter(f"{module}.weight").shape
             name_a, name_b = peft_names(module)
-            by_inputs = slices.module_axis(module) == 1
-            inputs = columns * (self.mesh.tensor if by_inputs else 1)
-            drawn = random.lora_a(self.runtime.seed, module, lora.rank, inputs)
-            keys = random.feature_keys(module, inputs)
-            self._place(f"{module}.lora_A.weight", slices.cut(drawn, 1 if by_inputs else None, self.mesh), name_a)
+            first, keys = slices.adapter_start(module, columns, lora, self.runtime.seed, self.mesh)
+            self._place(f"{module}.lora_A.weight", first, name_a)
             self._place(f"{module}.lora_B.weight", np.zeros((rows, lora.rank), dtype=np.float32), name_b)
-            self.frozen[f"{module}.features"] = self.tensor(slices.cut(keys, 0 if by_inputs else None, self.mesh))
+            self.frozen[f"{module}.features"] = self.tensor(keys)
 
     def _layer(self, number: int) -> tuple[tuple[tuple[str, bool], ...], list[str]]:
         """A layer's layout, (name within the layer, tuned or not) for each tensor, and the tensors' whole names."""
@@ -216,7 +243,8 @@ class Decoder:
 
     def _block(self, layout) -> block.Block:
         numbers = self._numbers(self.dropout if self.dropout_keys is not None else 0.0, self.adapter)
-        return block.Block(block.functions(numbers, layout), self.attention, self.runtime.recompute, self.reduce)
+        kind, read = (sequence.SequenceBlock, sequence) if self.mesh.is_sequence_cut else (block.Block, block)
+        return kind(read.functions(numbers, layout), self.runtime.recompute, self.reduce)
 
     def _numbers(self, dropout: float, adapter: bool) -> block.Numbers:
         own, compute, adds_bias = self.own, self.runtime.precision.compute, self.mesh.tensor_rank == 0
@@ -249,6 +277,10 @@ def _functions(kernels: ops.Kernels):
         norm_backward_tuned=mindspore.jit(norm_backward_tuned),
         project=mindspore.jit(_project),
     )
+
+
+def _as_it_is(values: Tensor) -> Tensor:
+    return values
 
 
 def _embed(table, input_ids):

@@ -4,6 +4,7 @@ import os
 import sys
 import time
 from collections.abc import Collection, Iterator, Sequence
+from functools import cache
 from types import SimpleNamespace
 
 import mindspore
@@ -23,11 +24,18 @@ LAST_WORDS_SECONDS = 1.0
 _joined = SimpleNamespace(mesh=Mesh(), replicas=None, tensor=None, context=None, pipeline=None)
 
 
-def initialize(device: str, tensor: int = 1, context: int = 1, pipeline: int = 1) -> tuple[int, int]:
+def initialize(
+    device: str,
+    tensor: int = 1,
+    context: int = 1,
+    pipeline: int = 1,
+    sequence: bool = False,
+    vocabulary: bool = False,
+) -> tuple[int, int]:
     """Join the group that msrun's environment describes; return (rank, world size).
 
     Of `pipeline` stages of a model, each is held by `tensor` ranks, and `context` ranks share the tokens of its rows;
-    together they divide the world size.
+    together they divide the world size. `sequence` and `vocabulary` are the mesh's.
 
     Sets MindSpore's device, which cannot be done any more afterwards. In msrun's scheduler process this does not
     return: it serves the group and ends the process.
@@ -36,13 +44,14 @@ def initialize(device: str, tensor: int = 1, context: int = 1, pipeline: int = 1
         os.environ.setdefault("MS_CPU_COMM_OP_TIMEOUT", str(WAIT_SECONDS))
         mindspore.set_device(TARGETS[device])
         communication.init()
-        _join(tensor, context, pipeline)
+        _join(tensor, context, pipeline, sequence, vocabulary)
     return rank_and_world()
 
 
-def _join(tensor: int, context: int, pipeline: int) -> None:
+def _join(tensor: int, context: int, pipeline: int, sequence: bool, vocabulary: bool) -> None:
     rank, world = rank_and_world()
-    _joined.mesh = mesh = Mesh(world // (tensor * context * pipeline), tensor, rank, context, pipeline)
+    data = world // (tensor * context * pipeline)
+    _joined.mesh = mesh = Mesh(data, tensor, rank, context, pipeline, sequence, vocabulary)
     _joined.replicas = ops.AllReduce() if mesh.replicas == world else _own("replica", mesh.replica_groups, rank)
     for kind, size in (("tensor", tensor), ("context", context), ("pipeline", pipeline)):
         if size > 1:
@@ -102,14 +111,82 @@ def reduce(values: Tensor) -> Tensor:
     return _joined.tensor(values)
 
 
+def gather_parts(part: Tensor) -> Tensor:
+    """Return the parts [length, n] of the ranks that share rows, one after another, [ranks x length, n]."""
+    ranks, rank = _joined.mesh.context, _joined.mesh.context_rank
+    around = ops.zeros_like(part)
+    whole = ops.concat([part if other == rank else around for other in range(ranks)])
+    return _all_reduce(whole.reshape(-1), _joined.context).reshape(whole.shape)
+
+
+def sum_parts(whole: Tensor) -> Tensor:
+    """Return the sum over the ranks that share rows, of [ranks x length, n] this one's part [length, n]."""
+    length, rank = len(whole) // _joined.mesh.context, _joined.mesh.context_rank
+    return _all_reduce(whole.reshape(-1), _joined.context).reshape(whole.shape)[rank * length : (rank + 1) * length]
+
+
+def largest(values: Tensor) -> Tensor:
+    """Return the largest values [n] over the ranks that hold slices of one model's stage.
+
+    No target but Ascend has maxima, so that all ranks' values are gathered.
+    """
+    return ops.ReduceMax()(gather(values.reshape(1, -1)), 0)
+
+
+def gather(part: Tensor) -> Tensor:
+    """Return the tokens of all ranks that hold slices of one model's stage, in their order; part [own, features].
+
+    A sum of parts with zeros around them, which sends twice of what an AllGather sends.
+    """
+    return _joined.tensor(placed(part))
+
+
+def placed(part: Tensor) -> Tensor:
+    """Return this rank's tokens [own, features] in their place, with zeros for those of the others."""
+    return _placing(_joined.mesh)(part)
+
+
+def scatter(values: Tensor) -> Tensor:
+    """Return this rank's tokens of the sum over the ranks of one model's stage; values [tokens, features].
+
+    Its rows of the whole sum, which sends twice of what a ReduceScatter sends.
+    """
+    return _taking(_joined.mesh)(_joined.tensor(values))
+
+
+@cache
+def _placing(mesh: Mesh):
+    def place(part):
+        parts = ()
+        for rank in range(mesh.tensor):
+            parts = parts + (part if rank == mesh.tensor_rank else ops.zeros_like(part),)
+        return ops.concat(parts)
+
+    return mindspore.jit(place)
+
+
+@cache
+def _taking(mesh: Mesh):
+    def take(values):
+        size = values.shape[0] // mesh.tensor
+        return values[size * mesh.tensor_rank : size * (mesh.tensor_rank + 1)]
+
+    return mindspore.jit(take)
+
+
 def join(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Return whole arrays for this rank's slices of tensors, by canonical name; every rank of a model calls it."""
     found = dict(arrays)
-    for name, along in ((name, slices.axis(name)) for name in arrays):
+    for name, along in ((name, slices.axis(name, _joined.mesh)) for name in arrays):
         if _joined.mesh.tensor > 1 and along is not None:
-            whole = slices.placed(arrays[name], along, _joined.mesh)
-            found[name] = _all_reduce(Tensor(whole.reshape(-1)), _joined.tensor).asnumpy().reshape(whole.shape)
+            found[name] = join_along(arrays[name], along)
     return found
+
+
+def join_along(array: np.ndarray, along: int) -> np.ndarray:
+    """Return the whole array of which each rank of a model's stage has its slice along an axis."""
+    whole = slices.placed(array, along, _joined.mesh)
+    return _all_reduce(Tensor(whole.reshape(-1)), _joined.tensor).asnumpy().reshape(whole.shape)
 
 
 def gather_rows(parts: dict[str, Tensor], like: dict[str, Tensor]) -> Iterator[tuple[str, Tensor]]:

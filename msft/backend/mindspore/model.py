@@ -1,5 +1,7 @@
 """What the shared engine asks of a model: losses, gradients, log-probabilities, tuned tensors."""
 
+from collections.abc import Iterable, Mapping
+
 import mindspore
 import numpy as np
 from mindspore import Tensor
@@ -7,12 +9,10 @@ from mindspore import ops as operators
 
 from msft.backend import names, random, slices
 from msft.backend.contract import IGNORE, Batch, Runtime, Tuning
-from msft.backend.mindspore import ops
+from msft.backend.mindspore import distributed, ops
 from msft.backend.mindspore.decoder import Decoder, Trace, by_position
 from msft.backend.mindspore.device import bind_threads
 from msft.models.spec import ModelSpec
-
-EMBEDDING = "model.embed_tokens.weight"
 
 
 class Model:
@@ -24,8 +24,13 @@ class Model:
         self.kernels = ops.kernels(spec, runtime)
         self.decoder = Decoder(spec, source, tuning, runtime, self.kernels)
         self.has_adapter = tuning.lora is not None
+        self.mesh = self.decoder.mesh
         # A block's norms see what one rank gives of the gradient.
-        self.partial = {name for name in self.tuned if slices.is_partial(name) or "layernorm" in name}
+        self.partial = {name for name in self.tuned if slices.is_partial(name, self.mesh) or "layernorm" in name}
+        # Of a tied head each rank has a share of the gradient, and unless it has its own tokens alone, the whole one of
+        # the embedding.
+        self.shares_tied = self.mesh.shares_losses and self.decoder.is_head_tied() and names.EMBEDDING in self.tuned
+        self.partial |= {names.EMBEDDING} if self.shares_tied else set()
 
     @property
     def tuned(self) -> dict[str, Tensor]:
@@ -47,7 +52,9 @@ class Model:
             gradients = self.decoder.backward(by_hidden, trace)
         # The head's own gradient is known already; a tied head is reached through the embedding as well.
         if by_head is not None:
-            name = names.HEAD if names.HEAD in self.tuned else EMBEDDING
+            name = names.HEAD if names.HEAD in self.tuned else names.EMBEDDING
+            if self.shares_tied and not self.mesh.is_sequence_cut:
+                gradients[name] = gradients[name] / self.mesh.tensor
             gradients[name] = gradients[name] + by_head if name in gradients else by_head
         loss = float(ops.to_numpy(summed).astype(np.float64).sum())
         return loss, {name: gradients[name] for name in self.tuned}
@@ -68,9 +75,9 @@ class Model:
         """Return all logits, float32 [rows, length, vocabulary]."""
         with self.decoder.mode(None, adapter=True):
             trace = self._forward(batch)
-            return by_position(
-                self.decoder.head(trace.hidden, self.decoder.head_weight()), trace.line, batch.segment_ids
-            )
+            logits = self.decoder.head(trace.hidden, self.decoder.head_weight())
+            placed = by_position(logits, trace.line, batch.segment_ids)
+            return distributed.join_along(placed, 2) if self.decoder.vocabulary else placed
 
     def activations(self, batch: Batch, adapter: bool) -> dict[str, np.ndarray]:
         """Return the hidden states by module in the order of the forward pass, float32 [rows, length, hidden]."""
@@ -82,11 +89,11 @@ class Model:
         tensor = self.tuned[name] if name in self.tuned else self.decoder.parameter(name)
         return ops.to_numpy(tensor.astype(ops.dtype(dtype)))
 
-    def export_tuned(self) -> dict[str, np.ndarray]:
-        """Return copies of the tuned tensors."""
-        return {name: ops.to_numpy(parameter) for name, parameter in self.tuned.items()}
+    def export_tuned(self, names: Iterable[str]) -> dict[str, np.ndarray]:
+        """Return copies of tuned tensors by name."""
+        return {name: ops.to_numpy(self.tuned[name]) for name in names}
 
-    def import_tuned(self, weights: dict[str, np.ndarray]) -> None:
+    def import_tuned(self, weights: Mapping[str, np.ndarray]) -> None:
         """Overwrite tuned tensors by name."""
         for name, array in weights.items():
             self.tuned[name] = ops.from_numpy(array, self.runtime.device, "float32")
@@ -126,42 +133,68 @@ class Model:
         }
 
     def _forward(self, batch: Batch, keep: bool = False) -> Trace:
-        return self.decoder.forward(batch.input_ids, batch.position_ids, batch.segment_ids, keep)
+        return self.decoder.forward(batch.input_ids, batch.position_ids, batch.segment_ids, keep, batch.is_shared)
 
     def _losses(self, batch: Batch) -> np.ndarray:
         """The cross-entropy of each supervised position in reading order, float32 [n]; logits for a chunk at a time."""
-        trace, weight = self._forward(batch), self.decoder.head_weight()
-        chunks = self._chunks(trace, batch)
-        losses = [ops.to_numpy(_chunk_losses(trace.hidden, weight, *chunk[:2])) for chunk in chunks]
-        return np.concatenate(losses)[: batch.supervised]
+        trace, weight, entropy = self._forward(batch), self.decoder.head_weight(), self.decoder.vocabulary
+        losses = []
+        for positions, labels, _ in self._chunks(trace, batch):
+            if entropy:
+                found = entropy.token_losses(_chunk_logits(trace.hidden, weight, positions), labels)
+            else:
+                found = _chunk_losses(trace.hidden, weight, positions, labels)
+            losses.append(ops.to_numpy(found))
+        own = self.mesh.own_losses(batch.supervised)
+        found = np.zeros(batch.supervised, np.float32)
+        found[own] = np.concatenate(losses)[: own.stop - own.start]
+        is_shared = self.mesh.shares_losses and batch.supervised
+        return ops.to_numpy(distributed.reduce(self.decoder.tensor(found))) if is_shared else found
 
     def _head_gradients(self, trace: Trace, batch: Batch, scale: float):
         """The losses by place in the line, the gradients of `scale` x their sum for the hidden states and the head.
 
-        Logits and their gradient exist for a chunk at a time; the head's gradient is None where it is not tuned.
+        Logits and their gradient exist for a chunk at a time; the head's gradient is None where it is not tuned. On the
+        ranks of a model that is cut, gradients of hidden states are shares.
         """
         weight, by_head = self.decoder.head_weight(), None
         total = Tensor(np.zeros((trace.hidden.shape[0], trace.hidden.shape[1] + 1), np.float32))
+        gradients_of = self._cut_chunk if self.decoder.vocabulary else self._whole_chunk
         for positions, labels, real in self._chunks(trace, batch):
             chunk = positions, labels, self.decoder.tensor(real * np.float32(scale))
-            total = _chunk_gradients(total, trace.hidden, weight, *chunk)
-            if self._is_head_tuned():
-                found = _chunk_head_gradient(trace.hidden, weight, *chunk)
-                by_head = found if by_head is None else by_head + found
-        return _loss_part(total), _hidden_part(total, trace.hidden), by_head
+            total, found = gradients_of(total, trace.hidden, weight, chunk)
+            by_head = found if by_head is None else by_head + found
+        losses = _loss_part(total)
+        losses = distributed.reduce(losses) if self.mesh.shares_losses else losses
+        return losses, _hidden_part(total, trace.hidden), by_head
+
+    def _whole_chunk(self, total: Tensor, hidden: Tensor, weight: Tensor, chunk: tuple[Tensor, ...]):
+        """`total` with a chunk's gradients and losses, and the head's gradient."""
+        total = _chunk_gradients(total, hidden, weight, *chunk)
+        return total, _chunk_head_gradient(hidden, weight, *chunk) if self._is_head_tuned() else None
+
+    def _cut_chunk(self, total: Tensor, hidden: Tensor, weight: Tensor, chunk: tuple[Tensor, ...]):
+        """`_whole_chunk` by this rank's rows of the head."""
+        positions, labels, scales = chunk
+        logits = _chunk_logits(hidden, weight, positions)
+        losses, by_logits = self.decoder.vocabulary.token_losses_and_gradient(logits, labels, scales)
+        total = _with_chunk(total, weight, positions, losses, by_logits, scales)
+        return total, _head_gradient(hidden, weight, positions, by_logits) if self._is_head_tuned() else None
 
     def _is_head_tuned(self) -> bool:
-        return names.HEAD in self.tuned or (self.decoder.is_head_tied() and EMBEDDING in self.tuned)
+        return names.HEAD in self.tuned or (self.decoder.is_head_tied() and names.EMBEDDING in self.tuned)
 
     def _chunks(self, trace: Trace, batch: Batch):
         """Places in the line of supervised positions, their labels, and which are real, `LOSS_CHUNK` at a time.
 
-        The last chunk is filled up, so that one compiled function serves every batch; there is one at least.
+        The last chunk is filled up, so that one compiled function serves every batch; there is one at least. Where the
+        ranks of a model share the losses, the places are those of this rank's share.
         """
         labels = batch.labels.reshape(-1)[trace.line.places]
         chosen = np.flatnonzero(labels != IGNORE).astype(np.int32)
         if len(chosen) != batch.supervised:
             raise ValueError("labels stand on padding")
+        chosen = chosen[self.mesh.own_losses(len(chosen))]
         fill = (0, -len(chosen) % ops.LOSS_CHUNK if len(chosen) else ops.LOSS_CHUNK)
         arrays = np.pad(chosen, fill), np.pad(labels[chosen], fill), np.pad(np.ones(len(chosen), np.float32), fill)
         for start in range(0, len(arrays[0]), ops.LOSS_CHUNK):
@@ -178,6 +211,15 @@ def _chunk_losses(hidden, weight, positions, labels):
 def _chunk_gradients(total, hidden, weight, positions, labels, scales):
     """`total` [length, hidden + 1] with a chunk's gradients for the hidden states, and its losses behind them."""
     losses, by_logits = ops.token_losses_and_gradient(_logits(hidden, weight, positions), labels, scales)
+    return _added(total, weight, positions, losses, by_logits, scales)
+
+
+@mindspore.jit
+def _with_chunk(total, weight, positions, losses, by_logits, scales):
+    return _added(total, weight, positions, losses, by_logits, scales)
+
+
+def _added(total, weight, positions, losses, by_logits, scales):
     by_hidden = ops.product(by_logits.astype(weight.dtype), weight).astype(mindspore.float32)
     real = (scales != 0).astype(mindspore.float32)
     rows = operators.concat((by_hidden, (losses * real).expand_dims(-1)), 1)
@@ -187,8 +229,22 @@ def _chunk_gradients(total, hidden, weight, positions, labels, scales):
 @mindspore.jit
 def _chunk_head_gradient(hidden, weight, positions, labels, scales):
     _, by_logits = ops.token_losses_and_gradient(_logits(hidden, weight, positions), labels, scales)
+    return _by_head(hidden, weight, positions, by_logits)
+
+
+@mindspore.jit
+def _head_gradient(hidden, weight, positions, by_logits):
+    return _by_head(hidden, weight, positions, by_logits)
+
+
+def _by_head(hidden, weight, positions, by_logits):
     rows = operators.gather(hidden, positions, 0)
     return ops.product_a(by_logits.astype(weight.dtype), rows.astype(weight.dtype)).astype(mindspore.float32)
+
+
+@mindspore.jit
+def _chunk_logits(hidden, weight, positions):
+    return _logits(hidden, weight, positions)
 
 
 def _logits(hidden, weight, positions):

@@ -10,7 +10,7 @@ import mindspore
 import numpy as np
 
 from msft.backend import cuts
-from msft.backend.contract import Batch, Place, Runtime, StateParts, StepResult, Tuning
+from msft.backend.contract import Batch, OnToken, Place, Runtime, Sampling, StepResult, Tuning
 from msft.backend.engine import FrameworkEngine
 from msft.backend.mesh import Mesh
 from msft.backend.mindspore import distributed
@@ -56,10 +56,11 @@ class WholeEngine(FrameworkEngine):
         self.step += 1
         return StepResult(loss, supervised, norm, not finite, scale)
 
-    def export_parts(self) -> StateParts:
-        """See `contract.Engine.export_parts`."""
-        places, kinds = self._places(), (self.model.export_tuned(), *self.optimizer.moments())
-        return StateParts(*({name: kind[name] for name in places} for kind in kinds), places, self._counters())
+    def generate(
+        self, prompts: Sequence[Sequence[int]], sampling: Sampling, on_token: OnToken | None = None
+    ) -> list[list[int]]:
+        """Raises RunError: there is no program of it."""
+        raise RunError("text is generated with parallel_mode 0")
 
     def _places(self) -> dict[str, Place]:
         """What this process gives of the tuned tensors, so that all give each number once."""

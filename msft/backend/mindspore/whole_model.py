@@ -1,5 +1,6 @@
 """A model over the programs of `whole.py`: what the shared engine asks of one."""
 
+from collections.abc import Iterable, Mapping
 from contextlib import contextmanager
 from functools import cached_property
 
@@ -168,11 +169,11 @@ class WholeModel:
         first, second = np.split(hidden, 2, -1)
         return hidden * cosine + np.concatenate((-second, first), -1) * sine
 
-    def export_tuned(self) -> dict[str, np.ndarray]:
-        """Return copies of the tuned tensors."""
-        return {name: parameter.asnumpy().copy() for name, parameter in self.tuned.items()}
+    def export_tuned(self, chosen: Iterable[str]) -> dict[str, np.ndarray]:
+        """Return copies of some of the tuned tensors."""
+        return {name: self.tuned[name].asnumpy().copy() for name in chosen}
 
-    def import_tuned(self, weights: dict[str, np.ndarray]) -> None:
+    def import_tuned(self, weights: Mapping[str, np.ndarray]) -> None:
         """Overwrite tuned tensors by name."""
         for name, array in weights.items():
             self.tuned[name].set_data(Tensor(np.array(array, np.float32)))

@@ -81,6 +81,10 @@ class WholeAdamW:
         first, second = ({name: moment.asnumpy().copy() for name, moment in found} for found in pairs)
         return first, second
 
+    def shares(self) -> list[dict[str, np.ndarray]]:
+        """Return copies of what this process holds of the tuned tensors, the first and the second moments."""
+        return [self.model.export_tuned(self.model.tuned), *self.moments()]
+
     def load(self, first: dict[str, np.ndarray], second: dict[str, np.ndarray], step: int) -> None:
         """Take over moments and the number of steps taken."""
         for moments, given in ((self.first, first), (self.second, second)):

@@ -1,6 +1,7 @@
 """What a decoder's block is made of, as operators that keep little for their gradients and compute no frozen ones."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 from typing import NamedTuple
 
@@ -46,6 +47,14 @@ def few_rows(rows: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
     else:
         result = torch.ops.mkldnn._linear_pointwise(weight, rows, None, "none", [], "").t()
     return result if bias is None else result + bias
+
+
+def bias(part: torch.nn.Module) -> torch.Tensor | None:
+    """Return what this rank adds of a linear module's bias: one rank adds a bias that all ranks of a model have."""
+    if part.bias is None or part.adds_bias:
+        return part.bias
+    # Zeros: what has a gradient must have one on every rank of a model, or some would wait for sums of the others.
+    return part.bias * 0 if part.bias.requires_grad else None
 
 
 def linear(hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, compute: torch.dtype) -> torch.Tensor:
@@ -244,10 +253,14 @@ def _as_it_is(hidden: torch.Tensor) -> torch.Tensor:
     return hidden
 
 
+def _as_they_are(*_):
+    return nullcontext()
+
+
 class Parts(NamedTuple):
     """What lies between a block's products: operators that take the arguments of this module's of the same names.
 
-    `enter` and `leave` stand around what is cut over ranks.
+    `enter` and `leave` stand around what is cut over ranks; inside `keep`(hidden, entered) modules read what entered.
     """
 
     name: str = "each its own operator"
@@ -256,6 +269,13 @@ class Parts(NamedTuple):
     swiglu: Callable = swiglu
     enter: Callable = _as_it_is
     leave: Callable = _as_it_is
+    keep: Callable = _as_they_are
+
+    def read(self, hidden: torch.Tensor, *modules: Callable) -> tuple[torch.Tensor, ...]:
+        """Return what each of the modules gives that are cut by their outputs and read the same hidden states."""
+        entered = self.enter(hidden)
+        with self.keep(hidden, entered):
+            return tuple(module(entered) for module in modules)
 
 
 def cut_parts(parts: Parts, reduce: Callable) -> Parts:

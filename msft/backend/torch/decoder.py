@@ -9,13 +9,12 @@ from contextlib import contextmanager, nullcontext
 import numpy as np
 import torch
 from torch import nn
+from torch.nn import functional
 from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM
 
-from msft.backend import names, random, slices
-from msft.backend.contract import Lora, Runtime, Tuning
-from msft.backend.mesh import Mesh
-from msft.backend.segments import spans
-from msft.backend.torch import attention, block, distributed, ops, sharding
+from msft.backend import context, names, slices
+from msft.backend.contract import Runtime, Tuning
+from msft.backend.torch import attention, block, distributed, lora, ops, sequence, sharding, vocabulary, zero_parts
 from msft.errors import InputError
 from msft.models import rope
 from msft.models.adapters import peft_names
@@ -43,11 +42,18 @@ class Decoder:
         self.spec = spec
         self.runtime = runtime
         self.mesh = distributed.mesh()
-        parts = block.cut_parts(kernels.parts, distributed.reduce) if self.mesh.tensor > 1 else kernels.parts
+        self.vocabulary = vocabulary.own(spec, self.mesh)
+        self.parts = sequence.cut_parts(kernels.parts, self.mesh, runtime.recompute)
         self.is_sharded = self.mesh.shards(runtime.strategy)
         self.is_fsdp = self.is_sharded and runtime.strategy == "fsdp"
         source = slices.SlicedSource(source, self.mesh)
-        self.network = _load(spec, source, tuning, runtime, parts, self.is_fsdp)
+        # What makes a frozen parameter of a whole tensor that was read; FSDP's are read when all is shared out.
+        keep = None if self.is_fsdp else functools.partial(nn.Parameter, requires_grad=False)
+        if self.is_sharded and zero_parts.partitions_weights(runtime):
+            keep = zero_parts.Partitioner(runtime)
+        self.network = _load(spec, source, tuning, runtime, self.parts, keep)
+        if self.mesh.is_sequence_cut or self.vocabulary:
+            self.network.model.embed_tokens.forward = self._embedded
         # What is called for the way from tokens to the last norm.
         self.trunk = self.network.model
         self._fit_modules()
@@ -59,7 +65,7 @@ class Decoder:
         self.adapted_layers: list[nn.Module] = []
         if tuning.lora:
             names.check_modules(tuning.lora.modules, spec)
-            self.adapted = _add_lora(self.network, tuning.lora, runtime, self.mesh, self.is_fsdp)
+            self.adapted = lora.add(self.network, tuning.lora, runtime, self.mesh, keep)
             self.adapted_layers = [self.network.get_submodule(module) for module in tuning.lora.modules]
         if self.is_fsdp:
             self.trunk = sharding.shard(self.network, runtime.device)
@@ -79,21 +85,22 @@ class Decoder:
             whole = _read(source, name, name in tuning.parameters, self.runtime)
             sharding.keep(self.network.get_parameter(name), whole)
         for module, layer in zip(tuning.lora.modules if tuning.lora else (), self.adapted_layers, strict=True):
-            drawn = _drawn(module, layer, tuning.lora, self.runtime, self.mesh)
-            sharding.keep(layer.lora_A["default"].weight, drawn)
-            sharding.keep(layer.lora_B["default"].weight, torch.zeros(layer.out_features, tuning.lora.rank))
+            a, b = lora.first_values(module, layer, tuning.lora, self.runtime, self.mesh)
+            sharding.keep(layer.lora_A["default"].weight, a)
+            sharding.keep(layer.lora_B["default"].weight, b)
 
     def _fit_modules(self) -> None:
         """Tell the linear modules what they are cut to, and which rank adds a bias that all of a model's have."""
         for module in family(self.spec.family).linear_modules(self.spec):
             part = self.network.get_submodule(module)
-            part.out_features, part.in_features = part.weight.shape
+            part.out_features, part.in_features = zero_parts.whole_shape(part.weight)
             part.adds_bias = slices.module_axis(module) == 0 or self.mesh.tensor_rank == 0
 
     def _compile(self) -> float:
         """Compile the parts of a block by a few tokens' way through one and back; return the seconds it took."""
-        began, model, positions = time.perf_counter(), self.network.model, self.tensor(np.arange(WARM_UP)[None])
-        segments = attention.Segments([WARM_UP], self.runtime.device)
+        began, model, tokens = time.perf_counter(), self.network.model, WARM_UP * self.mesh.tensor
+        positions = self.tensor(np.arange(tokens)[None])
+        segments = attention.Segments(np.array([[0, tokens, 0, tokens]]), self.runtime.device)
 
         def attend(_, query, key, value, scale):
             return self.attention(query, key, value, segments, scale)
@@ -102,8 +109,9 @@ class Decoder:
             if self.is_fsdp:
                 self._warm_up_whole(attend)
                 return time.perf_counter() - began
-            hidden = model.embed_tokens(positions).detach().requires_grad_()
-            with self._autocast():
+            with zero_parts.gathered(model.embed_tokens.parameters()):
+                hidden = model.embed_tokens(positions).detach().requires_grad_()
+            with self._autocast(), zero_parts.gathered(model.layers[0].parameters()):
                 rotation = model.rotary_emb(hidden, positions)
                 output = model.layers[0](hidden, position_embeddings=rotation, attend=attend)
                 torch.autograd.grad(output.sum(), hidden)
@@ -136,33 +144,55 @@ class Decoder:
             if self.is_fsdp:
                 sharding.free(self.network)
 
-    def hidden(self, input_ids: np.ndarray, position_ids: np.ndarray, segment_ids: np.ndarray) -> torch.Tensor:
+    def hidden(
+        self, input_ids: np.ndarray, position_ids: np.ndarray, segment_ids: np.ndarray, is_shared: bool = False
+    ) -> torch.Tensor:
         """Return the final hidden states [rows, length, hidden] of int32 [rows, length] arrays, 0 on padding.
 
-        Real tokens alone are computed, in one line of tokens; attention is causal and stays within a segment.
+        Real tokens alone are computed, in one line of tokens; attention is causal and stays within a segment. Of rows
+        that are shared those of other ranks are 0 too. On the ranks of a model that is cut, gradients of them are
+        shares.
         """
-        real = np.flatnonzero(segment_ids)
-        if len(real):
-            states = self._line(input_ids, position_ids, segment_ids, real)
-            return self._padded(states, real, segment_ids.shape)
-        if not self.is_sharded:
+        part = self._part(segment_ids, is_shared)
+        if len(part.places):
+            states = self.parts.enter(self._line(input_ids, position_ids, part, is_shared))
+            return self._padded(states, part.places, segment_ids.shape)
+        if not (self.is_sharded or is_shared):
             return torch.zeros(*segment_ids.shape, self.spec.hidden_size, device=self.runtime.device)
-        # The other ranks have tokens, and need this one to gather the weights.
-        first = np.zeros((1, 1), np.int32)
-        return (self._line(first, first, first + 1, np.array([0])) * 0).expand(*segment_ids.shape, -1)
+        # The other ranks have tokens, and need this one to gather the weights, or keys and values.
+        states = self._line(input_ids * 0, position_ids, part.stand_in(), is_shared and part.most > 0)
+        return (self.parts.enter(states)[:, :1] * 0).expand(*segment_ids.shape, -1)
 
-    def _line(self, input_ids, position_ids, segment_ids, real: np.ndarray) -> torch.Tensor:
-        """The final hidden states [1, tokens, hidden] of the real tokens."""
+    def _part(self, segment_ids: np.ndarray, is_shared: bool) -> context.Part:
+        """What this rank computes of a batch."""
+        ranks = (self.mesh.context, self.mesh.context_rank) if is_shared else (1, 0)
+        return context.part(segment_ids, *ranks)
+
+    def _line(self, input_ids, position_ids, part: context.Part, is_shared: bool = False) -> torch.Tensor:
+        """The final hidden states [1, tokens, hidden] of a part, this rank's alone where each has its own.
+
+        The line is filled up to a multiple of the ranks that have their own.
+        """
         self._set_frequencies(position_ids)
-        lengths = np.diff(spans(segment_ids)[:, 1:], axis=1).ravel().tolist()
-        segments = attention.Segments(lengths, self.runtime.device)
+        part = part.filled(self.mesh.tensor if self.mesh.is_sequence_cut else 1)
+        segments, attention_of = attention.Segments(part.pieces, self.runtime.device), self.attention
+        if is_shared:
+            # What a block keeps is not kept where it is computed again.
+            attention_of = attention.Shared(attention_of, part, not self.runtime.recompute, self.runtime.device)
         if self.dropout_keys is not None:
-            self._set_dropout(self.tensor(self.dropout_keys.reshape(1, -1)[:, real]))
+            self._set_dropout(self.tensor(part.take(self.dropout_keys)))
 
         def attend(layer, query, key, value, scale):
-            return self.attention(query, key, value, segments, scale)
+            return attention_of(query, key, value, segments, scale)
 
-        return self._run(input_ids.reshape(1, -1)[:, real], position_ids.reshape(1, -1)[:, real], attend)
+        return self._run(part.take(input_ids), part.take(position_ids), attend)
+
+    def _embedded(self, input_ids: torch.Tensor) -> torch.Tensor:
+        """The embedding of this rank's tokens among int32 [1, tokens]."""
+        table = self.network.model.embed_tokens.weight
+        if self.vocabulary:
+            return self.parts.leave(self.vocabulary.embed(table, input_ids))
+        return functional.embedding(input_ids[:, self.mesh.own_tokens(input_ids.shape[1])], table)
 
     def _run(self, input_ids: np.ndarray, position_ids: np.ndarray, attend: Callable) -> torch.Tensor:
         with self._autocast():
@@ -174,7 +204,8 @@ class Decoder:
             ).last_hidden_state
 
     def _padded(self, states: torch.Tensor, real: np.ndarray, shape: tuple[int, int]) -> torch.Tensor:
-        """States [1, tokens, hidden] in their places, [rows, length, hidden]."""
+        """States [1, tokens, hidden] in their places, [rows, length, hidden], without what fills the line up."""
+        states = states[:, : len(real)]
         if len(real) < shape[0] * shape[1]:
             flat = states.new_zeros(shape[0] * shape[1], states.shape[-1])
             states = flat.index_copy(0, self.tensor(real), states.squeeze(0))
@@ -184,7 +215,7 @@ class Decoder:
         self, input_ids: np.ndarray, position_ids: np.ndarray, segment_ids: np.ndarray
     ) -> Iterator[tuple[str, torch.Tensor]]:
         """Yield the name and the output of the embedding, of each block and of the last norm."""
-        model, seen, real = self.network.model, {}, np.flatnonzero(segment_ids)
+        model, seen, part = self.network.model, {}, context.part(segment_ids)
         parts = {"model.embed_tokens": model.embed_tokens, "model.norm": model.norm}
         parts |= {f"model.layers.{number}": layer for number, layer in enumerate(model.layers)}
         hooks = [
@@ -192,12 +223,14 @@ class Decoder:
             for name, part in parts.items()
         ]
         try:
-            self._line(input_ids, position_ids, segment_ids, real)
+            self._line(input_ids, position_ids, part)
         finally:
             for hook in hooks:
                 hook.remove()
         for name, output in seen.items():
-            yield name, self._padded(output[0] if isinstance(output, tuple) else output, real, segment_ids.shape)
+            output = output[0] if isinstance(output, tuple) else output
+            whole = distributed.gather(output) if self.mesh.is_sequence_cut else output
+            yield name, self._padded(whole, part.places, segment_ids.shape)
 
     def head_weight(self) -> torch.Tensor:
         """Return the matrix that `head` takes, [vocabulary, hidden] in the compute dtype: one copy for many calls."""
@@ -206,7 +239,7 @@ class Decoder:
         return self.network.lm_head.weight.to(ops.dtype(self.runtime.precision.compute))
 
     def head(self, hidden: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-        """Return the logits, float32 [..., vocabulary]."""
+        """Return the logits, float32 [..., vocabulary], or this rank's of them."""
         rows = hidden.to(weight.dtype).flatten(0, -2)
         return block.product(rows, weight).unflatten(0, hidden.shape[:-1]).float()
 
@@ -252,8 +285,10 @@ class Decoder:
         return torch.autocast(self.runtime.device, ops.dtype(compute), enabled=compute != "float32")
 
 
-def _load(spec: ModelSpec, source, tuning: Tuning, runtime: Runtime, parts: block.Parts, is_fsdp: bool) -> nn.Module:
-    """The network with its weights; those of one for FSDP have no values yet."""
+def _load(
+    spec: ModelSpec, source, tuning: Tuning, runtime: Runtime, parts: block.Parts, keep: Callable | None
+) -> nn.Module:
+    """The network with its weights as `keep` makes parameters of them; None: they have no values yet."""
     rope.check(spec)
     # Dropout is the adapters' own alone.
     config = AutoConfig.for_model(**{**spec.hf_config, "attention_dropout": 0.0, "return_dict": True})
@@ -261,13 +296,13 @@ def _load(spec: ModelSpec, source, tuning: Tuning, runtime: Runtime, parts: bloc
         network = AutoModelForCausalLM.from_config(config, attn_implementation=ATTENTION)
     tuned, precision = set(tuning.parameters), runtime.precision
     for name, shape in family(spec.family).tensor_shapes(spec).items():
-        if is_fsdp:
+        if keep is None:
             kind = ops.dtype(names.computed_dtype(name, name in tuned, precision))
-            tensor = torch.empty(shape, dtype=kind, device="meta")
+            parameter = nn.Parameter(torch.empty(shape, dtype=kind, device="meta"), requires_grad=False)
         else:
-            tensor = _read(source, name, name in tuned, runtime)
+            parameter = keep(_read(source, name, name in tuned, runtime))
         owner, _, leaf = name.rpartition(".")
-        setattr(network.get_submodule(owner), leaf, nn.Parameter(tensor, requires_grad=False))
+        setattr(network.get_submodule(owner), leaf, parameter)
     network.tie_weights()
     _rebuild_rotary(network, config, runtime.device)
     # transformers zeroes the gradient of the padding row, which is a real token where pad = eos.
@@ -291,14 +326,7 @@ def _read(source, name: str, is_tuned: bool, runtime: Runtime) -> torch.Tensor:
 
 
 def _linear(part: nn.Module, compute: torch.dtype, hidden: torch.Tensor) -> torch.Tensor:
-    return block.linear(hidden, part.weight, _bias(part), compute)
-
-
-def _bias(part: nn.Module) -> torch.Tensor | None:
-    if part.bias is None or part.adds_bias:
-        return part.bias
-    # Zeros: what has a gradient must have one on every rank of a model, or some would wait for sums of the others.
-    return part.bias * 0 if part.bias.requires_grad else None
+    return block.linear(hidden, part.weight, block.bias(part), compute)
 
 
 def _normed(norm: nn.Module, parts: block.Parts, hidden: torch.Tensor) -> torch.Tensor:
@@ -306,15 +334,12 @@ def _normed(norm: nn.Module, parts: block.Parts, hidden: torch.Tensor) -> torch.
 
 
 def _fed_forward(mlp: nn.Module, parts: block.Parts, hidden: torch.Tensor) -> torch.Tensor:
-    hidden = parts.enter(hidden)
-    return parts.leave(mlp.down_proj(parts.swiglu(mlp.gate_proj(hidden), mlp.up_proj(hidden))))
+    return parts.leave(mlp.down_proj(parts.swiglu(*parts.read(hidden, mlp.gate_proj, mlp.up_proj))))
 
 
 def _mixed(mixer: nn.Module, parts: block.Parts, hidden_states: torch.Tensor, position_embeddings, attend, **_):
-    hidden, heads = parts.enter(hidden_states), (*hidden_states.shape[:-1], -1, mixer.head_dim)
-    query, key, value = (
-        project(hidden).view(heads).transpose(1, 2) for project in (mixer.q_proj, mixer.k_proj, mixer.v_proj)
-    )
+    projected = parts.read(hidden_states, mixer.q_proj, mixer.k_proj, mixer.v_proj)
+    query, key, value = (heads.unflatten(-1, (-1, mixer.head_dim)).transpose(1, 2) for heads in projected)
     query, key = parts.rotate(query, key, *position_embeddings)
     mixed = attend(mixer.layer_idx, query, key, value, mixer.scaling)
     return parts.leave(mixer.o_proj(mixed.transpose(1, 2).flatten(2))), None
@@ -329,62 +354,3 @@ def _rebuild_rotary(network: nn.Module, config, device: str) -> None:
     rotary = type(network.model.rotary_emb)(config).to(device)
     rotary.rope_type = "default"
     network.model.rotary_emb = rotary
-
-
-def _add_lora(network: nn.Module, lora: Lora, runtime: Runtime, mesh: Mesh, is_fsdp: bool):
-    from peft import LoraConfig, get_peft_model
-
-    config = LoraConfig(
-        r=lora.rank,
-        lora_alpha=lora.alpha,
-        lora_dropout=0.0,
-        target_modules=list(lora.modules),
-        init_lora_weights=False,
-        task_type="CAUSAL_LM",
-    )
-    tuned = [parameter for parameter in network.parameters() if parameter.requires_grad]
-    adapted = get_peft_model(network, config)
-    for parameter in tuned:
-        parameter.requires_grad_()
-    for module in lora.modules:
-        layer = network.get_submodule(module)
-        a, b = layer.lora_A["default"], layer.lora_B["default"]
-        if is_fsdp:
-            a.weight = nn.Parameter(torch.empty(lora.rank, layer.in_features, device="meta"))
-        else:
-            a.weight = nn.Parameter(_drawn(module, layer, lora, runtime, mesh))
-        b.weight = nn.Parameter(torch.zeros(layer.out_features, lora.rank, device=a.weight.device))
-        by_inputs, inputs = _inputs(module, layer, mesh)
-        keys = slices.cut(random.feature_keys(module, inputs), 0 if by_inputs else None, mesh)
-        layer.dropout_features = ops.from_numpy(keys, runtime.device, "int32")
-        layer.dropout_tokens = None
-        layer.forward = functools.partial(_adapted_linear, layer, lora.dropout)
-    return adapted
-
-
-def _inputs(module: str, layer: nn.Module, mesh: Mesh) -> tuple[bool, int]:
-    """Whether a module is cut by its inputs, and how many it has on all ranks of a model."""
-    by_inputs = slices.module_axis(module) == 1
-    return by_inputs, layer.in_features * (mesh.tensor if by_inputs else 1)
-
-
-def _drawn(module: str, layer: nn.Module, lora: Lora, runtime: Runtime, mesh: Mesh) -> torch.Tensor:
-    """The first values of a module's A, this rank's slice."""
-    by_inputs, inputs = _inputs(module, layer, mesh)
-    drawn = random.lora_a(runtime.seed, module, lora.rank, inputs)
-    return ops.from_numpy(slices.cut(drawn, 1 if by_inputs else None, mesh), runtime.device, "float32")
-
-
-def _adapted_linear(layer: nn.Module, probability: float, hidden: torch.Tensor) -> torch.Tensor:
-    """What peft's LoRA layer computes, with dropout by counters, as one operator where the base is frozen."""
-    base = layer.base_layer
-    if layer.disable_adapters:
-        return base(hidden)
-    a, b, scaling = layer.lora_A["default"].weight, layer.lora_B["default"].weight, layer.scaling["default"]
-    keep = None
-    if layer.dropout_tokens is not None and probability:
-        keep = ops.keep_mask(layer.dropout_tokens, layer.dropout_features, probability)
-    bias = _bias(base)
-    if base.weight.requires_grad or (bias is not None and bias.requires_grad):
-        return base(hidden) + block.low_rank(hidden, a, b, scaling, keep, probability)
-    return block.adapted_linear(hidden, base.weight, bias, a, b, scaling, keep, probability)

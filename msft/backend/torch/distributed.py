@@ -17,15 +17,26 @@ from msft.backend.mesh import Mesh
 # How long a rank waits for the others, for instance while the first one writes a model (NCCL's groups: 10 minutes).
 WAIT = timedelta(minutes=30)
 
+# Their names since torch 2.13, which warns of the old ones.
+_GATHER = getattr(group, "all_gather_single", group.all_gather_into_tensor)
+_SCATTER = getattr(group, "reduce_scatter_single", group.reduce_scatter_tensor)
+
 # The mesh of this process, and its groups of ranks: None = all of them.
 _joined = SimpleNamespace(mesh=Mesh(), replicas=None, tensor=None, context=None, pipeline=None)
 
 
-def initialize(device: str, tensor: int = 1, context: int = 1, pipeline: int = 1) -> tuple[int, int]:
+def initialize(
+    device: str,
+    tensor: int = 1,
+    context: int = 1,
+    pipeline: int = 1,
+    sequence: bool = False,
+    vocabulary: bool = False,
+) -> tuple[int, int]:
     """Join the group that torchrun's environment describes; return (rank, world size).
 
     Of `pipeline` stages of a model, each is held by `tensor` ranks, and `context` ranks share the tokens of its rows;
-    together they divide the world size.
+    together they divide the world size. `sequence` and `vocabulary` are the mesh's.
     """
     if "RANK" not in os.environ:
         return 0, 1
@@ -34,7 +45,9 @@ def initialize(device: str, tensor: int = 1, context: int = 1, pipeline: int = 1
     backend = {"cpu": "gloo", "cuda": "nccl", "npu": "hccl"}[device]
     group.init_process_group(backend, timeout=WAIT)
     rank, world = rank_and_world()
-    _joined.mesh = mesh = Mesh(world // (tensor * context * pipeline), tensor, rank, context, pipeline)
+    _joined.mesh = mesh = Mesh(
+        world // (tensor * context * pipeline), tensor, rank, context, pipeline, sequence, vocabulary
+    )
     if mesh.replicas < world:
         _joined.replicas = _own(mesh.replica_groups, rank)
     for kind, size in (("tensor", tensor), ("context", context), ("pipeline", pipeline)):
@@ -97,14 +110,56 @@ def reduce(values: torch.Tensor) -> torch.Tensor:
     return values
 
 
+def gather_parts(part: torch.Tensor) -> torch.Tensor:
+    """Return the parts [length, n] of the ranks that share rows, one after another, [ranks x length, n]."""
+    whole = part.new_empty(_joined.mesh.context * len(part), part.shape[1])
+    _GATHER(whole, part.contiguous(), group=_joined.context)
+    return whole
+
+
+def sum_parts(whole: torch.Tensor) -> torch.Tensor:
+    """Return the sum over the ranks that share rows, of [ranks x length, n] this one's part [length, n]."""
+    part = whole.new_empty(len(whole) // _joined.mesh.context, whole.shape[1])
+    _SCATTER(part, whole.contiguous(), group=_joined.context)
+    return part
+
+
+def largest(values: torch.Tensor) -> torch.Tensor:
+    """Return the largest values over the ranks that hold slices of one model's stage."""
+    values = values.clone()
+    group.all_reduce(values, group.ReduceOp.MAX, group=_joined.tensor)
+    return values
+
+
+def gather(part: torch.Tensor) -> torch.Tensor:
+    """Return the tokens of all ranks that hold slices of one model's stage, in their order; part [1, own, features]."""
+    part = part.squeeze(0).contiguous()
+    whole = part.new_empty(len(part) * _joined.mesh.tensor, *part.shape[1:])
+    _GATHER(whole, part, group=_joined.tensor)
+    return whole.unsqueeze(0)
+
+
+def scatter(values: torch.Tensor) -> torch.Tensor:
+    """Return this rank's tokens of the sum over the ranks of one model's stage; values [1, tokens, features]."""
+    values = values.squeeze(0).contiguous()
+    part = values.new_empty(len(values) // _joined.mesh.tensor, *values.shape[1:])
+    _SCATTER(part, values, group=_joined.tensor)
+    return part.unsqueeze(0)
+
+
 def join(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Return whole arrays for this rank's slices of tensors, by canonical name; every rank of a model calls it."""
     found = dict(arrays)
-    for name, along in ((name, slices.axis(name)) for name in arrays):
+    for name, along in ((name, slices.axis(name, _joined.mesh)) for name in arrays):
         if _joined.mesh.tensor > 1 and along is not None:
-            whole = torch.from_numpy(slices.placed(arrays[name], along, _joined.mesh)).to(_device())
-            found[name] = reduce(whole).cpu().numpy()
+            found[name] = join_along(arrays[name], along)
     return found
+
+
+def join_along(array: np.ndarray, along: int) -> np.ndarray:
+    """Return the whole array of which each rank of a model's stage has its slice along an axis."""
+    whole = torch.from_numpy(slices.placed(array, along, _joined.mesh)).to(_device())
+    return reduce(whole).cpu().numpy()
 
 
 def gather_rows(parts: dict[str, torch.Tensor], like: dict[str, torch.Tensor]) -> Iterator[tuple[str, torch.Tensor]]:

@@ -1,17 +1,15 @@
 """What the shared engine asks of a model: losses, gradients, log-probabilities, tuned tensors."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import numpy as np
 import torch
 
 from msft.backend import names, random, slices
 from msft.backend.contract import IGNORE, Batch, Runtime, Tuning
-from msft.backend.torch import block, ops
+from msft.backend.torch import block, distributed, ops
 from msft.backend.torch.decoder import Decoder
 from msft.models.spec import ModelSpec
-
-EMBEDDING = "model.embed_tokens.weight"
 
 
 class Model:
@@ -23,7 +21,13 @@ class Model:
         self.decoder = Decoder(spec, source, tuning, runtime, self.kernels)
         self.tuned = self.decoder.tuned
         self.has_adapter = tuning.lora is not None
-        self.partial = {name for name in self.tuned if slices.is_partial(name)}
+        self.mesh = self.decoder.mesh
+        self.entropy = self.decoder.vocabulary or ops
+        self.partial = {name for name in self.tuned if slices.is_partial(name, self.mesh)}
+        # Of a tied head each rank has a share of the gradient, and unless it has its own tokens alone, the whole one of
+        # the embedding.
+        self.shares_tied = self.mesh.shares_losses and self.decoder.is_head_tied() and names.EMBEDDING in self.tuned
+        self.partial |= {names.EMBEDDING} if self.shares_tied else set()
 
     def loss_and_gradients(self, batch: Batch, scale: float, dropout_step: int | None):
         """Return the summed loss (float) and the gradients of `scale` x that sum for the tuned parameters.
@@ -49,7 +53,9 @@ class Model:
         found = torch.autograd.grad(hidden, list(below.values()), d_hidden) if below else ()
         gradients = dict(zip(below, found, strict=True))
         if d_head is not None:
-            name = names.HEAD if names.HEAD in self.tuned else EMBEDDING
+            name = names.HEAD if names.HEAD in self.tuned else names.EMBEDDING
+            if self.shares_tied and not self.mesh.is_sequence_cut:
+                gradients[name] = gradients[name] / self.mesh.tensor
             gradients[name] = gradients[name] + d_head if name in gradients else d_head
         return {name: gradients[name] for name in self.tuned}
 
@@ -85,12 +91,12 @@ class Model:
         tensor = self.tuned[name] if name in self.tuned else self.decoder.parameter(name)
         return ops.to_numpy(tensor.to(ops.dtype(dtype)))
 
-    def export_tuned(self) -> dict[str, np.ndarray]:
-        """Return copies of the tuned tensors."""
-        return {name: ops.to_numpy(parameter) for name, parameter in self.tuned.items()}
+    def export_tuned(self, names: Iterable[str]) -> dict[str, np.ndarray]:
+        """Return copies of tuned tensors by name."""
+        return {name: ops.to_numpy(self.tuned[name]) for name in names}
 
     @torch.no_grad()
-    def import_tuned(self, weights: dict[str, np.ndarray]) -> None:
+    def import_tuned(self, weights: Mapping[str, np.ndarray]) -> None:
         """Overwrite tuned tensors by name."""
         for name, array in weights.items():
             self.tuned[name].copy_(ops.from_numpy(array, self.runtime.device, "float32"))
@@ -139,12 +145,16 @@ class Model:
         return self.kernels.parts.name + (f" (took {seconds:.1f} s)" if seconds else "")
 
     def _hidden(self, batch: Batch) -> torch.Tensor:
-        return self.decoder.hidden(batch.input_ids, batch.position_ids, batch.segment_ids)
+        return self.decoder.hidden(batch.input_ids, batch.position_ids, batch.segment_ids, batch.is_shared)
 
     def _supervised(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-        """The hidden states [n, hidden] of the supervised positions in reading order, and their labels [n]."""
-        chosen = self.decoder.tensor(np.flatnonzero(batch.labels != IGNORE))
-        labels = self.decoder.tensor(batch.labels[batch.labels != IGNORE])
+        """The hidden states [n, hidden] of the supervised positions in reading order, and their labels [n].
+
+        Where the ranks of a model share the losses, those of this rank's share.
+        """
+        places = np.flatnonzero(batch.labels != IGNORE)
+        places = places[self.mesh.own_losses(len(places))]
+        chosen, labels = self.decoder.tensor(places), self.decoder.tensor(batch.labels.flat[places])
         return self._hidden(batch).flatten(0, 1).index_select(0, chosen), labels
 
     def _at_head(self, hidden: torch.Tensor, work: Callable, *arguments):
@@ -152,17 +162,23 @@ class Model:
         return work(hidden, *arguments)
 
     def _logits(self, hidden: torch.Tensor) -> np.ndarray:
-        return ops.to_numpy(self.decoder.head(hidden, self.decoder.head_weight()))
+        logits = ops.to_numpy(self.decoder.head(hidden, self.decoder.head_weight()))
+        return distributed.join_along(logits, 2) if self.decoder.vocabulary else logits
 
     def _losses(self, batch: Batch) -> torch.Tensor:
         """The cross-entropy of each supervised position in reading order, float32 [n]."""
         hidden, labels = self._supervised(batch)
-        return self._at_head(hidden, self._losses_of, labels)
+        losses = self._at_head(hidden, self._losses_of, labels)
+        if not self.mesh.shares_losses:
+            return losses
+        found = losses.new_zeros(batch.supervised)
+        found[self.mesh.own_losses(batch.supervised)] = losses
+        return distributed.reduce(found)
 
     def _losses_of(self, hidden: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """The cross-entropy of hidden states [n, hidden], float32 [n]; logits for a chunk at a time."""
         weight, chunks = self.decoder.head_weight(), _chunks(hidden, labels)
-        losses = [ops.token_losses(self.decoder.head(part, weight), answers) for part, answers in chunks]
+        losses = [self.entropy.token_losses(self.decoder.head(part, weight), answers) for part, answers in chunks]
         return torch.cat(losses) if losses else weight.new_zeros(0)
 
     @torch.no_grad()
@@ -175,13 +191,14 @@ class Model:
         tuned = self.decoder.parameter(names.HEAD).requires_grad
         d_head = torch.zeros_like(weight, dtype=torch.float32) if tuned else None
         for part, answers, d_part in _chunks(hidden, labels, d_hidden):
-            losses, d_logits = ops.token_losses_and_gradient(self.decoder.head(part, weight), answers, scale)
+            losses, d_logits = self.entropy.token_losses_and_gradient(self.decoder.head(part, weight), answers, scale)
             summed.append(losses.sum())
             d_logits = d_logits.to(weight.dtype)
             d_part.copy_(block.product(d_logits, weight.t()))
             if tuned:
                 d_head += block.product(d_logits.t(), part.to(weight.dtype).t())
-        return torch.stack(summed).sum().item() if summed else 0.0, d_hidden, d_head
+        loss = torch.stack(summed).sum() if summed else torch.zeros((), device=weight.device)
+        return (distributed.reduce(loss) if self.mesh.shares_losses else loss).item(), d_hidden, d_head
 
 
 def _chunks(*tensors: torch.Tensor) -> Iterator[tuple[torch.Tensor, ...]]:

@@ -97,7 +97,7 @@ def keep_mask(tokens: torch.Tensor, features: torch.Tensor, probability: float) 
 def token_losses(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """Return the cross-entropy of each position, float32 [n]; logits float32 [n, vocabulary] are used up, labels [n].
 
-    Written out, because torch's own operator gives losses that are 7e-6 too small on CPU (`_sum_in_blocks`).
+    Written out, because torch's own operator gives losses that are 7e-6 too small on CPU (`sum_in_blocks`).
     """
     return _losses_and_exponentials(logits, labels)[0]
 
@@ -118,12 +118,12 @@ def _losses_and_exponentials(logits, labels):
     top = logits.amax(-1, keepdim=True)
     exponentials = logits.sub_(top).exp_()
     # log1p loses nothing where the sum is little more than 1, which it is at least.
-    over = _sum_in_blocks(exponentials).unsqueeze(-1) - 1
+    over = sum_in_blocks(exponentials).unsqueeze(-1) - 1
     return (torch.log1p(over) + (top - chosen)).squeeze(-1), exponentials, over + 1
 
 
-def _sum_in_blocks(values: torch.Tensor) -> torch.Tensor:
-    """Sum [n, vocabulary] over the vocabulary, `SUM_BLOCK` at a time and then the sums.
+def sum_in_blocks(values: torch.Tensor) -> torch.Tensor:
+    """Return the sum of [n, vocabulary] over the vocabulary, `SUM_BLOCK` at a time and then the sums.
 
     One long float32 sum loses the many small values.
     """
