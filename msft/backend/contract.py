@@ -10,6 +10,8 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
+from msft.backend.strategies import Plan
+
 IGNORE = -100
 
 
@@ -136,7 +138,7 @@ class Runtime:
     `shard_optimizer` deals the optimizer's state to the ranks with different rows (ZeRO stage 1).
     `parallel` asks for the process group of the launcher (msrun, torchrun). `strategy` says what its ranks share out:
     rows alone (ddp), or the model, its gradients and moments too (fsdp; deepspeed: what `deepspeed`, its whole
-    configuration, says).
+    configuration, says). `plan` asks for MindSpore's semi-automatic mode, which cuts the model as it says.
     """
 
     device: str = "cpu"
@@ -151,6 +153,7 @@ class Runtime:
     parallel: bool = False
     strategy: str = "ddp"
     deepspeed: dict[str, Any] | None = None
+    plan: Plan | None = None
 
 
 @dataclass(frozen=True)
