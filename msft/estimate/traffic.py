@@ -26,9 +26,8 @@ def traffic(sizes: Sizes, work: Work, layout: Layout) -> Traffic:
 
     Data: the tuned weights' float32 gradients are added up (all-reduce), and with optimizer sharding the new weights
     gathered; sharded weights are gathered in the compute dtype, and their gradients added up in shares. Tensor: the
-    hidden states of each block are added up twice each way, and twice more with recompute, once each way behind a split
-    embedding and before the head; sequence parallelism sends as much, as reduce-scatter and all-gather. Pipeline: each
-    micro-batch's hidden states go to the next stage, their gradient back.
+    hidden states are added up as often as `_sums` says. Pipeline: each micro-batch's hidden states go to the next
+    stage, their gradient back.
     """
     weights = stage_weights(sizes, work, layout, 0)
     share = (layout.data - 1) / layout.data
@@ -37,10 +36,31 @@ def traffic(sizes: Sizes, work: Work, layout: Layout) -> Traffic:
         data = share * (weights.tuned + weights.gathered)
     states = work.tokens * sizes.spec.hidden_size * BYTES[work.precision.compute] * layout.micro_batches
     ring = 2 * (layout.tensor - 1) / layout.tensor
-    sums = (6 if work.recompute else 4) * sizes.spec.num_hidden_layers / layout.pipeline + 2
+    sums = _sums(sizes, work, layout) * sizes.spec.num_hidden_layers / layout.pipeline
+    # Before the head, and behind an embedding that is split.
+    sums += (1 if layout.whole_embedding else 2) * _sums_at_once(work, layout)
     ways = 2 if layout.pipeline > 1 else 0
     parts = layout.tensor if layout.sequence_parallel else 1
     return Traffic(data, ring * sums * states, ways * states / parts)
+
+
+def _sums(sizes: Sizes, work: Work, layout: Layout) -> float:
+    """How often a block's hidden states are added up: twice each way, and twice more with recompute.
+
+    Sequence parallelism sends as much, as reduce-scatter and all-gather; msft's gathers again what tuned modules read.
+    """
+    sums = 6.0 if work.recompute else 4.0
+    if not layout.sequence_parallel or layout.reduce_scatters:
+        return sums
+    reads = (sizes.keeps_normed + sizes.keeps_wide_normed) / 2
+    again = reads if work.backend == "mindspore" or not work.recompute else 0.0
+    return (sums + again) * _sums_at_once(work, layout)
+
+
+def _sums_at_once(work: Work, layout: Layout) -> int:
+    """How many sums stand for a reduce-scatter and an all-gather: msft's MindSpore engine has nothing but sums."""
+    only_sums = work.backend == "mindspore" and not layout.reduce_scatters
+    return 2 if layout.sequence_parallel and only_sums else 1
 
 
 def seconds(sent: Traffic, layout: Layout, device: Device) -> tuple[float, float, float]:

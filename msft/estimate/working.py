@@ -50,6 +50,9 @@ def of_block(sizes: Sizes, work: Work, layout: Layout) -> float:
     heads = (spec.num_attention_heads + 2 * spec.num_key_value_heads) * spec.head_dim
     split = (held.heads * heads + held.wide * spec.intermediate_size) / tensor
     found = held.states * kept.block_input(sizes, work, layout) + kept.tokens_held(work) * split * compute
+    if layout.sequence_parallel:
+        # What modules read of all tokens, and its gradient.
+        found += 2 * kept.tokens_held(work) * spec.hidden_size * compute
     if work.recompute:
         found += held.recomputed * kept.block(sizes, work, layout)
     if work.kind == "cpu" and work.backend == "mindspore":

@@ -10,6 +10,7 @@ from msft.backend.contract import Engine, Runtime, Tuning
 from msft.backend.mesh import Mesh
 from msft.config import deepspeed, derive
 from msft.config.checks import check_device
+from msft.config.layout import without_effect
 from msft.config.schema import Recipe
 from msft.data.batches import BatchStream, evaluation_batches
 from msft.launch import heartbeat
@@ -46,8 +47,10 @@ def start(prepared: Prepared) -> Session:
     parallel = launched()
     heartbeat.beat(0, "joining the other processes", patient=True)
     layout = prepared.layout
-    sizes = layout.tensor, layout.context, layout.pipeline
-    rank, world = distributed.initialize(device, *sizes) if parallel else (0, 1)
+    cuts = layout.tensor, layout.context, layout.pipeline, layout.sequence, layout.vocabulary
+    rank, world = distributed.initialize(device, *cuts) if parallel else (0, 1)
+    for words in without_effect(recipe, layout):
+        console.note(words)
     if world > 1:
         console.note(f"processes: {world}, {layout}")
     elif derive.strategy(recipe) != "ddp":

@@ -4,7 +4,7 @@ import pytest
 from recipe_texts import SIZES, load
 
 from msft.config import derive
-from msft.config.layout import Layout, layout, nearest
+from msft.config.layout import Layout, layout, nearest, without_effect
 from msft.errors import InputError
 
 
@@ -23,6 +23,9 @@ def of(tmp_path, workers, lines="", *flags):
         (2, "parallel_config: {model_parallel: 2}\n", Layout(1, 2)),
         (4, "parallel_config: {model_parallel: 2}\n", Layout(2, 2)),
         (4, "parallel_config: {data_parallel: 2, model_parallel: 2, pipeline_stage: 1}\n", Layout(2, 2)),
+        (4, "parallel_config: {model_parallel: 2, use_seq_parallel: True}\n", Layout(2, 2, sequence=True)),
+        (4, "parallel_config: {model_parallel: 4, vocab_emb_dp: False}\n", Layout(1, 4, vocabulary=True)),
+        (2, "parallel_config: {use_seq_parallel: True, vocab_emb_dp: False}\n", Layout(2, 1)),
     ],
 )
 def test_layouts(workers, lines, expected, tmp_path):
@@ -51,6 +54,36 @@ def test_processes_that_are_too_few(tmp_path):
         of(tmp_path, 1, lines)
     with pytest.raises(InputError, match="data_parallel 3, model_parallel 1 works for 3"):
         of(tmp_path, 3, lines)
+
+
+def test_a_vocabulary_that_is_cut_has_to_divide(tmp_path):
+    odd = SIZES.replace("vocab_size: 100", "vocab_size: 102")
+    recipe = load(tmp_path, odd + "parallel_config:\n  model_parallel: 4\n  vocab_emb_dp: False\n")
+    with pytest.raises(InputError) as caught:
+        layout(recipe, derive.model_spec(recipe), 4)
+    assert str(caught.value).endswith(
+        "parallel_config.model_parallel: 4 does not divide vocab_size (102); "
+        "data_parallel 2, model_parallel 2 works for 4"
+    )
+    whole = load(tmp_path, odd + "parallel_config: {model_parallel: 4}\n")
+    assert layout(whole, derive.model_spec(whole), 4).tensor == 4
+
+
+def test_what_nothing_is_cut_for_is_said(tmp_path):
+    recipe = load(tmp_path, SIZES + "parallel_config: {use_seq_parallel: True, vocab_emb_dp: False}\n")
+    assert without_effect(recipe, Layout(2, 1)) == [
+        "parallel_config.use_seq_parallel: True has no effect: no model is cut (model_parallel 1)",
+        "parallel_config.vocab_emb_dp: False has no effect: no model is cut (model_parallel 1)",
+    ]
+    assert without_effect(recipe, Layout(1, 2)) == []
+    assert without_effect(load(tmp_path, SIZES), Layout(2, 1)) == []
+
+
+def test_a_layout_is_said_in_words():
+    assert str(Layout(2, 4)) == "2 shares of every batch, each for a model that is cut over 4"
+    assert str(Layout(1, 2, sequence=True, vocabulary=True)).endswith(
+        "cut over 2, its tokens and its vocabulary too"
+    )
 
 
 def test_the_nearest_layout_divides_processes_and_model(tmp_path):

@@ -34,7 +34,7 @@ def parts(kinds, mesh):
     places, found = slices.places(SHAPES, mesh), [{}, {}, {}]
     for name in places:
         for arrays, given in zip(found, kinds, strict=True):
-            own = slices.cut(given[name], slices.axis(name), mesh)
+            own = slices.cut(given[name], slices.axis(name, mesh), mesh)
             arrays[name] = own[mesh.rows(len(own))]
     return StateParts(*found, places, {})
 
