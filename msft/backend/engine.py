@@ -105,7 +105,9 @@ class FrameworkEngine:
 
     def _own(self, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """This rank's slices of whole tensors, of which one is held at a time."""
-        return {name: slices.cut(array, slices.axis(name, self.mesh), self.mesh).copy() for name, array in arrays.items()}
+        return {
+            name: slices.cut(array, slices.axis(name, self.mesh), self.mesh).copy() for name, array in arrays.items()
+        }
 
     def _shapes(self) -> dict[str, tuple[int, ...]]:
         """The shapes of the whole tuned tensors."""

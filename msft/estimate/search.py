@@ -96,9 +96,7 @@ def candidates(sizes: Sizes, work: Work, layout: Layout, own: bool = False) -> I
                 continue
             for rows in divisors(rows_of_step // data):
                 base = Layout(data, tensor, pipeline, False, rows_of_step // data // rows)
-                base = base._replace(
-                    whole_embedding=layout.whole_embedding, reduce_scatters=layout.reduce_scatters
-                )
+                base = base._replace(whole_embedding=layout.whole_embedding, reduce_scatters=layout.reduce_scatters)
                 shardings, sequences = ((False, True) if size > 1 else (False,) for size in (data, tensor))
                 for sharding, sequence, recompute in product(shardings, sequences, (False, True)):
                     split = base._replace(optimizer_sharding=sharding, sequence_parallel=sequence)

@@ -19,7 +19,8 @@ KEPT = (checkpoint.STATE, outputs.RECIPE, outputs.VERSIONS, CONFIG, WEIGHTS)
 def transform(source: Path, target: Path, data: int, tensor: int, vocabulary: bool = False) -> int:
     """Write a whole checkpoint as the parts of `data` x `tensor` processes; returns the bytes of the parts.
 
-    With `vocabulary` embedding and head are cut over those of `tensor` too. Raises InputError for a damaged checkpoint, tensors that cannot be cut so, and a target that is there.
+    With `vocabulary` embedding and head are cut over those of `tensor` too. Raises InputError for a damaged checkpoint,
+    tensors that cannot be cut so, and a target that is there.
     """
     problems = manifest.problems(source)
     if problems:

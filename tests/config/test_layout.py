@@ -81,9 +81,7 @@ def test_what_nothing_is_cut_for_is_said(tmp_path):
 
 def test_a_layout_is_said_in_words():
     assert str(Layout(2, 4)) == "2 shares of every batch, each for a model that is cut over 4"
-    assert str(Layout(1, 2, sequence=True, vocabulary=True)).endswith(
-        "cut over 2, its tokens and its vocabulary too"
-    )
+    assert str(Layout(1, 2, sequence=True, vocabulary=True)).endswith("cut over 2, its tokens and its vocabulary too")
 
 
 def test_the_nearest_layout_divides_processes_and_model(tmp_path):

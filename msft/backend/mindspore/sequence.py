@@ -1,7 +1,8 @@
 """A block of whose hidden states each rank of a model has its part of the tokens (Megatron, arXiv 2205.05198).
 
-What Megatron gathers and scatters is summed here, because MindSpore has nothing else for a group of ranks on CPU: a part
-with zeros around it to gather, all tokens to scatter. A block sends twice of what it sends where tokens are whole.
+What Megatron gathers and scatters is summed here, because MindSpore has nothing else for a group of ranks on CPU: a
+part with zeros around it to gather, all tokens to scatter. A block sends twice of what it sends where tokens are whole,
+and once more for what tuned modules read.
 """
 
 from functools import cache
@@ -18,7 +19,8 @@ def functions(numbers: block.Numbers, layout):
     """Return `block.functions` with norms apart from the modules that read them, for they are gathered in between."""
     found = vars(block.functions(numbers, layout))
     return SimpleNamespace(
-        **found | {
+        **found
+        | {
             "first_norm": Step("first_norm", ("input_layernorm",), numbers, layout),
             "project": Step("project", ("self_attn.q_", "self_attn.k_", "self_attn.v_"), numbers, layout),
             "second_norm": Step("second_norm", ("post_attention_layernorm",), numbers, layout),
