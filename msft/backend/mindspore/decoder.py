@@ -103,8 +103,8 @@ class Decoder:
     def backward(self, gradient: Tensor, trace: Trace) -> dict[str, Tensor]:
         """Return the gradients of the tuned tensors but the head, by canonical name, for that of `trace.hidden`.
 
-        Of a model that is cut, each rank gives its share of the latter. It empties `trace.kept`, whose tensors are large,
-        on its way.
+        Of a model that is cut, each rank gives its share of the latter. It empties `trace.kept`, whose tensors are
+        large, on its way.
         """
         found, flats, weight = {}, [], self.parameter("model.norm.weight")
         gradient = self.leave(gradient)
