@@ -111,8 +111,9 @@ class Parallel(Block):
 
 
 class ParallelConfig(Block):
-    """How processes share the work: `data_parallel` models (unset: as many as there are) of `model_parallel` each.
+    """How processes share the work: `data_parallel` models (unset: as many as there are) of `pipeline_stage` stages.
 
+    Each stage is `model_parallel` processes; `micro_batch_num` micro-batches go through the stages in a step.
     The tokens of each model's rows are dealt to `context_parallel` times as many. Of those of a model each has its part
     of the tokens between matrices with `use_seq_parallel`, and its rows of embedding and head with `vocab_emb_dp:
     False`.
@@ -127,7 +128,7 @@ class ParallelConfig(Block):
     pipeline_stage: Positive = 1
     use_seq_parallel: Switch = False
     optimizer_shard: Layout = None
-    micro_batch_num: Annotated[Any, Unused("micro-batches are set by gradient_accumulation_steps")] = None
+    micro_batch_num: Positive = 1
     vocab_emb_dp: Switch = True
     gradient_aggregation_group: Layout = None
     auto_parallel: Layout = None

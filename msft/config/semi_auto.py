@@ -17,8 +17,6 @@ ONLY_ASCEND = (
     "MindSpore's semi-automatic mode exists on Ascend alone; parallel_mode 0 computes the same layout with explicit "
     "collectives here"
 )
-# Keys of `parallel_config` that are read here, whatever they mean without this mode.
-READ = ("context_parallel", "micro_batch_num", "use_seq_parallel", "vocab_emb_dp")
 
 
 def is_asked(recipe: Recipe, workers: int = 1) -> bool:
@@ -32,16 +30,16 @@ def plan(recipe: Recipe, spec: "ModelSpec", workers: int) -> "Plan":
     from msft.backend.strategies import Plan, problems
 
     asked = recipe.parallel_config
-    tensor, stages, context = asked.model_parallel, asked.pipeline_stage, asked.context_parallel or 1
+    tensor, stages, context = asked.model_parallel, asked.pipeline_stage, asked.context_parallel
     given = asked.data_parallel or max(1, workers // (tensor * stages * context))
     found = Plan(
         data=given,
         tensor=tensor,
         context=context,
         pipeline=stages,
-        micro_batches=derive.gradient_accumulation(recipe) * ((asked.micro_batch_num or 1) if stages > 1 else 1),
-        vocab_emb_dp=asked.vocab_emb_dp is not False,
-        use_seq_parallel=bool(asked.use_seq_parallel),
+        micro_batches=derive.gradient_accumulation(recipe, stages),
+        vocab_emb_dp=asked.vocab_emb_dp,
+        use_seq_parallel=asked.use_seq_parallel,
         shard_optimizer=recipe.parallel.enable_parallel_optimizer,
     )
     wrong = [*_impossible(recipe)]

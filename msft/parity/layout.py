@@ -7,7 +7,7 @@ from pathlib import Path
 
 from msft import console
 from msft.backend.contract import StepResult
-from msft.config import derive, semi_auto
+from msft.config import derive
 from msft.config.layout import layout as shared
 from msft.config.load import load_recipe
 from msft.errors import InputError, RunError
@@ -44,12 +44,9 @@ def verify(job: Job) -> bool:
     """
     recipe = load_recipe(job.path, [*job.flags, "--use_parallel", "True"])
     found = shared(recipe, derive.model_spec(recipe), job.workers)
-    data = job.workers if found.strategy != "ddp" else found.data
-    cut = semi_auto.is_asked(recipe) and semi_auto.plan(recipe, derive.model_spec(recipe), job.workers)
-    micro_batches = cut.micro_batches if cut else derive.gradient_accumulation(recipe)
     whole = {
         "use_parallel": False,
-        "runner_config.gradient_accumulation_steps": micro_batches * data,
+        "runner_config.gradient_accumulation_steps": derive.gradient_accumulation(recipe, found.pipeline) * found.data,
         "micro_batch_interleave_num": 1,
     }
     one = _run(job, 1, tuple(word for key, value in whole.items() for word in (f"--{key}", str(value))))

@@ -74,7 +74,7 @@ def train_stream(prepared: Prepared, mesh: Mesh) -> BatchStream:
     return BatchStream(
         prepared.train_data,
         batch_size=derive.micro_batch_size(recipe) * (plan.data if plan else 1),
-        gradient_accumulation_steps=plan.micro_batches if plan else derive.gradient_accumulation(recipe),
+        gradient_accumulation_steps=derive.gradient_accumulation(recipe, prepared.layout.pipeline),
         pad_id=prepared.pad_id,
         **_share(Mesh() if plan else mesh),
         seed=recipe.seed,

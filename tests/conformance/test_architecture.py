@@ -74,7 +74,7 @@ def argument_names(function: ast.FunctionDef) -> str:
 
 
 # What stands around torch's own modules: FSDP2 and DeepSpeed put hooks on them that ask for other ways to gradients.
-TORCH_ALONE = {"lora.py", "sharding.py", "sharded.py", "zero.py", "zero_parts.py"}
+TORCH_ALONE = {"elsewhere.py", "lora.py", "replaced.py", "sharding.py", "sharded.py", "zero.py", "zero_parts.py"}
 
 
 # The program that MindSpore's semi-automatic mode cuts; torch's processes compute the same layout by explicit slices.
@@ -94,7 +94,8 @@ OWN = {"attention.py", "block.py", "cached_block.py"} | TORCH_ALONE
 ONE_SIDED = {
     "ops.py": {"dropout", "linear", "token_losses_and_gradient"}
     | {"gradient", "line_attention", "product", "product_a", "rotary_tables"},
-    "decoder.py": {"Decoder.hidden", "Decoder.forward", "Decoder.backward", "Trace", "by_position"},
+    "decoder.py": {"Decoder.hidden", "Decoder.through", "Decoder.set_dropout"}
+    | {"Decoder.forward", "Decoder.backward", "Trace", "by_position"},
     "model.py": {"Model.tuned"},
     "device.py": {"bind_threads"},
 }

@@ -53,7 +53,7 @@ class AdamW:
     def apply(self, gradients: dict[str, torch.Tensor], factor: float, learning_rate: float) -> None:
         """Take one step with `factor` x gradients."""
         settings = self.settings
-        if factor != 1:
+        if factor != 1 and gradients:
             torch._foreach_mul_(list(gradients.values()), factor)
         # Without bias correction is with the correction of a step so late that it is 1.
         taken = self.step if settings.bias_correction else NO_CORRECTION
@@ -127,7 +127,7 @@ class AdamW:
 
     def describe(self) -> dict[str, str]:
         """Say what was applied."""
-        dealt = f", dealt to {distributed.mesh().data} processes" if self.shard else ""
+        dealt = f", dealt to {distributed.mesh().replicas} processes" if self.shard else ""
         form = "torch's AdamW" if self.settings.bias_correction else "FP32StateAdamWeightDecay (no bias correction)"
         decayed = f"{len(self.decayed)} of {len(self.model.tuned)} tensors decayed"
         return {"optimizer": f"{form}, float32 moments{dealt}, {decayed}"}
