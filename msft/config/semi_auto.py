@@ -17,8 +17,6 @@ ONLY_ASCEND = (
     "MindSpore's semi-automatic mode exists on Ascend alone; parallel_mode 0 computes the same layout with explicit "
     "collectives here"
 )
-# Keys of `parallel_config` that are read here, whatever they mean without this mode.
-READ = ("context_parallel", "micro_batch_num", "use_seq_parallel", "vocab_emb_dp")
 
 
 def is_asked(recipe: Recipe, workers: int = 1) -> bool:
