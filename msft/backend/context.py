@@ -53,17 +53,17 @@ class Part(NamedTuple):
         """Return where each token of the line is among those of all ranks, `length` of each, one rank after another."""
         return self.rank_of * length + self.index_of
 
-    def filled(self, unit: int) -> "Part":
+    def filled(self, unit: int, is_shared: bool = False) -> "Part":
         """Return the part with pieces for tokens that fill its line up to a multiple of `unit`, as each rank's is.
 
-        They see themselves, or where keys are of all ranks, each the first one.
+        They see themselves, or where the rows are shared, and so keys are those of all ranks, the first one.
         """
         tokens, fill = len(self.places), -len(self.places) % unit
         if not fill:
             return self._replace(most=-(-self.most // unit) * unit)
         extra = tokens + np.arange(fill)
         pieces = np.column_stack((extra, extra + 1, extra * 0, extra * 0 + 1))
-        if tokens == len(self.rank_of):
+        if not is_shared:
             pieces = np.array([[tokens, tokens + fill, tokens, tokens + fill]])
         return self._replace(pieces=np.concatenate((self.pieces, pieces)), most=-(-self.most // unit) * unit)
 

@@ -1,7 +1,7 @@
 """The engine both frameworks share: one optimizer step, written once over a model and an optimizer."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import ModuleType
 from typing import NamedTuple
 
@@ -72,6 +72,8 @@ class FrameworkEngine:
 
     def _accumulate(self, micro_batches: Sequence[Batch], scale: float) -> "_Total":
         """Gradients of `scale` x the step's loss over all micro-batches and ranks."""
+        if self.mesh.context > 1 and not all(batch.is_shared for batch in micro_batches):
+            raise ValueError("ranks share rows here, and each takes its part of a batch (backend.context.share)")
         local = sum(batch.supervised for batch in micro_batches)
         supervised = int(self.distributed.sum_numbers([local])[0])
         if supervised == 0:
@@ -220,9 +222,9 @@ class FrameworkEngine:
         first, second = map(self._whole, self.optimizer.moments())
         return EngineState(self.export_weights(), first, second, self._counters())
 
-    def export_weights(self) -> dict[str, np.ndarray]:
+    def export_weights(self, names: Iterable[str] | None = None) -> dict[str, np.ndarray]:
         """See `contract.Engine.export_weights`."""
-        return self._whole(self.model.export_tuned(self.tuned_names()))
+        return self._whole(self.model.export_tuned(self.tuned_names() if names is None else names))
 
     def _counters(self) -> dict[str, float]:
         return {
@@ -237,6 +239,10 @@ class FrameworkEngine:
         places = self._places()
         kinds = ({name: arrays[name] for name in places} for arrays in self.optimizer.shares())
         return StateParts(*kinds, places, self._counters())
+
+    def tuned_shapes(self) -> dict[str, tuple[int, ...]]:
+        """See `contract.Engine.tuned_shapes`."""
+        return self._shapes()
 
     def tuned_names(self) -> list[str]:
         """See `contract.Engine.tuned_names`."""

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
+from msft.config import semi_auto
 from msft.config.derive import strategy
 from msft.config.schema import ParallelConfig, Recipe
 from msft.errors import InputError
@@ -47,6 +48,9 @@ def layout(recipe: Recipe, spec: "ModelSpec", workers: int) -> Layout:
     """
     if workers == 1 and not recipe.use_parallel:
         return Layout()
+    if semi_auto.is_asked(recipe, workers):
+        found = semi_auto.plan(recipe, spec, workers)
+        return Layout(found.data, found.tensor, context=found.context, pipeline=found.pipeline)
     asked = recipe.parallel_config
     problems = [*_problems(recipe, spec, workers)]
     if problems:

@@ -23,6 +23,17 @@ Hub = Annotated[Any, Unused("nothing is uploaded")]
 Images = Annotated[Any, Unused("it is for image models")]
 
 
+PARALLEL_MODES = {"data_parallel": 0, "stand_alone": 0, "semi_auto_parallel": 1, "semi_auto": 1}
+
+
+def _parallel_mode(value: Any) -> Any:
+    known = PARALLEL_MODES.get(str(value).lower(), value)
+    if known in (0, 1) and not isinstance(known, bool | float):
+        return known
+    words = "0 (data_parallel, stand_alone) or 1 (semi_auto_parallel)"
+    raise ValueError(f"must be {words}, not {shown(value)}: MindSpore's own search for layouts is not used")
+
+
 class Context(Block):
     """MindSpore's context, of which `device_target` decides the device when `device` is not set."""
 
@@ -68,9 +79,13 @@ class Context(Block):
 
 
 class Parallel(Block):
-    """MindSpore's parallel context."""
+    """MindSpore's parallel context; `parallel_mode` 1 leaves the cut of the model to MindSpore, on Ascend."""
 
-    parallel_mode: Layout = None
+    parallel_mode: Annotated[
+        int,
+        BeforeValidator(_parallel_mode),
+        OnlyOn("mindspore", "the same layout is computed by explicit slices"),
+    ] = 0
     gradients_mean: Annotated[Any, Unused("gradients are always those of the global token mean")] = None
     loss_repeated_mean: Annotated[Any, Unused("gradients are always those of the global token mean")] = None
     gradient_fp32_sync: Annotated[Any, Unused("gradients are always reduced in float32")] = None

@@ -27,6 +27,7 @@ TIME = {
     "bubble": "pipeline's bubble",
     "data": "gradients between devices",
     "tensor": "activations between devices",
+    "context": "keys and values between devices",
     "pipeline": "pipeline's sends",
 }
 ASSUMED = (

@@ -60,7 +60,7 @@ def best_layout(sizes: Sizes, work: Work, layout: Layout, device: Device, own: b
     fitting = [plan for plan in plans if plan.memory.total <= device.usable]
     best = _fastest(fitting)
     least = min(plans, key=lambda plan: plan.memory.total)
-    simple = [plan for plan in plans if plan.layout.data == layout.devices and not plan.layout.optimizer_sharding]
+    simple = [plan for plan in plans if plan.layout.replicas == layout.devices and not plan.layout.optimizer_sharding]
     plain = min(simple or plans, key=lambda plan: plan.memory.total)
     return Best(best, len(plans), len(fitting), least, plain, _reason(best, fitting, least, plain, device))
 
@@ -86,20 +86,21 @@ def candidates(sizes: Sizes, work: Work, layout: Layout, own: bool = False) -> I
     """Yield all valid layouts of as many devices, with recompute on and off, for the same rows in a step.
 
     The product of the sizes is the number of devices; heads and widths divide over a tensor group within a machine,
-    blocks over stages, the step's rows over data-parallel shares and their micro-batches.
+    blocks over stages, the step's rows over data-parallel shares and their micro-batches. As many devices share the
+    tokens of a row as the layout says.
     """
     rows_of_step = work.rows * layout.micro_batches * layout.data
     for tensor in tensor_sizes(sizes.spec):
         for pipeline in divisors(sizes.spec.num_hidden_layers):
-            data, left = divmod(layout.devices, tensor * pipeline)
+            data, left = divmod(layout.devices, tensor * pipeline * layout.context)
             if left or rows_of_step % data:
                 continue
             for rows in divisors(rows_of_step // data):
                 if own and rows_of_step // data // rows < pipeline:
                     continue
                 base = Layout(data, tensor, pipeline, tensor > 1 and not own, rows_of_step // data // rows)
-                base = base._replace(whole_embedding=own or layout.whole_embedding)
-                for sharding in (False, True) if data > 1 else (False,):
+                base = base._replace(whole_embedding=own or layout.whole_embedding, context=layout.context)
+                for sharding in (False, True) if base.replicas > 1 else (False,):
                     for recompute in (False, True):
                         split = base._replace(optimizer_sharding=sharding)
                         yield split, work._replace(rows=rows, recompute=recompute)

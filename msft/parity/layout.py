@@ -44,10 +44,9 @@ def verify(job: Job) -> bool:
     """
     recipe = load_recipe(job.path, [*job.flags, "--use_parallel", "True"])
     found = shared(recipe, derive.model_spec(recipe), job.workers)
-    data = job.workers if found.strategy != "ddp" else found.data
     whole = {
         "use_parallel": False,
-        "runner_config.gradient_accumulation_steps": derive.gradient_accumulation(recipe, found.pipeline) * data,
+        "runner_config.gradient_accumulation_steps": derive.gradient_accumulation(recipe, found.pipeline) * found.data,
         "micro_batch_interleave_num": 1,
     }
     one = _run(job, 1, tuple(word for key, value in whole.items() for word in (f"--{key}", str(value))))

@@ -75,3 +75,12 @@ def test_ranks_without_a_token_have_a_stand_in():
     assert len(part.places) == 0 and len(part.pieces) == 0 and part.most == 1
     assert part.stand_in().places.tolist() == [0] and part.stand_in().pieces.tolist() == [[0, 1, 0, 1]]
     assert context.part(ROWS * 0, 2, 1).most == 0
+
+
+def test_a_line_is_filled_up_with_tokens_that_see_themselves_or_the_first_of_all_ranks():
+    """One token in all, which one rank of two has: it is all of the line there, and yet keys are gathered."""
+    alone = context.part(packed([1])).filled(4)
+    assert alone.pieces.tolist() == [[0, 1, 0, 1], [1, 4, 1, 4]] and alone.most == 4
+    shared = context.part(packed([1]), 2, 0).filled(4, is_shared=True)
+    assert shared.pieces.tolist() == [[0, 1, 0, 1], [1, 2, 0, 1], [2, 3, 0, 1], [3, 4, 0, 1]]
+    assert context.part(packed([8]), 2, 0).filled(4, is_shared=True).pieces.tolist() == [[0, 2, 0, 2], [2, 4, 0, 8]]

@@ -41,9 +41,11 @@ def test_a_layout_is_held_against_one_process(backend, recipe, tmp_path, capsys)
 
 
 @pytest.mark.slow
-def test_shares_of_a_batch_are_micro_batches_of_one_process(recipe, tmp_path):
+@pytest.mark.parametrize(("data", "context"), [(2, 1), (1, 2)])
+def test_shares_of_a_batch_are_micro_batches_of_one_process_and_parts_of_rows_are_not(recipe, tmp_path, data, context):
     words = ["--nproc_per_node", "2", "--steps", "2", "--device", "cpu", "--output_dir", str(tmp_path / "found")]
-    layout = ["--parallel_config.data_parallel", "2", "--parallel_config.model_parallel", "1"]
+    sizes = {"data_parallel": data, "model_parallel": 1, "context_parallel": context}
+    layout = [word for key, size in sizes.items() for word in (f"--parallel_config.{key}", str(size))]
     with alone():
         assert msft(["verify_layout", str(recipe), *words, *layout]) == 0
 

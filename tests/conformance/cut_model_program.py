@@ -19,6 +19,7 @@ from msft.backend.contract import Batch
 from msft.cli import guard
 from msft.train import sliced
 from tests.conformance import cut_models
+from tests.conformance.tiny_engines import batch
 
 
 def held(engine):
@@ -27,6 +28,13 @@ def held(engine):
     for kind in ("first", "second"):
         parts |= {f"{kind} {name}": tensor for name, tensor in getattr(engine.optimizer, kind).items()}
     return {name: part.numel() for name, part in parts.items()}
+
+
+def check_own_logits(engine, part, whole):
+    """Of rows that ranks share, each gives the logits of its tokens, and nothing for the others."""
+    found = engine.logits(part)
+    np.testing.assert_allclose(found[part.own], whole[part.own], atol=2e-4, rtol=1e-4)
+    assert not found[~part.own].any()
 
 
 def main(backend, tensor, shared, pipeline, kind, settings):
@@ -45,6 +53,9 @@ def main(backend, tensor, shared, pipeline, kind, settings):
         # DeepSpeed does not show the gradients of a step.
         shown = settings.get("strategy") != "deepspeed"
         results = cut_models.measure(engine, rows_of, gradients=shown, staged=staged)
+        if mesh.context > 1 and not staged:
+            whole = np.array_split(results["logits"], mesh.data)[mesh.data_rank]
+            check_own_logits(engine, rows_of(batch(7, rows=2)), whole)
         if mesh.rank == 0:
             np.savez("result.npz", **results)
             if settings.get("strategy") == "fsdp":
@@ -56,7 +67,7 @@ def main(backend, tensor, shared, pipeline, kind, settings):
         # A state that one process wrote is taken over, each rank its slices.
         engine.import_state(cut_models.state(np.load("start.npz")))
         sliced.write(Path("taken"), mesh.rank, engine.export_parts())
-        again = engine.train_step([rows_of(batch) for batch in cut_models.micro_batches(9, staged)], cut_models.RATE)
+        again = engine.train_step([rows_of(one) for one in cut_models.micro_batches(9, staged)], cut_models.RATE)
         if mesh.rank == 0:
             np.save("again.npy", [again.loss, again.grad_norm])
     finally:

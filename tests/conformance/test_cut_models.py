@@ -189,6 +189,50 @@ def test_a_run_goes_on_under_any_layout_and_engine(tuned, backends, write_recipe
         assert (right["tokens"], right["supervised"]) == (left["tokens"], left["supervised"])
 
 
+@pytest.mark.parametrize(
+    ("first", "second"), [("torch", "mindspore"), pytest.param("mindspore", "torch", marks=pytest.mark.slow)]
+)
+def test_a_run_whose_rows_are_shared_logs_as_one_process_and_goes_on_on_the_other_engine(
+    first, second, write_recipe, tmp_path, tiny_data
+):
+    """Packed rows, dropout, evaluation, a last step with masked rows; losses, norms and counts of tokens."""
+    recipe = write_recipe(
+        first,
+        model__pet_config__lora_dropout=0.1,
+        optimizer={"type": "AdamW", "learning_rate": 0.002},
+        train_dataset={
+            "data_loader": {"dataset_dir": str(tiny_data[0]), "num_samples": 21},
+            "drop_remainder": False,
+            "packing": True,
+        },
+        eval_dataset={"data_loader": {"dataset_dir": str(tiny_data[1])}},
+        do_eval=True,
+        eval_step_interval=2,
+        callbacks=[{"type": "CheckpointMonitor", "save_checkpoint_steps": 2}],
+        runner_config={"epochs": 1, "batch_size": 4},
+    )
+    common = ["--config", str(recipe)]
+
+    def go(name, *words, workers=1):
+        done = train([*common, "--output_dir", name, *words], tmp_path, workers)
+        assert done.returncode == 0, done.stderr + done.stdout
+        return done.stdout + done.stderr
+
+    go("one")
+    shared = ("--parallel_config.context_parallel", "2", "--runner_config.stop_step", "2")
+    said = go("two", *shared, workers=2)
+    assert "processes: 2, 1 shares of every batch, its tokens dealt to 2" in said
+    go("two", "--backend", second, "--resume_training", "True")
+    logs = [(tmp_path / name / "trainer_log.jsonl").read_text().splitlines() for name in ("one", "two")]
+    one, two = ([json.loads(line) for line in log] for log in logs)
+    assert [record["step"] for record in two] == [record["step"] for record in one] and len(one) > 4
+    for left, right in zip(one, two, strict=True):
+        for name in {"loss", "grad_norm", "eval_loss"} & set(left):
+            assert right[name] == pytest.approx(left[name], abs=1e-5)
+        for name in {"tokens", "supervised", "eval_supervised"} & set(left):
+            assert right[name] == left[name]
+
+
 def test_a_layout_that_does_not_fit_is_refused_before_anything_starts(write_recipe, tmp_path):
     recipe = write_recipe("torch")
     words = ["--config", str(recipe), "--parallel_config.model_parallel", "3"]

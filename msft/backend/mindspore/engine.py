@@ -4,7 +4,7 @@ import mindspore
 
 from msft.backend.contract import Engine, Runtime, Tuning
 from msft.backend.engine import FrameworkEngine
-from msft.backend.mindspore import distributed
+from msft.backend.mindspore import distributed, whole_engine
 from msft.backend.mindspore.device import TARGETS
 from msft.backend.mindspore.generation import Session
 from msft.backend.mindspore.model import Model
@@ -20,6 +20,8 @@ def build(spec: ModelSpec, source, tuning: Tuning, runtime: Runtime) -> Engine:
     # It can be set once only, before anything is computed: distributed.initialize has done so, or the caller.
     if mindspore.get_context("device_target") != target:
         mindspore.set_device(target)
+    if runtime.plan is not None:
+        return whole_engine.build(spec, source, tuning, runtime)
     # Blocks are compiled one by one; what joins them runs as it is written.
     mindspore.set_context(mode=mindspore.PYNATIVE_MODE)
     is_staged = distributed.mesh().pipeline > 1

@@ -214,21 +214,21 @@ class Decoder:
 
     def _computed(self, segment_ids: np.ndarray, is_shared: bool) -> context.Part:
         part = self._part(segment_ids, is_shared)
-        return self._filled(part if len(part.places) else part.stand_in())
+        return self._filled(part if len(part.places) else part.stand_in(), is_shared)
 
     def _part(self, segment_ids: np.ndarray, is_shared: bool) -> context.Part:
         """What this rank computes of a batch."""
         ranks = (self.mesh.context, self.mesh.context_rank) if is_shared else (1, 0)
         return context.part(segment_ids, *ranks)
 
-    def _filled(self, part: context.Part) -> context.Part:
+    def _filled(self, part: context.Part, is_shared: bool) -> context.Part:
         """A part as long as a multiple of the ranks that have their own."""
-        return part.filled(self.mesh.tensor if self.mesh.is_sequence_cut else 1)
+        return part.filled(self.mesh.tensor if self.mesh.is_sequence_cut else 1, is_shared)
 
     def _line(self, input_ids, position_ids, part: context.Part, is_shared=False, taken=None) -> torch.Tensor:
         """The final hidden states [1, tokens, hidden] of a part, this rank's alone where each has its own."""
         self._set_frequencies(position_ids)
-        part = self._filled(part)
+        part = self._filled(part, is_shared)
         segments, attention_of = attention.Segments(part.pieces, self.runtime.device), self.attention
         if is_shared:
             # What a block keeps is not kept where it is computed again.

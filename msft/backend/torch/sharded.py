@@ -58,7 +58,7 @@ class ShardedModel(Model):
 
     def describe(self) -> dict[str, str]:
         """Say what was applied."""
-        ranks = distributed.mesh().data
+        ranks = distributed.mesh().replicas
         return {
             **super().describe(),
             "strategy": f"fsdp: parameters, gradients and moments in {ranks} parts, gathered block by block",
