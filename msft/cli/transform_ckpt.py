@@ -28,6 +28,12 @@ def parser() -> guard.Parser:
         metavar="DxT",
         help="data_parallel x model_parallel, such as 4x2; 1x1 is one file",
     )
+    result.add_argument(
+        "--vocab_emb_dp",
+        choices=("True", "False"),
+        default="True",
+        help="False: embedding and head are cut by model_parallel too (default: True)",
+    )
     return result
 
 
@@ -42,5 +48,5 @@ def _transform(argv: Sequence[str]) -> None:
     if not layout:
         raise InputError(f"--dst_layout: {words.dst_layout!r} is not data_parallel x model_parallel, such as 4x2")
     data, tensor = map(int, layout.groups())
-    size = transform(words.src, words.dst, data, tensor)
+    size = transform(words.src, words.dst, data, tensor, vocabulary=words.vocab_emb_dp == "False")
     console.say(f"wrote {words.dst}: the parts of {data * tensor} processes, {gigabytes(size)}")

@@ -55,6 +55,9 @@ def of_block(sizes: Sizes, work: Work, layout: Layout) -> float:
     if work.parts > 1:
         keys = 2 * spec.num_key_value_heads * spec.head_dim / tensor
         found += GATHERED_WHOLE * work.tokens * work.parts * keys * compute
+    if layout.sequence_parallel:
+        # What modules read of all tokens, and its gradient.
+        found += 2 * kept.tokens_held(work) * spec.hidden_size * compute
     if work.recompute:
         found += held.recomputed * kept.block(sizes, work, layout)
     if work.kind == "cpu" and work.backend == "mindspore":

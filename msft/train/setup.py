@@ -10,6 +10,7 @@ from msft.backend.contract import Engine, Runtime, Tuning
 from msft.backend.mesh import Mesh
 from msft.config import deepspeed, derive, semi_auto
 from msft.config.checks import check_device
+from msft.config.layout import without_effect
 from msft.config.schema import Recipe
 from msft.data.batches import BatchStream, evaluation_batches
 from msft.launch import heartbeat
@@ -48,8 +49,11 @@ def start(prepared: Prepared) -> Session:
     heartbeat.beat(0, "joining the other processes", patient=True)
     layout = prepared.layout
     # Where MindSpore cuts the model, all processes feed the same rows, as those of one model do.
-    sizes = (prepared.plan.devices, 1, 1) if prepared.plan else (layout.tensor, layout.context, layout.pipeline)
-    rank, world = distributed.initialize(device, *sizes) if parallel else (0, 1)
+    own = layout.tensor, layout.context, layout.pipeline, layout.sequence, layout.vocabulary
+    cuts = (prepared.plan.devices,) if prepared.plan else own
+    rank, world = distributed.initialize(device, *cuts) if parallel else (0, 1)
+    for words in [] if prepared.plan else without_effect(recipe, layout):
+        console.note(words)
     if world > 1:
         console.note(f"processes: {world}, {layout}")
     elif derive.strategy(recipe) != "ddp":

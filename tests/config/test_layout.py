@@ -4,7 +4,7 @@ import pytest
 from recipe_texts import SIZES, load
 
 from msft.config import derive
-from msft.config.layout import Layout, layout, nearest
+from msft.config.layout import Layout, layout, nearest, without_effect
 from msft.errors import InputError
 
 
@@ -27,6 +27,9 @@ def of(tmp_path, workers, lines="", *flags):
         (4, "parallel_config: {data_parallel: 2, model_parallel: 2, pipeline_stage: 1}\n", Layout(2, 2)),
         (4, "parallel_config: {pipeline_stage: 2, micro_batch_num: 2}\n", Layout(2, pipeline=2)),
         (8, "parallel_config: {model_parallel: 2, pipeline_stage: 2, micro_batch_num: 4}\n", Layout(2, 2, pipeline=2)),
+        (4, "parallel_config: {model_parallel: 2, use_seq_parallel: True}\n", Layout(2, 2, sequence=True)),
+        (4, "parallel_config: {model_parallel: 4, vocab_emb_dp: False}\n", Layout(1, 4, vocabulary=True)),
+        (2, "parallel_config: {use_seq_parallel: True, vocab_emb_dp: False}\n", Layout(2, 1)),
     ],
 )
 def test_layouts(workers, lines, expected, tmp_path):
@@ -87,6 +90,34 @@ def test_deepspeed_has_no_rows_that_processes_share(tmp_path):
     found = of(tmp_path, 4, lines.format("fsdp"))
     assert found == Layout(2, strategy="fsdp", context=2)
     assert str(found) == "each with its part of the model and its share of every batch (fsdp), its tokens dealt to 2"
+
+
+def test_a_vocabulary_that_is_cut_has_to_divide(tmp_path):
+    odd = SIZES.replace("vocab_size: 100", "vocab_size: 102")
+    recipe = load(tmp_path, odd + "parallel_config:\n  model_parallel: 4\n  vocab_emb_dp: False\n")
+    with pytest.raises(InputError) as caught:
+        layout(recipe, derive.model_spec(recipe), 4)
+    assert str(caught.value).endswith(
+        "parallel_config.model_parallel: 4 does not divide vocab_size (102); "
+        "data_parallel 2, model_parallel 2 works for 4"
+    )
+    whole = load(tmp_path, odd + "parallel_config: {model_parallel: 4}\n")
+    assert layout(whole, derive.model_spec(whole), 4).tensor == 4
+
+
+def test_what_nothing_is_cut_for_is_said(tmp_path):
+    recipe = load(tmp_path, SIZES + "parallel_config: {use_seq_parallel: True, vocab_emb_dp: False}\n")
+    assert without_effect(recipe, Layout(2, 1)) == [
+        "parallel_config.use_seq_parallel: True has no effect: no model is cut (model_parallel 1)",
+        "parallel_config.vocab_emb_dp: False has no effect: no model is cut (model_parallel 1)",
+    ]
+    assert without_effect(recipe, Layout(1, 2)) == []
+    assert without_effect(load(tmp_path, SIZES), Layout(2, 1)) == []
+
+
+def test_a_layout_is_said_in_words():
+    assert str(Layout(2, 4)) == "2 shares of every batch, each for a model that is cut over 4"
+    assert str(Layout(1, 2, sequence=True, vocabulary=True)).endswith("cut over 2, its tokens and its vocabulary too")
 
 
 def test_the_nearest_layout_divides_processes_and_model(tmp_path):
