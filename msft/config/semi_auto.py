@@ -84,7 +84,7 @@ def lines(found: "Plan", spec: "ModelSpec") -> list[str]:
         "shard": {
             "wq, wk, wv, w1, w3": strategies.column(found)["product"],
             "wo, w2": strategies.row(found)["product"],
-            "norms": strategies.norm(found)["fused"],
+            "norms": strategies.norm(found)["weight"],
             "attention": strategies.attention(found)["fused"],
             "embedding": strategies.embedding(found, spec.vocab_size),
             "head": strategies.head(found, spec.vocab_size),
