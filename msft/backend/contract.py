@@ -3,11 +3,14 @@
 All arrays are numpy, all names are canonical: Hugging Face's for weights, PEFT's for adapters.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
+
+from msft.backend.strategies import Plan
 
 IGNORE = -100
 
@@ -38,6 +41,31 @@ class Batch:
     def tokens(self) -> int:
         """Number of real tokens, padding not counted."""
         return int((self.segment_ids != 0).sum())
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether other ranks compute tokens of the same rows."""
+        return False
+
+
+@dataclass(frozen=True)
+class SharedBatch(Batch):
+    """A micro-batch whose tokens several ranks share: this one computes those that are `own`, bool [rows, length].
+
+    `labels` are -100 on all others; `backend.context` deals the tokens.
+    """
+
+    own: np.ndarray
+
+    @property
+    def tokens(self) -> int:
+        """Number of real tokens that this rank computes."""
+        return int(self.own.sum())
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether other ranks compute tokens of the same rows."""
+        return True
 
 
 @dataclass(frozen=True)
@@ -110,7 +138,7 @@ class Runtime:
     `shard_optimizer` deals the optimizer's state to the ranks with different rows (ZeRO stage 1).
     `parallel` asks for the process group of the launcher (msrun, torchrun). `strategy` says what its ranks share out:
     rows alone (ddp), or the model, its gradients and moments too (fsdp; deepspeed: what `deepspeed`, its whole
-    configuration, says).
+    configuration, says). `plan` asks for MindSpore's semi-automatic mode, which cuts the model as it says.
     """
 
     device: str = "cpu"
@@ -125,6 +153,7 @@ class Runtime:
     parallel: bool = False
     strategy: str = "ddp"
     deepspeed: dict[str, Any] | None = None
+    plan: Plan | None = None
 
 
 @dataclass(frozen=True)
@@ -195,16 +224,29 @@ class EngineState:
 
 
 class Place(NamedTuple):
-    """Where a part of a tensor lies: the shape of the whole, the part's first index along each axis, and its shape."""
+    """Where a part of a tensor lies: the shape of the whole, the part's first index along each axis, and its shape.
+
+    A part with one axis of a whole with several is a range of the whole's numbers in their order (DeepSpeed's parts).
+    """
 
     whole: tuple[int, ...]
     start: tuple[int, ...]
     shape: tuple[int, ...]
 
-    @property
-    def region(self) -> tuple[slice, ...]:
-        """The part of the whole, as an index of it."""
-        return tuple(slice(first, first + size) for first, size in zip(self.start, self.shape, strict=True))
+    def of(self, array: np.ndarray) -> np.ndarray:
+        """Return the part of a whole array, contiguous, as a view."""
+        region = tuple(slice(first, first + size) for first, size in zip(self.start, self.shape, strict=True))
+        return (array if len(self.start) == array.ndim else array.reshape(-1))[region]
+
+    def fits(self) -> bool:
+        """Whether the part lies within the whole."""
+        bounds = self.whole if len(self.start) == len(self.whole) else (math.prod(self.whole),)
+        if not len(bounds) == len(self.start) == len(self.shape):
+            return False
+        return all(
+            first >= 0 and first + size <= bound
+            for first, size, bound in zip(self.start, self.shape, bounds, strict=True)
+        )
 
 
 @dataclass
@@ -238,16 +280,22 @@ class Engine(Protocol):
         """Summed loss and number of supervised tokens of this rank's batch, without dropout."""
 
     def token_logprobs(self, batch: Batch, adapter: bool = True) -> np.ndarray:
-        """Log-probability of each label, float32 [rows, length], 0 where nothing is supervised.
+        """Log-probability of each label, float32 [rows, length], 0 where nothing is supervised, by this rank if shared.
 
         `adapter=False` is the reference model: the adapters are left out.
         """
 
     def logits(self, batch: Batch) -> np.ndarray:
-        """Logits of every position, float32 [rows, length, vocabulary], without dropout; 0 on padding."""
+        """Logits of every position, float32 [rows, length, vocabulary], without dropout.
+
+        0 on padding, and on the tokens that other ranks compute.
+        """
 
     def gradients(self, batch: Batch) -> dict[str, np.ndarray]:
-        """Gradients of the batch's mean loss for the tuned parameters, by canonical name, without dropout."""
+        """Gradients of the batch's mean loss for the tuned parameters, by canonical name, without dropout.
+
+        Raises RunError for a model or rows that are shared out.
+        """
 
     def step_gradients(self, micro_batches: Sequence[Batch]) -> StepGradients:
         """What `train_step` would apply to these micro-batches now, dropout included; nothing changes."""
@@ -255,7 +303,8 @@ class Engine(Protocol):
     def activations(self, batch: Batch, adapter: bool = True) -> dict[str, np.ndarray]:
         """Hidden states by module in the order of the forward pass, without dropout, float32 [rows, length, hidden].
 
-        0 on padding. 'model.embed_tokens', each block ('model.layers.0' ...), 'model.norm'.
+        0 on padding. 'model.embed_tokens', each block ('model.layers.0' ...), 'model.norm'. Raises RunError for rows
+        that are shared.
         """
 
     def parameters(self) -> Iterator[tuple[str, np.ndarray, str]]:
@@ -288,11 +337,14 @@ class Engine(Protocol):
     def export_state(self) -> EngineState:
         """A copy of all tuned tensors, moments and counters; of a sharded model, the first rank alone gets tensors."""
 
-    def export_weights(self) -> dict[str, np.ndarray]:
-        """Copies of all tuned tensors, whole; every process of a model calls it."""
+    def export_weights(self, names: Iterable[str] | None = None) -> dict[str, np.ndarray]:
+        """Copies of tuned tensors by name (None: all), whole; every process of a model calls it."""
 
     def export_parts(self) -> StateParts:
         """A copy of this process's share of the state; nothing is gathered."""
+
+    def tuned_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shapes of all tuned tensors, whole, by canonical name."""
 
     def tuned_names(self) -> list[str]:
         """Canonical names of all tuned tensors."""

@@ -1,7 +1,7 @@
 """The engine both frameworks share: one optimizer step, written once over a model and an optimizer."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import ModuleType
 from typing import NamedTuple
 
@@ -12,6 +12,7 @@ from msft.backend.contract import (
     Batch,
     EngineState,
     OnToken,
+    Place,
     Runtime,
     Sampling,
     StateParts,
@@ -71,46 +72,66 @@ class FrameworkEngine:
 
     def _accumulate(self, micro_batches: Sequence[Batch], scale: float) -> "_Total":
         """Gradients of `scale` x the step's loss over all micro-batches and ranks."""
+        if self.mesh.context > 1 and not all(batch.is_shared for batch in micro_batches):
+            raise ValueError("ranks share rows here, and each takes its part of a batch (backend.context.share)")
         local = sum(batch.supervised for batch in micro_batches)
         supervised = int(self.distributed.sum_numbers([local])[0])
         if supervised == 0:
             raise RunError(f"step {self.step + 1}: no token of the batch is supervised, so there is no loss")
-        losses, gradients = [], None
-        for batch in micro_batches:
-            # The ranks of a sharded model gather its parts together, whatever their rows hold.
-            if not batch.supervised and not self.is_sharded:
-                losses.append(0.0)
-                continue
-            summed, new = self.model.loss_and_gradients(batch, scale / supervised, self.step)
-            losses.append(summed)
-            gradients = new if gradients is None else self.optimizer.add(gradients, new)
-        gradients = self.optimizer.zeros() if gradients is None else gradients
-        if not self.is_sharded:
-            gradients = self.distributed.sum_gradients(gradients, self.model.partial)
+        losses, gradients = self._computed(micro_batches, scale / supervised)
+        gradients = self._over_ranks(self.optimizer.zeros() if gradients is None else gradients)
         loss = self.distributed.sum_numbers([sum(losses)])[0] / supervised
         return _Total(loss, tuple(losses), supervised, gradients, self._norm(gradients) / scale)
 
+    def _computed(self, micro_batches: Sequence[Batch], scale: float) -> tuple[list[float], dict | None]:
+        """Each micro-batch's summed loss, and the gradients of `scale` x all of it (None: nothing was computed)."""
+        losses, gradients = [], None
+        for batch in micro_batches:
+            if not self._computes(batch):
+                losses.append(0.0)
+                continue
+            summed, new = self.model.loss_and_gradients(batch, scale, self.step)
+            losses.append(summed)
+            gradients = new if gradients is None else self.optimizer.add(gradients, new)
+        return losses, gradients
+
+    def _over_ranks(self, gradients: dict) -> dict:
+        """The gradients summed over all ranks that have some of them."""
+        return gradients if self.is_sharded else self.distributed.sum_gradients(gradients, self.model.partial)
+
+    def _computes(self, batch: Batch) -> bool:
+        """Whether a batch is computed: without a label too where other ranks wait for this one.
+
+        Those of a sharded model gather its parts together, those that share rows their keys and values.
+        """
+        return bool(batch.supervised) or self.is_sharded or (batch.is_shared and bool(batch.segment_ids.any()))
+
     def _norm(self, gradients: dict) -> float:
-        """The global norm: what is cut counts on every rank of a model, what is whole once."""
-        cut = {name: gradient for name, gradient in gradients.items() if slices.axis(name, self.mesh) is not None}
-        if self.mesh.tensor == 1 or not cut:
+        """The global norm, in which what several ranks of a model hold counts once."""
+        if self.mesh.parts == 1:
             return self.optimizer.global_norm(gradients)
-        whole = {name: gradient for name, gradient in gradients.items() if name not in cut}
-        square = self.distributed.sum_over_parts([self.optimizer.global_norm(cut) ** 2])[0]
-        return math.sqrt(square + (self.optimizer.global_norm(whole) ** 2 if whole else 0.0))
+        counted = {name: gradient for name, gradient in gradients.items() if slices.counts(name, self.mesh)}
+        square = self.optimizer.global_norm(counted) ** 2 if counted else 0.0
+        return math.sqrt(self.distributed.sum_over_parts([square])[0])
 
     def _whole(self, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Whole tensors for this rank's slices; every rank of a model calls it."""
         return self.distributed.join(arrays)
 
-    def _own(self, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """This rank's slices of whole tensors, of which one is held at a time."""
-        return {
-            name: slices.cut(array, slices.axis(name, self.mesh), self.mesh).copy() for name, array in arrays.items()
-        }
+    def _own(self, arrays: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
+        """This rank's slices of whole tensors, which are read one at a time."""
+        return slices.SlicedArrays(arrays, self.mesh, self.model.tuned_shapes())
+
+    def _places(self) -> dict[str, Place]:
+        """Where this process's share of each tuned tensor lies; no entry where it has none."""
+        return slices.places(self._held_shapes(), self.mesh)
 
     def _shapes(self) -> dict[str, tuple[int, ...]]:
-        """The shapes of the whole tuned tensors."""
+        """The shapes of all tuned tensors, whole."""
+        return self._held_shapes()
+
+    def _held_shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shapes of the whole tensors of which this rank has slices."""
         found = self.model.tuned_shapes()
         return {name: slices.whole_shape(name, shape, self.mesh) for name, shape in found.items()}
 
@@ -121,8 +142,7 @@ class FrameworkEngine:
 
     def evaluate(self, batch: Batch) -> tuple[float, int]:
         """See `contract.Engine.evaluate`."""
-        supervised = batch.supervised
-        return (self.model.loss_sum(batch) if supervised or self.is_sharded else 0.0), supervised
+        return (self.model.loss_sum(batch) if self._computes(batch) else 0.0), batch.supervised
 
     def token_logprobs(self, batch: Batch, adapter: bool = True) -> np.ndarray:
         """See `contract.Engine.token_logprobs`."""
@@ -138,23 +158,28 @@ class FrameworkEngine:
         """See `contract.Engine.gradients`."""
         if self.mesh.tensor > 1 or self.is_sharded:
             raise RunError("gradients of one batch are for a model that is whole (model_parallel 1, strategy ddp)")
+        _check_whole(batch, "gradients of one batch")
         _, gradients = self.model.loss_and_gradients(batch, 1 / max(batch.supervised, 1), None)
         return self.optimizer.to_numpy(gradients)
 
     def activations(self, batch: Batch, adapter: bool = True) -> dict[str, np.ndarray]:
         """See `contract.Engine.activations`."""
+        _check_whole(batch, "hidden states of modules")
         found = self.model.activations(batch, adapter or not self.model.has_adapter)
         return {name: _without_padding(state, batch) for name, state in found.items()}
 
     def parameters(self) -> Iterator[tuple[str, np.ndarray, str]]:
         """See `contract.Engine.parameters`."""
-        model = self.model
-        tuned = model.tuned_shapes()
-        base = family(model.decoder.spec.family).tensor_shapes(model.decoder.spec)
+        tuned, spec = self._shapes(), self.model.decoder.spec
+        base = family(spec.family).tensor_shapes(spec)
         adapters = [name for name in tuned if name not in base]
         for name in dict.fromkeys((*base, names.HEAD, *adapters)):
             dtype = names.computed_dtype(name, name in tuned, self.runtime.precision)
-            yield name, self._whole({name: model.parameter(name, dtype)})[name], dtype
+            yield name, self._parameter(name, dtype), dtype
+
+    def _parameter(self, name: str, dtype: str) -> np.ndarray:
+        """A whole tensor as it is computed with."""
+        return self._whole({name: self.model.parameter(name, dtype)})[name]
 
     def is_head_tied(self) -> bool:
         """See `contract.Engine.is_head_tied`."""
@@ -197,9 +222,9 @@ class FrameworkEngine:
         first, second = map(self._whole, self.optimizer.moments())
         return EngineState(self.export_weights(), first, second, self._counters())
 
-    def export_weights(self) -> dict[str, np.ndarray]:
+    def export_weights(self, names: Iterable[str] | None = None) -> dict[str, np.ndarray]:
         """See `contract.Engine.export_weights`."""
-        return self._whole(self.model.export_tuned())
+        return self._whole(self.model.export_tuned(self.tuned_names() if names is None else names))
 
     def _counters(self) -> dict[str, float]:
         return {
@@ -211,17 +236,21 @@ class FrameworkEngine:
 
     def export_parts(self) -> StateParts:
         """See `contract.Engine.export_parts`."""
-        places = slices.places(self._shapes(), self.mesh)
+        places = self._places()
         kinds = ({name: arrays[name] for name in places} for arrays in self.optimizer.shares())
         return StateParts(*kinds, places, self._counters())
 
+    def tuned_shapes(self) -> dict[str, tuple[int, ...]]:
+        """See `contract.Engine.tuned_shapes`."""
+        return self._shapes()
+
     def tuned_names(self) -> list[str]:
         """See `contract.Engine.tuned_names`."""
-        return list(self.model.tuned_shapes())
+        return list(self._shapes())
 
     def export_adapter(self) -> dict[str, np.ndarray]:
         """See `contract.Engine.export_adapter`."""
-        return self._whole({name: array for name, array in self.model.export_tuned().items() if ".lora_" in name})
+        return self._whole(self.model.export_tuned([name for name in self.tuned_names() if ".lora_" in name]))
 
     def import_state(self, state: EngineState) -> None:
         """See `contract.Engine.import_state`."""
@@ -242,6 +271,11 @@ class FrameworkEngine:
     def describe(self) -> dict[str, str]:
         """See `contract.Engine.describe`."""
         return {**self.model.describe(), **self.optimizer.describe()}
+
+
+def _check_whole(batch: Batch, what: str) -> None:
+    if batch.is_shared:
+        raise RunError(f"{what} are for rows that one process computes (context_parallel 1)")
 
 
 def _without_padding(values: np.ndarray, batch: Batch) -> np.ndarray:

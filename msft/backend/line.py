@@ -8,37 +8,55 @@ from typing import NamedTuple
 
 import numpy as np
 
-from msft.backend.segments import spans
+from msft.backend.context import Part, part
 
 TILE = 64
 
 
 class Line(NamedTuple):
-    """`places` int64 [tokens]: where the real tokens are in the batch, read row by row; the rest int32 [length].
+    """`places` int64 [tokens]: where the real tokens are in the batch, read row by row; `input_ids` and `position_ids`.
 
-    Beyond the tokens the line is filled up with tokens that are segments of their own (below 0, others above).
+    These are int32 [length]: beyond the tokens the line is filled up with some that see nothing. `pieces` are those of
+    `context.Part`: which stretches of the line see which keys; `order` int64 [keys] tells where these are among the
+    lines of all ranks that share the batch's rows.
     """
 
     places: np.ndarray
     input_ids: np.ndarray
     position_ids: np.ndarray
-    segments: np.ndarray
+    pieces: np.ndarray
+    order: np.ndarray
 
     def fill(self, values: np.ndarray) -> np.ndarray:
         """Return the batch's values [rows, length] in the order of the line, 0 where it is filled up."""
-        return np.pad(values.reshape(-1)[self.places], (0, len(self.segments) - len(self.places)))
+        return _filled(values, self.places, len(self.input_ids))
 
 
-def line(input_ids: np.ndarray, position_ids: np.ndarray, segment_ids: np.ndarray, parts: int = 1) -> Line:
-    """Return a batch's arrays, int32 [rows, length], as a line, whose length is one of a few and divides into parts."""
-    places = np.flatnonzero(segment_ids != 0)
-    tokens = len(places)
-    found = spans(segment_ids)
-    segments = np.repeat(np.arange(1, len(found) + 1), found[:, 2] - found[:, 1])
-    length = -(-rounded_up(tokens, TILE) // parts) * parts
-    filling = -np.arange(1, length - tokens + 1)
-    empty = Line(places, places, places, np.concatenate([segments, filling]).astype(np.int32))
-    return empty._replace(input_ids=empty.fill(input_ids), position_ids=empty.fill(position_ids))
+def line(
+    input_ids: np.ndarray,
+    position_ids: np.ndarray,
+    segment_ids: np.ndarray,
+    ranks: int = 1,
+    rank: int = 0,
+    parts: int = 1,
+) -> Line:
+    """Return a rank's part of a batch's arrays, int32 [rows, length], as a line.
+
+    Its length is one of a few and divides into `parts`.
+    """
+    own: Part = part(segment_ids, ranks, rank)
+    size = length(own.most, parts)
+    arrays = (_filled(array, own.places, size) for array in (input_ids, position_ids))
+    return Line(own.places, *arrays, own.pieces, own.order(size))
+
+
+def length(tokens: int, parts: int = 1) -> int:
+    """Return the length of the line in which so many tokens of the busiest rank stand."""
+    return -(-rounded_up(tokens, TILE) // parts) * parts
+
+
+def _filled(values: np.ndarray, places: np.ndarray, length: int) -> np.ndarray:
+    return np.pad(values.reshape(-1)[places], (0, length - len(places)))
 
 
 def rounded_up(count: int, unit: int, steps: int = 8) -> int:
@@ -53,9 +71,9 @@ def rounded_up(count: int, unit: int, steps: int = 8) -> int:
 class Tiles(NamedTuple):
     """Tiles of TILE queries and the keys of their segment from its start on, equally many for each.
 
-    `queries` int32 [tiles, TILE] and `keys` int32 [tiles, keys] are places in the line; `allowed` bool [tiles, TILE,
-    keys] tells which query sees which key. Where a tile is longer than what is left of its segment, and in tiles that
-    only fill up, queries repeat another one: `real` bool [tiles, TILE] is False there.
+    `queries` int32 [tiles, TILE] are places in the line of queries, `keys` int32 [tiles, keys] in that of keys;
+    `allowed` bool [tiles, TILE, keys] tells which query sees which key. Where a tile is longer than what is left of its
+    piece, and in tiles that only fill up, queries repeat another one: `real` bool [tiles, TILE] is False there.
     """
 
     queries: np.ndarray
@@ -64,19 +82,18 @@ class Tiles(NamedTuple):
     real: np.ndarray
 
 
-def tiles(segments: np.ndarray) -> list[Tiles]:
-    """Return the tiles of a line's segments above 0, int32 [length], by number of keys; attention is causal.
+def tiles(pieces: np.ndarray) -> list[Tiles]:
+    """Return the tiles of pieces (first, end, start, stop), int64 [n, 4], by number of keys; attention is causal.
 
     Tiles are computed with a few more keys than they see, and a few that only fill up, so that there are few shapes.
     """
-    starts = np.flatnonzero((np.diff(segments, prepend=0) != 0) & (segments > 0))
-    counts = np.bincount(segments[segments > 0])[1:]
-    numbers = -(-counts // TILE)
-    first = np.repeat(starts, numbers)
-    place = np.concatenate([np.arange(number) for number in numbers]) if len(starts) else starts
-    ends = np.repeat(starts + counts, numbers)
-    widths = np.array([_width(int(number) + 1) for number in place], dtype=int)
-    return [_tiles(width, *(of[widths == width] for of in (first, ends, place))) for width in np.unique(widths)]
+    numbers = -(-(pieces[:, 1] - pieces[:, 0]) // TILE)
+    first, end, start, stop = np.repeat(pieces, numbers, axis=0).T
+    place = np.concatenate([np.arange(number) for number in numbers]) if len(pieces) else first
+    first, ahead = first + place * TILE, stop - end
+    seen = np.minimum(first + TILE + ahead, stop) - start
+    widths = np.array([_width(-(-int(count) // TILE)) for count in seen], dtype=int)
+    return [_tiles(width, *(of[widths == width] for of in (first, end, start, stop))) for width in np.unique(widths)]
 
 
 def _width(number: int) -> int:
@@ -84,15 +101,14 @@ def _width(number: int) -> int:
     return min(2 ** (number - 1).bit_length(), -(-number // 8) * 8)
 
 
-def _tiles(width: int, starts: np.ndarray, ends: np.ndarray, numbers: np.ndarray) -> Tiles:
-    """The tiles of `numbers` in segments between `starts` and `ends`."""
-    fill = rounded_up(len(starts), 1, 4) - len(starts)
-    real = np.arange(len(starts) + fill)[:, None] < len(starts)
-    starts, ends, numbers = (np.pad(of, (0, fill), mode="edge")[:, None] for of in (starts, ends, numbers))
-    keys = starts + np.arange(width * TILE)
-    queries = starts + numbers * TILE + np.arange(TILE)
-    real = real & (queries < ends)
-    queries = np.where(queries < ends, queries, queries[:, :1])
-    allowed = queries[:, :, None] >= keys[:, None]
-    keys = np.where(keys < ends, keys, 0)
+def _tiles(width: int, *pieces: np.ndarray) -> Tiles:
+    """The tiles whose first queries are `first`, in pieces with these ends of queries, starts and stops of keys."""
+    fill = rounded_up(len(pieces[0]), 1, 4) - len(pieces[0])
+    real = np.arange(len(pieces[0]) + fill)[:, None] < len(pieces[0])
+    first, end, start, stop = (np.pad(of, (0, fill), mode="edge")[:, None] for of in pieces)
+    keys, queries = start + np.arange(width * TILE), first + np.arange(TILE)
+    real = real & (queries < end)
+    queries = np.where(queries < end, queries, queries[:, :1])
+    allowed = (queries + stop - end)[:, :, None] >= keys[:, None]
+    keys = np.where(keys < stop, keys, 0)
     return Tiles(queries.astype(np.int32), keys.astype(np.int32), allowed, real)

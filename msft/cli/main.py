@@ -8,6 +8,7 @@ COMMANDS = {
     "train": "fine-tune, pretrain, evaluate or predict from a recipe",
     "estimate": "tell memory, speed and the best layout of a recipe on a device, without running it",
     "parity": "run a recipe on both engines and name the first place where they differ",
+    "verify_layout": "compare a recipe's layout of processes with one process",
     "generate": "answer prompts with a model and an adapter",
     "merge": "write base weights plus adapter as one model",
     "convert_weight": "convert weights between Hugging Face and MindFormers' CKPT",

@@ -17,7 +17,8 @@ def parser() -> guard.Parser:
     result = guard.Parser(
         prog="msft transform_ckpt",
         description="Write a checkpoint as the parts of another layout of processes, one tensor in memory at a time. "
-        "It need not be done before a run: every run reads the checkpoints of every layout.",
+        "It need not be done before a run: every run reads the checkpoints of every layout. The stages of a pipeline "
+        "need no parts of their own: each reads its layers of any.",
     )
     result.add_argument("--src", required=True, type=Path, help="the checkpoint, a folder step-N")
     result.add_argument("--dst", required=True, type=Path, help="the folder to write")

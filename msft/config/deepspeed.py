@@ -58,11 +58,6 @@ def whole(recipe: Recipe, spec: "ModelSpec", ranks: int, device: str) -> dict[st
     stage = _get(own, "zero_optimization.stage")
     if stage not in (None, 1, 2, 3):
         problems.append(("zero_optimization.stage", f"is {shown(stage)}, it must be 1, 2 or 3 (0 is strategy ddp)"))
-    # There it has another optimizer (BF16_Optimizer), whose norm of gradients over two processes is half of theirs.
-    if stage == 1 and decided.get("bf16.enabled", Said(False, "")).value:
-        problems.append(
-            ("zero_optimization.stage", "1 is not taken with bfloat16, its gradient norm is wrong: write 2")
-        )
     merged = _merged(ours | {"scheduler": None}, {**own, "scheduler": None})
     del merged["scheduler"]
     for key, said in decided.items():

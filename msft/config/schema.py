@@ -16,10 +16,22 @@ Tuning = Annotated[Any, Unused("data loading needs no tuning")]
 Graphs = Annotated[Any, Unused("MindSpore's graph compiler is left at its defaults")]
 Memory = Annotated[Any, Unused("memory is left to the framework")]
 Layout = Annotated[Any, Unused("parallel_config.data_parallel and model_parallel say how processes share the work")]
+Gathered = Unused("keys and values are gathered before attention, as in Llama 3's training (arXiv 2407.21783)")
 Slices = Annotated[Any, Unused("load_checkpoint is always joined and cut anew for this run")]
 Strategy = Annotated[Literal["ddp", "fsdp", "deepspeed"], OnlyOn("torch", "its processes have the whole model each")]
 Hub = Annotated[Any, Unused("nothing is uploaded")]
 Images = Annotated[Any, Unused("it is for image models")]
+
+
+PARALLEL_MODES = {"data_parallel": 0, "stand_alone": 0, "semi_auto_parallel": 1, "semi_auto": 1}
+
+
+def _parallel_mode(value: Any) -> Any:
+    known = PARALLEL_MODES.get(str(value).lower(), value)
+    if known in (0, 1) and not isinstance(known, bool | float):
+        return known
+    words = "0 (data_parallel, stand_alone) or 1 (semi_auto_parallel)"
+    raise ValueError(f"must be {words}, not {shown(value)}: MindSpore's own search for layouts is not used")
 
 
 class Context(Block):
@@ -67,9 +79,13 @@ class Context(Block):
 
 
 class Parallel(Block):
-    """MindSpore's parallel context."""
+    """MindSpore's parallel context; `parallel_mode` 1 leaves the cut of the model to MindSpore, on Ascend."""
 
-    parallel_mode: Layout = None
+    parallel_mode: Annotated[
+        int,
+        BeforeValidator(_parallel_mode),
+        OnlyOn("mindspore", "the same layout is computed by explicit slices"),
+    ] = 0
     gradients_mean: Annotated[Any, Unused("gradients are always those of the global token mean")] = None
     loss_repeated_mean: Annotated[Any, Unused("gradients are always those of the global token mean")] = None
     gradient_fp32_sync: Annotated[Any, Unused("gradients are always reduced in float32")] = None
@@ -95,22 +111,24 @@ class Parallel(Block):
 
 
 class ParallelConfig(Block):
-    """How processes share the work: `data_parallel` models (unset: as many as there are) of `model_parallel` each.
+    """How processes share the work: `data_parallel` models (unset: as many as there are) of `pipeline_stage` stages.
 
-    Of those of a model each has its part of the tokens between matrices with `use_seq_parallel`, and its rows of
-    embedding and head with `vocab_emb_dp: False`.
+    Each stage is `model_parallel` processes; `micro_batch_num` micro-batches go through the stages in a step.
+    The tokens of each model's rows are dealt to `context_parallel` times as many. Of those of a model each has its part
+    of the tokens between matrices with `use_seq_parallel`, and its rows of embedding and head with `vocab_emb_dp:
+    False`.
     """
 
     data_parallel: Positive | None = None
     model_parallel: Positive = 1
-    context_parallel: Layout = None
-    context_parallel_algo: Layout = None
-    ulysses_degree_in_cp: Layout = None
+    context_parallel: Positive = 1
+    context_parallel_algo: Annotated[Literal["colossalai_cp", "ulysses_cp", "hybrid_cp"] | None, Gathered] = None
+    ulysses_degree_in_cp: Annotated[Any, Gathered] = None
     expert_parallel: Layout = None
     pipeline_stage: Positive = 1
     use_seq_parallel: Switch = False
     optimizer_shard: Layout = None
-    micro_batch_num: Annotated[Any, Unused("micro-batches are set by gradient_accumulation_steps")] = None
+    micro_batch_num: Positive = 1
     vocab_emb_dp: Switch = True
     gradient_aggregation_group: Layout = None
     auto_parallel: Layout = None

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from msft.backend import context
 from msft.backend.contract import IGNORE, Batch
 from msft.console import note
 from msft.data.collate import PADDINGS, Example, align, collate, width_of
@@ -24,6 +25,7 @@ class BatchStream:
     With `packing` a row of a batch is a pack: whole rows of the data, as many as fit the longest one's place
     (`packing.pack`); the packs stay the same, each epoch has its order of them. `length_grouping` has the rows of a
     step of similar length (`order.grouped_order`). Both measure all rows first.
+    Several processes may share the tokens of a rank's rows: this one has part number `part` of `parts`.
     `num_samples` limits the data to its first rows. `vocab_size` makes ids outside it an error. `where` names the
     data in messages. Raises InputError for data or settings that give no step.
     """
@@ -37,6 +39,8 @@ class BatchStream:
         gradient_accumulation_steps: int = 1,
         rank: int = 0,
         world: int = 1,
+        part: int = 0,
+        parts: int = 1,
         seed: int = 0,
         shuffle: bool = True,
         drop_remainder: bool = True,
@@ -51,7 +55,7 @@ class BatchStream:
     ):
         self._dataset, self._where = dataset, where
         self._batch_size, self._micro_batches = batch_size, gradient_accumulation_steps
-        self._rank, self._world = rank, world
+        self._rank, self._world, self._part, self._parts = rank, world, part, parts
         self._pad_id, self._padding, self._bucket_size, self._vocab_size = pad_id, padding, bucket_size, vocab_size
         self._check_settings(num_samples, epochs, seed)
         rows = len(dataset) if num_samples is None else min(num_samples, len(dataset))
@@ -205,7 +209,8 @@ class BatchStream:
         if self._padding == "max_length" and longest > self.row_length:
             raise InputError(f"{self._where}: a row has {longest + 1} tokens, the first row {self.row_length + 1}")
         width = width_of(longest, max(longest, self.row_length), self._padding, self._bucket_size)
-        return collate(rows, width, self._pad_id, first_ids[self._rank].tolist())
+        whole = collate(rows, width, self._pad_id, first_ids[self._rank].tolist())
+        return context.share(whole, self._parts, self._part)
 
     def _example(self, row: int) -> Example:
         try:
@@ -229,7 +234,7 @@ class BatchStream:
 def evaluation_batches(dataset: RowDataset, *, where: str = "eval_dataset", **settings) -> BatchStream:
     """Return a BatchStream over every row once, in order; the last step is filled up with masked rows.
 
-    `settings` are BatchStream's batch_size, pad_id, rank, world, num_samples, padding, bucket_size, packing and
-    vocab_size.
+    `settings` are BatchStream's batch_size, pad_id, rank, world, part, parts, num_samples, padding, bucket_size,
+    packing and vocab_size.
     """
     return BatchStream(dataset, shuffle=False, drop_remainder=False, epochs=1, where=where, **settings)

@@ -40,7 +40,7 @@ def block(sizes: Sizes, work: Work, layout: Layout) -> float:
     masks = sizes.dropped / spec.num_hidden_layers / tensor
     if work.backend == "torch":
         states += sizes.keeps_normed + sizes.keeps_wide_normed
-        is_output_kept = fused_attention(work) or (work.length > KEPT and work.precision.compute == "float32")
+        is_output_kept = fused_attention(work) or is_left_to_torch(work)
         split += queries * (1 if is_output_kept else sizes.keeps_mixed)
         split += wide * sizes.keeps_gated + sizes.ranks / spec.num_hidden_layers
     else:
@@ -58,11 +58,16 @@ def attention_weights(sizes: Sizes, work: Work) -> float:
         softmax = BYTES[work.precision.softmax]
         return softmax * heads * sum(tiles * TILE * keys for keys, tiles in mindspore_tiles(work) if keys <= KEPT)
     if work.length > KEPT:
-        return 4 * heads * work.tokens if work.precision.compute == "float32" else 0
+        return 4 * heads * work.tokens if is_left_to_torch(work) else 0
     count = -(-work.length // TORCH_TILE)
     ends = [work.length * (number + 1) // count for number in range(count)]
     pairs = sum((end - start) * end for start, end in zip([0, *ends], ends, strict=False))
-    return BYTES[work.precision.compute] * heads * work.rows * pairs
+    return BYTES[work.precision.compute] * heads * work.rows * pairs / work.parts
+
+
+def is_left_to_torch(work: Work) -> bool:
+    """Whether attention on CPU is torch's own kernel, which keeps its output and a number a query."""
+    return work.length > KEPT and work.precision.compute == "float32" and work.parts == 1
 
 
 def fused_attention(work: Work) -> bool:
@@ -71,9 +76,12 @@ def fused_attention(work: Work) -> bool:
 
 
 def mindspore_tiles(work: Work) -> list[tuple[int, int]]:
-    """Return (keys, how many tiles of queries are computed with so many) of MindSpore's attention on CPU."""
+    """Return (keys, how many tiles of queries are computed with so many) of MindSpore's attention on CPU.
+
+    Of `parts` devices each has as many wide and narrow ones.
+    """
     counts: dict[int, int] = {}
-    for number in range(1, -(-work.length // TILE) + 1):
+    for number in range(work.parts, -(-work.length // TILE) + 1, work.parts):
         width = min(2 ** (number - 1).bit_length(), -(-number // 8) * 8)
         counts[width * TILE] = counts.get(width * TILE, 0) + work.rows
     return [(keys, rounded_up(count, 1, 4)) for keys, count in counts.items()]

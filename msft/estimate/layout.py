@@ -15,8 +15,9 @@ MACHINE = 8
 
 
 class Layout(NamedTuple):
-    """`data` x `tensor` x `pipeline` devices; `micro_batches` are those of one data-parallel share in a step.
+    """`data` x `tensor` x `pipeline` x `context` devices; `micro_batches` are those of a data-parallel share in a step.
 
+    `context` devices share the tokens of the same rows and gather keys and values (arXiv:2407.21783, section 3.3.2).
     `sequence_parallel` splits norms and hidden states over the tensor group (Korthikanti et al., arXiv:2205.05198).
     `optimizer_sharding` deals the moments to the data group, whose members update a share of the tuned weights each and
     gather the others' (ZeRO stage 1, arXiv:1910.02054). `whole_embedding` leaves embedding and head unsplit
@@ -33,12 +34,18 @@ class Layout(NamedTuple):
     optimizer_sharding: bool = False
     whole_embedding: bool = False
     weights_sharded: bool = False
+    context: int = 1
     reduce_scatters: bool = False
 
     @property
     def devices(self) -> int:
         """Number of devices."""
-        return self.data * self.tensor * self.pipeline
+        return self.replicas * self.tensor * self.pipeline
+
+    @property
+    def replicas(self) -> int:
+        """How many devices have the same weights."""
+        return self.data * self.context
 
     @property
     def vocabulary_parts(self) -> int:
@@ -47,6 +54,7 @@ class Layout(NamedTuple):
 
     def __str__(self) -> str:
         words = [f"data {self.data} x tensor {self.tensor} x pipeline {self.pipeline}"]
+        words[0] += f" x context {self.context}" if self.context > 1 else ""
         words += ["sequence parallel"] * self.sequence_parallel + ["optimizer sharded"] * self.optimizer_sharding
         return ", ".join(words)
 
@@ -57,10 +65,9 @@ def layout_of(recipe: Recipe) -> Layout:
     A key without a value counts as 1. With a pipeline its `micro_batch_num` counts too (MindFormers).
     Raises InputError naming every value that is no count.
     """
-    accumulated = derive.gradient_accumulation(recipe)
     if not recipe.use_parallel:
-        return Layout(micro_batches=accumulated)
-    names = ("data_parallel", "model_parallel", "pipeline_stage", "micro_batch_num")
+        return Layout(micro_batches=derive.gradient_accumulation(recipe))
+    names = ("data_parallel", "model_parallel", "pipeline_stage", "context_parallel")
     values = {name: 1 if (value := getattr(recipe.parallel_config, name)) is None else value for name in names}
     problems = [
         f"{_place(recipe, name)} must be a whole number above 0, not {shown(value)}"
@@ -69,15 +76,16 @@ def layout_of(recipe: Recipe) -> Layout:
     ]
     if problems:
         raise InputError(*problems)
-    data, tensor, pipeline, in_pipeline = values.values()
+    data, tensor, pipeline, context = values.values()
     return Layout(
         data=data,
         tensor=tensor,
         pipeline=pipeline,
         sequence_parallel=recipe.parallel_config.use_seq_parallel and tensor > 1,
-        micro_batches=accumulated * (in_pipeline if pipeline > 1 else 1),
-        optimizer_sharding=bool(recipe.parallel.enable_parallel_optimizer) and data > 1,
+        micro_batches=derive.gradient_accumulation(recipe, pipeline),
+        optimizer_sharding=bool(recipe.parallel.enable_parallel_optimizer) and data * context > 1,
         whole_embedding=recipe.parallel_config.vocab_emb_dp,
+        context=context,
     )
 
 
@@ -90,17 +98,19 @@ def on_devices(recipe: Recipe, layout: Layout, devices: int | None, spec: ModelS
     problems = list(_undivided(recipe, layout, devices, spec))
     if problems:
         raise InputError(*problems)
-    data = devices // (layout.tensor * layout.pipeline)
-    return layout._replace(data=data, optimizer_sharding=bool(recipe.parallel.enable_parallel_optimizer) and data > 1)
+    layout = layout._replace(data=devices // (layout.tensor * layout.pipeline * layout.context))
+    sharding = bool(recipe.parallel.enable_parallel_optimizer) and layout.replicas > 1
+    return layout._replace(optimizer_sharding=sharding)
 
 
 def _undivided(recipe: Recipe, layout: Layout, devices: int, spec: ModelSpec) -> Iterator[str]:
-    group = layout.tensor * layout.pipeline
+    group = layout.tensor * layout.pipeline * layout.context
     if devices < 1:
         yield f"--devices is {devices}, it must be 1 or more"
     elif devices % group:
         near = max(devices // group, 1) * group
         split = f"model_parallel {layout.tensor} x pipeline_stage {layout.pipeline}"
+        split += f" x context_parallel {layout.context}" if layout.context > 1 else ""
         yield f"--devices is {devices}, which {split} does not divide; {near} would do"
     tensor, pipeline = _place(recipe, "model_parallel"), _place(recipe, "pipeline_stage")
     if MACHINE % layout.tensor:

@@ -64,9 +64,9 @@ def _stage(sizes: Sizes, work: Work, layout: Layout, stage: int) -> Memory:
     gradients, activations, logits, held = moments[moment]
     return Memory(
         frozen=weights.frozen,
-        tuned=weights.tuned / layout.data + weights.gathered if layout.weights_sharded else weights.tuned,
+        tuned=weights.tuned / layout.replicas + weights.gathered if layout.weights_sharded else weights.tuned,
         gradients=gradients,
-        moments=2 * weights.tuned / (layout.data if layout.optimizer_sharding else 1),
+        moments=2 * weights.tuned / (layout.replicas if layout.optimizer_sharding else 1),
         activations=activations,
         logits=logits,
         working=held,
@@ -80,7 +80,7 @@ def _moments(sizes: Sizes, work: Work, layout: Layout, stage: int, weights: Weig
     """What comes and goes in a step (gradients, activations, logits, what is held for a while), by moment."""
     is_last, accumulates = stage == layout.pipeline - 1, layout.micro_batches > 1
     # Sharded gradients are shared out as they are made, accumulated ones at the end (MindFormers' default).
-    shards = layout.data if layout.weights_sharded and not accumulates else 1
+    shards = layout.replicas if layout.weights_sharded and not accumulates else 1
     gradients, head = weights.tuned / shards, weights.head_gradient / shards if is_last else 0.0
     kept_states = _activations(sizes, work, layout, stage)
     logits = working.of_loss(sizes, work, layout) if is_last else 0.0
@@ -137,9 +137,9 @@ def _blocks(sizes: Sizes, layout: Layout) -> float:
 def _sets_of_gradients(work: Work, layout: Layout) -> int:
     """Sets of gradients while they are added up: over micro-batches in MindSpore, over ranks in both engines."""
     over_batches = 3 if work.backend == "mindspore" and layout.micro_batches > 1 else 1
-    return max(over_batches, 2 if layout.data > 1 and not layout.weights_sharded else 1)
+    return max(over_batches, 2 if layout.replicas > 1 and not layout.weights_sharded else 1)
 
 
 def _buffers(work: Work, layout: Layout) -> float:
-    groups = sum(size > 1 for size in layout[:3])
+    groups = sum(size > 1 for size in (*layout[:3], layout.context))
     return float(groups * GROUP_BUFFERS[work.kind])

@@ -27,6 +27,7 @@ TIME = {
     "bubble": "pipeline's bubble",
     "data": "gradients between devices",
     "tensor": "activations between devices",
+    "context": "keys and values between devices",
     "pipeline": "pipeline's sends",
 }
 ASSUMED = (
@@ -90,9 +91,9 @@ def answers(result: Estimate) -> list[str]:
 def _own(result: Estimate) -> list[str]:
     """Say what is best of the layouts that msft itself trains in, where the best one is none of them."""
     best, own = result.best.plan.layout, result.own
-    if best.pipeline == 1:
+    if best.micro_batches >= best.pipeline:
         return []
-    said = "without a pipeline, which msft does not train with"
+    said = "without stages that have no micro-batch, which msft does not train with"
     if own.plan is None:
         return [f"  {said}: {own.reason}"]
     found, recompute = own.plan, "recompute" if own.plan.work.recompute else "no recompute"

@@ -56,7 +56,8 @@ def estimate(recipe: Recipe, device_name: str | None = None, devices: int | None
         problems += error.problems
     if problems:
         raise InputError(*problems)
-    works = {value: work_of(recipe, device.kind)._replace(recompute=value) for value in (False, True)}
+    work = work_of(recipe, device.kind)._replace(parts=layout.context)
+    works = {value: work._replace(recompute=value) for value in (False, True)}
     return Estimate(
         recipe=recipe,
         device=device,

@@ -54,13 +54,13 @@ def largest_rows(sizes: Sizes, work: Work, layout: Layout, device: Device) -> in
 def best_layout(sizes: Sizes, work: Work, layout: Layout, device: Device, own: bool = False) -> Best:
     """Try every layout of as many devices with the step's rows kept; the reason tells why the best one is best.
 
-    `own` leaves out what msft itself does not train with: pipelines.
+    `own` leaves out what msft itself does not train with: pipelines that have more stages than micro-batches.
     """
     plans = [plan_of(sizes, tried, split, device) for split, tried in candidates(sizes, work, layout, own)]
     fitting = [plan for plan in plans if plan.memory.total <= device.usable]
     best = _fastest(fitting)
     least = min(plans, key=lambda plan: plan.memory.total)
-    simple = [plan for plan in plans if plan.layout.data == layout.devices and not plan.layout.optimizer_sharding]
+    simple = [plan for plan in plans if plan.layout.replicas == layout.devices and not plan.layout.optimizer_sharding]
     plain = min(simple or plans, key=lambda plan: plan.memory.total)
     return Best(best, len(plans), len(fitting), least, plain, _reason(best, fitting, least, plain, device))
 
@@ -86,18 +86,22 @@ def candidates(sizes: Sizes, work: Work, layout: Layout, own: bool = False) -> I
     """Yield all valid layouts of as many devices, with recompute on and off, for the same rows in a step.
 
     The product of the sizes is the number of devices; heads and widths divide over a tensor group within a machine,
-    blocks over stages, the step's rows over data-parallel shares and their micro-batches.
+    blocks over stages, the step's rows over data-parallel shares and their micro-batches. As many devices share the
+    tokens of a row as the layout says.
     """
     rows_of_step = work.rows * layout.micro_batches * layout.data
     for tensor in tensor_sizes(sizes.spec, layout.whole_embedding):
-        for pipeline in [1] if own else divisors(sizes.spec.num_hidden_layers):
-            data, left = divmod(layout.devices, tensor * pipeline)
+        for pipeline in divisors(sizes.spec.num_hidden_layers):
+            data, left = divmod(layout.devices, tensor * pipeline * layout.context)
             if left or rows_of_step % data:
                 continue
             for rows in divisors(rows_of_step // data):
-                base = Layout(data, tensor, pipeline, False, rows_of_step // data // rows)
-                base = base._replace(whole_embedding=layout.whole_embedding, reduce_scatters=layout.reduce_scatters)
-                shardings, sequences = ((False, True) if size > 1 else (False,) for size in (data, tensor))
+                micro_batches = rows_of_step // data // rows
+                if own and micro_batches < pipeline:
+                    continue
+                base = layout._replace(data=data, tensor=tensor, pipeline=pipeline, micro_batches=micro_batches)
+                base = base._replace(weights_sharded=False)
+                shardings, sequences = ((False, True) if size > 1 else (False,) for size in (base.replicas, tensor))
                 for sharding, sequence, recompute in product(shardings, sequences, (False, True)):
                     split = base._replace(optimizer_sharding=sharding, sequence_parallel=sequence)
                     yield split, work._replace(rows=rows, recompute=recompute)

@@ -67,7 +67,10 @@ class Sizes(NamedTuple):
 
 
 class Work(NamedTuple):
-    """What runs: the engine, its dtypes, a micro-batch of `rows` x `length` tokens, all real and supervised."""
+    """What runs: the engine, its dtypes, a micro-batch of `rows` x `length` tokens, all real and supervised.
+
+    `parts` devices share the tokens of these rows (`Layout.context`).
+    """
 
     backend: str
     kind: str
@@ -75,11 +78,12 @@ class Work(NamedTuple):
     rows: int
     length: int
     recompute: bool
+    parts: int = 1
 
     @property
     def tokens(self) -> int:
-        """Tokens of a micro-batch."""
-        return self.rows * self.length
+        """Tokens of a micro-batch that a device computes."""
+        return -(-self.rows * self.length // self.parts)
 
 
 def sizes_of(spec: ModelSpec, tuning: Tuning) -> Sizes:

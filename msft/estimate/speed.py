@@ -28,6 +28,7 @@ class Speed(NamedTuple):
     bubble: float
     data: float
     tensor: float
+    context: float
     pipeline: float
     tokens: float
     utilisation: float
@@ -36,7 +37,7 @@ class Speed(NamedTuple):
     @property
     def step(self) -> float:
         """Seconds of a step."""
-        return sum(self[:7])
+        return sum(self[:8])
 
 
 class Flops(NamedTuple):
@@ -74,13 +75,13 @@ def speed(sizes: Sizes, work: Work, layout: Layout, device: Device) -> Speed:
     peak = device.peak[work.precision.compute]
     products = tokens * computed / model_parts / peak / device.efficiency
     memory = _moved(sizes, work, layout) / device.bandwidth / device.efficiency
-    shards = layout.data if layout.optimizer_sharding else 1
+    shards = layout.replicas if layout.optimizer_sharding else 1
     tuned = stage_weights(sizes, work, layout, 0).tuned / 4 / shards
     sent = traffic.traffic(sizes, work, layout)
-    data, tensor, pipeline = traffic.seconds(sent, layout, device)
-    bubble = (products + memory + tensor) * (layout.pipeline - 1) / layout.micro_batches
+    data, tensor, context, pipeline = traffic.seconds(sent, layout, device)
+    bubble = (products + memory + tensor + context) * (layout.pipeline - 1) / layout.micro_batches
     optimizer = tuned * OPTIMIZER_BYTES / device.bandwidth / device.efficiency
-    parts = (products, memory, optimizer, bubble, data, tensor, pipeline)
+    parts = (products, memory, optimizer, bubble, data, tensor, context, pipeline)
     rate = tokens / model_parts / sum(parts)
     return Speed(*parts, rate, rate * cost.needed / peak, sent)
 

@@ -9,10 +9,11 @@ from msft.estimate.sizes import BYTES, Sizes, Work
 
 
 class Traffic(NamedTuple):
-    """Bytes that one device sends in a step: gradients (and gathered weights), activations, between stages."""
+    """Bytes that one device sends in a step: gradients (and gathered weights), activations, keys and values, stages."""
 
     data: float
     tensor: float
+    context: float
     pipeline: float
 
     @property
@@ -26,22 +27,27 @@ def traffic(sizes: Sizes, work: Work, layout: Layout) -> Traffic:
 
     Data: the tuned weights' float32 gradients are added up (all-reduce), and with optimizer sharding the new weights
     gathered; sharded weights are gathered in the compute dtype, and their gradients added up in shares. Tensor: the
-    hidden states are added up as often as `_sums` says. Pipeline: each micro-batch's hidden states go to the next
-    stage, their gradient back.
+    hidden states are added up as often as `_sums` says. Context: keys and values of each block are gathered each way,
+    their gradients added up in shares (MindSpore does both by all-reduce, which sends twice as much). Pipeline: each
+    micro-batch's hidden states go to the next stage, their gradient back.
     """
     weights = stage_weights(sizes, work, layout, 0)
-    share = (layout.data - 1) / layout.data
+    spec, share = sizes.spec, (layout.replicas - 1) / layout.replicas
     data = share * (3 if layout.optimizer_sharding else 2) * weights.tuned
     if layout.weights_sharded:
         data = share * (weights.tuned + weights.gathered)
-    states = work.tokens * sizes.spec.hidden_size * BYTES[work.precision.compute] * layout.micro_batches
+    states = work.tokens * spec.hidden_size * BYTES[work.precision.compute] * layout.micro_batches
     ring = 2 * (layout.tensor - 1) / layout.tensor
-    sums = _sums(sizes, work, layout) * sizes.spec.num_hidden_layers / layout.pipeline
+    blocks = spec.num_hidden_layers / layout.pipeline
+    sums = _sums(sizes, work, layout) * blocks
     # Before the head, and behind an embedding that is split.
     sums += (1 if layout.whole_embedding else 2) * _sums_at_once(work, layout)
+    pairs = 2 * spec.num_key_value_heads * spec.head_dim / layout.tensor * BYTES[work.precision.compute]
+    gathers = (6 if work.backend == "mindspore" else 3) * blocks * (layout.context - 1) / layout.context
+    gathered = gathers * pairs * work.tokens * work.parts * layout.micro_batches
     ways = 2 if layout.pipeline > 1 else 0
     parts = layout.tensor if layout.sequence_parallel else 1
-    return Traffic(data, ring * sums * states, ways * states / parts)
+    return Traffic(data, ring * sums * states, gathered, ways * states / parts)
 
 
 def _sums(sizes: Sizes, work: Work, layout: Layout) -> float:
@@ -63,12 +69,13 @@ def _sums_at_once(work: Work, layout: Layout) -> int:
     return 2 if layout.sequence_parallel and only_sums else 1
 
 
-def seconds(sent: Traffic, layout: Layout, device: Device) -> tuple[float, float, float]:
+def seconds(sent: Traffic, layout: Layout, device: Device) -> tuple[float, float, float, float]:
     """Return how long each kind takes: by the link where its group fits into a machine, else by the network.
 
-    Tensor groups lie innermost, then data, then pipeline (MindFormers' order of ranks). Nothing hides behind products:
-    the engines add gradients up when all are there.
+    Tensor groups lie innermost, then context, data, pipeline (MindFormers' order of ranks). Nothing hides behind
+    products: the engines add gradients up when all are there.
     """
-    inner = device.link if layout.tensor * layout.data <= MACHINE else device.network
+    near = device.link if layout.tensor * layout.context <= MACHINE else device.network
+    inner = device.link if layout.tensor * layout.replicas <= MACHINE else device.network
     outer = device.link if layout.devices <= MACHINE else device.network
-    return sent.data / inner, sent.tensor / device.link, sent.pipeline / outer
+    return sent.data / inner, sent.tensor / device.link, sent.context / near, sent.pipeline / outer

@@ -31,6 +31,8 @@ HELD = {
 }
 # Of MindSpore's attention on CPU, whose functions are compiled for each number of keys: softmax weights, gathered keys.
 WEIGHTS, GATHERED = 12, 4.5
+# Keys and values of all devices that share rows: as they come and in the order of the line, with their gradients.
+GATHERED_WHOLE = 4
 # Its dropout: random bits, masks and what they leave, of each feature under a mask, in the functions of all ways.
 DROPPED = 37
 # Its joined q, k, v and gate, up matrices, for the way there and back.
@@ -50,6 +52,9 @@ def of_block(sizes: Sizes, work: Work, layout: Layout) -> float:
     heads = (spec.num_attention_heads + 2 * spec.num_key_value_heads) * spec.head_dim
     split = (held.heads * heads + held.wide * spec.intermediate_size) / tensor
     found = held.states * kept.block_input(sizes, work, layout) + kept.tokens_held(work) * split * compute
+    if work.parts > 1:
+        keys = 2 * spec.num_key_value_heads * spec.head_dim / tensor
+        found += GATHERED_WHOLE * work.tokens * work.parts * keys * compute
     if layout.sequence_parallel:
         # What modules read of all tokens, and its gradient.
         found += 2 * kept.tokens_held(work) * spec.hidden_size * compute

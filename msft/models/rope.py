@@ -54,12 +54,13 @@ def is_number(value) -> bool:
     return type(value) in (int, float) and 0 <= value < 2**127
 
 
-def tables(spec: ModelSpec, position_ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def tables(spec: ModelSpec, position_ids: np.ndarray, longest: int | None = None) -> tuple[np.ndarray, np.ndarray]:
     """Return cosine and sine, float32 [rows, length, head_dim], for position ids int32 [rows, length].
 
-    Both halves of the last axis hold the same angles, as transformers' rotate_half layout wants.
+    Both halves of the last axis hold the same angles, as transformers' rotate_half layout wants. `longest` is the
+    length of the text that they are of, where not its last position is among them.
     """
-    inverse, factor = frequencies(spec, int(position_ids.max()) + 1)
+    inverse, factor = frequencies(spec, longest or int(position_ids.max()) + 1)
     angles = position_ids.astype(np.float32)[..., None] * inverse
     angles = np.concatenate([angles, angles], axis=-1)
     return np.cos(angles) * np.float32(factor), np.sin(angles) * np.float32(factor)

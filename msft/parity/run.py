@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from msft import console
+from msft.backend.mesh import Mesh
 from msft.config import derive
 from msft.config.schema import Recipe
 from msft.errors import InputError
@@ -89,7 +90,7 @@ def _check_places(settings: Settings) -> None:
 
 
 def _steps(settings: Settings, prepared: Prepared, recorded: Golden | None) -> int:
-    total = setup.train_stream(prepared, 0, 1).total_steps
+    total = setup.train_stream(prepared, Mesh()).total_steps
     if recorded:
         if settings.steps not in (None, recorded.steps):
             raise InputError(

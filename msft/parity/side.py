@@ -8,6 +8,7 @@ from functools import cached_property
 import numpy as np
 
 from msft.backend.contract import Batch, Engine, StepGradients
+from msft.backend.mesh import Mesh
 from msft.convert.random_weights import generator
 from msft.data.batches import BatchStream
 from msft.train import schedules, setup
@@ -41,7 +42,7 @@ class Side:
     @cached_property
     def stream(self) -> BatchStream:
         """The batches of the run."""
-        return setup.train_stream(self.prepared, 0, 1)
+        return setup.train_stream(self.prepared, Mesh())
 
     @cached_property
     def schedule(self) -> Schedule:

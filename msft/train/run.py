@@ -7,6 +7,7 @@ from dataclasses import asdict
 
 from msft import console
 from msft.backend.contract import Batch
+from msft.backend.mesh import Mesh
 from msft.config import derive
 from msft.config.schema import Recipe
 from msft.data.batches import BatchStream
@@ -39,14 +40,14 @@ def run(recipe: Recipe, dry: bool = False, resume_command: str = "--resume_train
 
 
 def _tell_plan(prepared: Prepared) -> None:
-    stream = setup.train_stream(prepared, 0, prepared.layout.data) if prepared.trains else None
+    stream = setup.train_stream(prepared, Mesh(prepared.layout.data)) if prepared.trains else None
     for line in setup.plan_lines(prepared, stream):
         console.note(line)
 
 
 def _train(prepared: Prepared, resume_command: str) -> None:
     digest = prepared.train_data.digest()
-    stream = setup.train_stream(prepared, 0, prepared.layout.data)
+    stream = setup.train_stream(prepared, Mesh(prepared.layout.data))
     facts = _facts(prepared, stream, digest)
     state = _state_to_resume(prepared, facts)
     _tell_plan(prepared)
@@ -103,7 +104,7 @@ def _state_to_resume(prepared: Prepared, facts: dict) -> checkpoint.TrainerState
 def _train_on(prepared: Prepared, session: setup.Session, state: checkpoint.TrainerState | None, facts: dict) -> int:
     """Train and write the results; returns the number of the signal that asked the run to stop, else 0."""
     recipe = prepared.recipe
-    stream = setup.train_stream(prepared, session.mesh.data_rank, session.mesh.data)
+    stream = setup.train_stream(prepared, session.mesh)
     progress = resume.take_over(session, prepared.resumed, state) if state else loop.Progress()
     start = progress.step
     session.distributed.sum_numbers([0.0])
@@ -149,7 +150,7 @@ def _plan(
     requests: StopRequests,
 ) -> loop.Plan:
     evaluation, saving = derive.evaluation(prepared.recipe), derive.saving(prepared.recipe)
-    eval_stream = setup.eval_stream(prepared, session.mesh.data_rank, session.mesh.data) if evaluation else None
+    eval_stream = setup.eval_stream(prepared, session.mesh) if evaluation else None
 
     def evaluate(step: int) -> EvalRecord:
         epoch = step / stream.steps_per_epoch
@@ -179,7 +180,7 @@ def _evaluate(prepared: Prepared) -> None:
     _tell_plan(prepared)
     session = setup.start(prepared)
     try:
-        stream = setup.eval_stream(prepared, session.mesh.data_rank, session.mesh.data)
+        stream = setup.eval_stream(prepared, session.mesh)
         record = loop.evaluate(session.engine, _with_bar(stream), session.distributed.sum_numbers, 0, 0.0)
         if session.rank == 0:
             write_json(prepared.output_dir / outputs.EVALUATION, _evaluation(prepared, record))

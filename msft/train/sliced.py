@@ -1,8 +1,8 @@
 """The state of a job whose processes hold parts of it: a file from each of them, together one checkpoint.
 
 `slices/rank-K.safetensors` has the parts of one process under `weights.NAME`, `first_moment.NAME` and
-`second_moment.NAME`; its metadata tells of each NAME the shape of the whole and where the part begins. Any layout of
-processes reads them, on either engine.
+`second_moment.NAME`; its metadata tells of each NAME the shape of the whole and where the part begins (of a part with
+one axis: in the flattened whole). Any layout of processes reads them, on either engine.
 """
 
 import json
@@ -10,6 +10,7 @@ import math
 import os
 import time
 from contextlib import ExitStack
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -126,7 +127,7 @@ class Tensors(Lazy):
         whole = np.empty(self.shapes[name], np.float32)
         source = StoredTensors({str(number): part.stored for number, part in enumerate(self._parts[name])})
         for number, part in enumerate(self._parts[name]):
-            whole[part.place.region] = source.read(str(number))
+            part.place.of(whole)[...] = source.read(str(number))
         return whole
 
     def _add(self, path: Path, kind: str) -> None:
@@ -145,14 +146,17 @@ class Tensors(Lazy):
 
     def _check(self, kind: str) -> None:
         for name, parts in self._parts.items():
-            sizes = sum(math.prod(part.place.shape) for part in parts)
-            apart = len({part.place.start for part in parts}) == len(parts)
-            inside = all(_fits(part.place) for part in parts)
-            if not (inside and apart and sizes == math.prod(self.shapes[name])):
+            if not _are_whole([part.place for part in parts]):
                 raise InputError(f"{self.folder}: the parts of {kind.replace('_', ' ')} {name!r} are not the whole")
 
 
-def _fits(place: Place) -> bool:
-    if not len(place.whole) == len(place.start) == len(place.shape):
+def _are_whole(places: list[Place]) -> bool:
+    """Whether the parts of a tensor are all of it: ranges one after another, or regions that begin apart."""
+    sizes = sum(math.prod(place.shape) for place in places)
+    if not all(place.fits() for place in places) or sizes != math.prod(places[0].whole):
         return False
-    return all(0 <= part.start and part.stop <= size for part, size in zip(place.region, place.whole, strict=True))
+    if all(len(place.start) == 1 for place in places):
+        ranges = sorted(place.start + place.shape for place in places)
+        return all(start + size == following for (start, size), (following, _) in pairwise(ranges))
+    axes, starts = {len(place.start) for place in places}, {place.start for place in places}
+    return len(axes) == 1 and len(starts) == len(places)

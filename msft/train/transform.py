@@ -60,5 +60,5 @@ def _write(folder: Path, kinds: dict, meshes: list[Mesh]) -> int:
                 whole = tensors[name]
                 for file in files:
                     if name in file.places:
-                        file.add(kind, name, whole[file.places[name].region])
+                        file.add(kind, name, file.places[name].of(whole))
     return sum(file.path.stat().st_size for file in files)

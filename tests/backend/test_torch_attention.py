@@ -1,16 +1,20 @@
 """Protects attention of packed examples: whatever computes it, each example sees itself and what is before, alone."""
 
 import inspect
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from torch.nn import functional
 
+from msft.backend import context
+from msft.backend.mesh import Mesh
 from msft.backend.torch import attention
 from tests.backend.torch_operators import agree, drawn
 
 LENGTHS = [5, 1, 9]
+WHOLE = context.part(np.repeat([1, 2, 3], LENGTHS)[None]).pieces
 
 
 def under_a_block_mask(query, key, value):
@@ -23,7 +27,7 @@ def under_a_block_mask(query, key, value):
 
 def test_segment_attention_is_attention_under_a_block_mask():
     query, key, value = drawn(1, 6, 15, 8), drawn(1, 2, 15, 8, seed=1), drawn(1, 2, 15, 8, seed=2)
-    segments = attention.Segments(LENGTHS, "cpu")
+    segments = attention.Segments(WHOLE, "cpu")
     agree(
         lambda: attention.by_segment(query, key, value, segments, 0.3),
         lambda: under_a_block_mask(query, key, value),
@@ -38,7 +42,7 @@ def test_tiled_attention_is_attention_under_a_block_mask(monkeypatch, kind, kept
     monkeypatch.setattr(attention, "TILE", 4)
     monkeypatch.setattr(attention, "KEPT", kept)
     inputs = [drawn(1, heads, sum(LENGTHS), 8, seed=seed) for seed, heads in enumerate((6, 2, 2))]
-    segments = attention.Segments(LENGTHS, "cpu")
+    segments = attention.Segments(WHOLE, "cpu")
     tolerance = 2e-6 if kind == torch.float32 else 2e-2
     agree(
         lambda: attention.tiled(*(tensor.to(kind) for tensor in inputs), segments, 0.3).float(),
@@ -53,7 +57,7 @@ def test_tiled_attention_keeps_weights_of_short_segments_alone(monkeypatch):
     query, key, value = (drawn(1, heads, sum(LENGTHS), 8) for heads in (6, 2, 2))
     kept = []
     with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor) or tensor, lambda tensor: tensor):
-        attention.tiled(query, key, value, attention.Segments(LENGTHS, "cpu"), 0.3)
+        attention.tiled(query, key, value, attention.Segments(WHOLE, "cpu"), 0.3)
     assert [list(tensor.shape) for tensor in kept[3:]] == [[2, 15, 5], [2, 3, 1]]
 
 
@@ -65,49 +69,115 @@ def test_long_segments_in_float32_are_left_to_torchs_kernel(monkeypatch, kind, k
     monkeypatch.setattr(attention, "KEPT", kept)
     for name in ("tiled", "by_segment"):
         monkeypatch.setattr(attention, name, lambda *_, name=name: name)
-    segments = attention.Segments(LENGTHS, "cpu")
+    segments = attention.Segments(WHOLE, "cpu")
     assert attention.on_cpu(*(drawn(1, 2, 15, 8).to(kind) for _ in range(3)), segments, 0.3) == expected
 
 
 def test_segments_are_cut_into_tiles_of_nearly_equal_length(monkeypatch):
     monkeypatch.setattr(attention, "TILE", 4)
     monkeypatch.setattr(attention, "KEPT", 5)
-    assert attention.Segments(LENGTHS, "cpu").tiles == [
-        (0, 0, 2, True),
-        (0, 2, 5, True),
-        (5, 5, 6, True),
-        (6, 6, 9, False),
-        (6, 9, 12, False),
-        (6, 12, 15, False),
+    assert attention.Segments(WHOLE, "cpu").tiles == [
+        (0, 2, 0, 2, True),
+        (2, 5, 0, 5, True),
+        (5, 6, 5, 6, True),
+        (6, 9, 6, 9, False),
+        (9, 12, 6, 12, False),
+        (12, 15, 6, 15, False),
     ]
 
 
-def test_varlen_attention_passes_what_the_fused_kernel_takes(monkeypatch):
-    """The kernel exists on CUDA alone: a stand-in with its signature computes what its documentation says."""
+def varlen_by_its_description(monkeypatch, calls):
+    """A stand-in for the kernel that exists on CUDA alone, by its signature and documentation: its calls are noted."""
     from torch.nn.attention import varlen
 
     signature = inspect.signature(varlen.varlen_attn)
 
     def stand_in(*arguments, **options):
         given = signature.bind(*arguments, **options).arguments
-        assert given["cu_seq_q"].tolist() == given["cu_seq_k"].tolist() == [0, 5, 6, 15]
-        assert (given["max_q"], given["max_k"], given["window_size"]) == (9, 9, (-1, 0))
-        query, key, value = (given[name].transpose(0, 1).unsqueeze(0) for name in ("query", "key", "value"))
-        assert given["enable_gqa"] and query.shape[1] == 3 * key.shape[1]
-        mixed = attention.by_segment(query, key, value, attention.Segments(LENGTHS, "cpu"), given["scale"])
-        return mixed.squeeze(0).transpose(0, 1)
+        calls.append(given)
+        assert given["window_size"] == (-1, 0) and given["enable_gqa"]
+        parts = [given[name].transpose(0, 1).unsqueeze(0) for name in ("query", "key", "value")]
+        borders = given["cu_seq_q"].tolist(), given["cu_seq_k"].tolist(), given["cu_seq_k"].tolist()
+        mixed = []
+        for number in range(len(borders[0]) - 1):
+            query, key, value = (
+                part[:, :, at[number] : at[number + 1]] for part, at in zip(parts, borders, strict=True)
+            )
+            allowed = torch.ones(query.shape[2], key.shape[2], dtype=torch.bool).tril(key.shape[2] - query.shape[2])
+            how = {"attn_mask": allowed, "scale": given["scale"], "enable_gqa": True}
+            mixed.append(functional.scaled_dot_product_attention(query, key, value, **how))
+        return torch.cat(mixed, dim=2).squeeze(0).transpose(0, 1)
 
     monkeypatch.setattr(varlen, "varlen_attn", stand_in)
+
+
+def test_varlen_attention_passes_what_the_fused_kernel_takes(monkeypatch):
+    calls = []
+    varlen_by_its_description(monkeypatch, calls)
     query, key, value = drawn(1, 6, 15, 8), drawn(1, 2, 15, 8, seed=1), drawn(1, 2, 15, 8, seed=2)
-    segments = attention.Segments(LENGTHS, "cpu")
+    segments = attention.Segments(WHOLE, "cpu")
     agree(
         lambda: attention.across_segments(query, key, value, segments, 0.3),
         lambda: attention.by_segment(query, key, value, segments, 0.3),
         (query, key, value),
     )
+    for given in calls:
+        assert given["cu_seq_q"].tolist() == given["cu_seq_k"].tolist() == [0, 5, 6, 15]
+        assert (given["max_q"], given["max_k"]) == (9, 9)
+
+
+@pytest.mark.parametrize("kernel", ["by_segment", "tiled", "on_cpu", "across_segments"])
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_queries_of_a_rank_with_keys_of_all_are_a_part_of_the_whole_attention(monkeypatch, kernel, ranks):
+    """Mixed values in the places of each rank's tokens, and gradients that add up over the ranks."""
+    varlen_by_its_description(monkeypatch, [])
+    monkeypatch.setattr(attention, "TILE", 2)
+    monkeypatch.setattr(attention, "KEPT", 4)
+    query, key, value = drawn(1, 6, 15, 8), drawn(1, 2, 15, 8, seed=1), drawn(1, 2, 15, 8, seed=2)
+
+    def of_ranks():
+        mixed = torch.zeros(1, 6, 15, 8)
+        for rank in range(ranks):
+            part = context.part(np.repeat([1, 2, 3], LENGTHS)[None], ranks, rank)
+            places, segments = torch.from_numpy(part.places), attention.Segments(part.pieces, "cpu")
+            own = getattr(attention, kernel)(query[:, :, places], key, value, segments, 0.3)
+            mixed = mixed.index_copy(2, places, own)
+        return mixed
+
+    agree(of_ranks, lambda: under_a_block_mask(query, key, value), (query, key, value))
+
+
+def test_keys_and_values_are_gathered_again_rather_than_kept(monkeypatch):
+    """One rank of two whose other one has nothing: what attention saves of the gathered tensor is not held."""
+    count = []
+
+    def gather(part):
+        count.append(len(part))
+        return torch.cat((part, torch.zeros_like(part)))
+
+    monkeypatch.setattr(
+        attention,
+        "distributed",
+        SimpleNamespace(
+            gather_parts=gather, sum_parts=lambda whole: whole[: len(whole) // 2], mesh=lambda: Mesh(context=2)
+        ),
+    )
+    part = context.part(np.repeat([1, 2, 3], LENGTHS)[None])
+    segments = attention.Segments(WHOLE, "cpu")
+    inputs = [drawn(1, heads, 15, 8, seed=seed) for seed, heads in enumerate((6, 2, 2))]
+    for keeps_own, gathered in ((True, 2), (False, 1)):
+        count.clear()
+        shared = attention.Shared(attention.by_segment, part, keeps_own, "cpu")
+        query, key, value = (tensor.clone().requires_grad_() for tensor in inputs)
+        mixed = shared(query, key, value, segments, 0.3)
+        expected = attention.by_segment(*(leaf := [t.clone().requires_grad_() for t in inputs]), segments, 0.3)
+        torch.testing.assert_close(mixed, expected)
+        found = torch.autograd.grad(mixed.square().sum(), (query, key, value))
+        torch.testing.assert_close(found, torch.autograd.grad(expected.square().sum(), leaf))
+        assert count == [15] * gathered
 
 
 def test_segments_know_their_borders():
-    segments = attention.Segments(LENGTHS, "cpu")
-    np.testing.assert_array_equal(segments.borders.numpy(), np.array([0, 5, 6, 15], np.int32))
-    assert segments.longest == 9
+    segments = attention.Segments(WHOLE, "cpu")
+    np.testing.assert_array_equal(segments.borders(segments.keys).numpy(), np.array([0, 5, 6, 15], np.int32))
+    assert segments.longest == 9 and segments.is_whole

@@ -217,14 +217,6 @@ def test_the_form_without_bias_correction_is_deepspeeds_own_kernel(tmp_path):
     assert params["bias_correction"] is False and params["torch_adam"] is False and params["eps"] == 1e-6
 
 
-def test_stage_1_is_refused_with_bfloat16(tmp_path):
-    """DeepSpeed 0.19.8 gives half the gradient norm for two processes, which clipping then goes by."""
-    text = RECIPE.replace("compute_dtype: float32", "compute_dtype: bfloat16")
-    (found,) = problems(tmp_path, {"zero_optimization": {"stage": 1}}, text=text)
-    assert "ds.json: zero_optimization.stage: 1 is not taken with bfloat16" in found
-    assert of(tmp_path, {"zero_optimization": {"stage": 1}})["zero_optimization"]["stage"] == 1
-
-
 def test_without_deepspeed_its_strategy_is_refused(tmp_path, monkeypatch):
     recipe = load(tmp_path, RECIPE)
     monkeypatch.setattr(deepspeed.importlib.util, "find_spec", lambda name: None)

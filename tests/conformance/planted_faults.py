@@ -173,10 +173,10 @@ def clipped_at_each_micro_batch(engine, monkeypatch):
 def another_shuffle(engine, monkeypatch):
     make = setup.train_stream
 
-    def shuffled(prepared, rank, world):
+    def shuffled(prepared, mesh):
         if prepared.recipe.backend == engine:
             prepared = replace(prepared, recipe=prepared.recipe.model_copy(update={"seed": prepared.recipe.seed + 1}))
-        return make(prepared, rank, world)
+        return make(prepared, mesh)
 
     monkeypatch.setattr(setup, "train_stream", shuffled)
 

@@ -1,4 +1,5 @@
-"""Protects tensor parallelism: a model that is cut over two or four processes trains as the whole one, on both engines.
+"""Protects tensor and context parallelism: a model that is cut over two or four processes, or whose rows' tokens are
+dealt to them, trains as the whole one, on both engines.
 
 Biases, all kinds of linear module, dropout, accumulation, clipping, decay; ranks take over what one process wrote.
 """
@@ -13,6 +14,7 @@ import pytest
 
 from msft.backend import slices
 from msft.backend.mesh import Mesh
+from msft.train import sliced
 from tests.conformance import cut_models
 from tests.launch.jobs import ROOT, alone, environment
 
@@ -20,15 +22,28 @@ PROGRAM = Path(__file__).with_name("cut_model_program.py")
 SCRIPT = ROOT / "scripts" / "msrun" / "msrun_launcher.sh"
 
 
-def shared_out(backend, kind, tensor, workers, recipe, folder, settings):
+def shared_out(backend, kind, tensor, workers, recipe, folder, settings, parts=1, pipeline=1):
     """Results of the program's steps, and of the one that goes on from what one process wrote."""
-    variables = environment(PYTHON=sys.executable, BACKEND=backend, KIND=kind, TENSOR=str(tensor))
+    sizes = {"TENSOR": str(tensor), "CONTEXT": str(parts), "PIPELINE": str(pipeline)}
+    variables = environment(PYTHON=sys.executable, BACKEND=backend, KIND=kind, **sizes)
     variables["SETTINGS"] = json.dumps(settings)
     words = ["bash", str(SCRIPT), f"{PROGRAM} --config {recipe}", str(workers)]
     with alone():
         done = subprocess.run(words, cwd=folder, env=variables, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
-    return np.load(folder / "result.npz"), np.load(folder / "again.npy")
+    found = np.load(folder / "result.npz")
+    check_parts(folder / "parts", found)
+    check_parts(folder / "taken", np.load(folder / "start.npz"))
+    return found, np.load(folder / "again.npy")
+
+
+def check_parts(folder, results):
+    """What the ranks wrote, each its part, is the state of some results to the bit."""
+    for kind, short in zip(sliced.KINDS, ("weights", "first", "second"), strict=True):
+        whole = sliced.Tensors(folder, kind)
+        assert {f"{short} {name}" for name in whole} == {name for name in results if name.startswith(f"{short} ")}
+        for name in whole:
+            np.testing.assert_array_equal(whole[name], results[f"{short} {name}"], err_msg=name)
 
 
 DEALT, RECOMPUTED = {"shard_optimizer": True}, {"recompute": True}
@@ -78,6 +93,34 @@ def test_a_cut_model_trains_as_the_whole_one(backend, kind, tensor, workers, set
         assert sum(int(held[name]) for name in held) == pytest.approx(own / (workers // tensor), rel=0.02)
 
 
+@pytest.mark.parametrize(
+    ("backend", "kind", "tensor", "parts", "workers", "settings"),
+    [
+        ("torch", "lora", 1, 2, 2, {}),
+        ("mindspore", "full", 1, 2, 2, {}),
+        *(
+            pytest.param(*layout, settings, marks=pytest.mark.slow)
+            for backend in ("torch", "mindspore")
+            for *layout, settings in (
+                (backend, "full", 2, 2, 4, {"recompute": True}),
+                (backend, "lora", 1, 4, 4, {"recompute": True}),
+                (backend, "lora", 1, 2, 4, {"shard_optimizer": True}),
+            )
+        ),
+        pytest.param("torch", "full", 1, 2, 4, {"strategy": "fsdp"}, marks=pytest.mark.slow),
+        pytest.param("torch", "lora", 1, 2, 2, {"strategy": "fsdp", "recompute": True}, marks=pytest.mark.slow),
+    ],
+)
+def test_ranks_that_share_rows_train_as_one_process(
+    backend, kind, tensor, parts, workers, settings, write_recipe, tmp_path
+):
+    """Context parallel, with models cut, with other rows elsewhere, moments dealt, a model shared out by FSDP.
+
+    Of the batch of three tokens a rank of four has none.
+    """
+    check_equal_to_one_process(backend, kind, tensor, workers, write_recipe(backend), tmp_path, settings, parts)
+
+
 @pytest.mark.slow
 def test_a_cut_model_trains_in_bfloat16(write_recipe, tmp_path):
     """The bar is bfloat16's: the sums of a product over ranks are rounded once more."""
@@ -89,13 +132,14 @@ def test_a_cut_model_trains_in_bfloat16(write_recipe, tmp_path):
     np.testing.assert_allclose(found["losses"], expected["losses"], rtol=1e-2)
 
 
-def check_equal_to_one_process(backend, kind, tensor, workers, recipe, folder, settings):
-    whole = cut_models.engine(backend, kind, max_grad_norm=settings.get("max_grad_norm", 1.0))
-    shown = settings.get("strategy") != "deepspeed"
-    expected = cut_models.measure(whole, lambda batch: batch, gradients=shown)
-    again = whole.train_step(cut_models.micro_batches(9), cut_models.RATE)
+def check_equal_to_one_process(backend, kind, tensor, workers, recipe, folder, settings, parts=1, pipeline=1):
+    alike = {name: settings[name] for name in ("max_grad_norm", "compute") if name in settings}
+    whole = cut_models.engine(backend, kind, **alike)
+    shown, staged = settings.get("strategy") != "deepspeed", pipeline > 1
+    expected = cut_models.measure(whole, lambda batch: batch, gradients=shown, staged=staged)
+    again = whole.train_step(cut_models.micro_batches(9, staged), cut_models.RATE)
     np.savez(folder / "start.npz", **expected)
-    found, found_again = shared_out(backend, kind, tensor, workers, recipe, folder, settings)
+    found, found_again = shared_out(backend, kind, tensor, workers, recipe, folder, settings, parts, pipeline)
     assert set(found) == set(expected)
     assert np.abs(found["losses"] - expected["losses"]).max() < 1e-5
     np.testing.assert_allclose(found["logits"], expected["logits"], atol=2e-4, rtol=1e-4)
@@ -108,9 +152,11 @@ def check_equal_to_one_process(backend, kind, tensor, workers, recipe, folder, s
             # Clipping shows here alone: what AdamW does with gradients knows no scale.
             scale = np.abs(expected[name]).max()
             np.testing.assert_allclose(found[name], expected[name], atol=max(scale * 1e-2, 1e-7), err_msg=name)
-        elif name.startswith(("weights ", "second ")):
+        elif name in ("tuned", "decayed"):
+            np.testing.assert_array_equal(found[name], expected[name])
+        elif name.startswith(("weights ", "second ", "parameter ", "adapter ", "logprobs")):
             # AdamW makes a step of any gradient, be it rounding alone.
-            np.testing.assert_allclose(found[name], expected[name], atol=2e-4, err_msg=name)
+            np.testing.assert_allclose(found[name], expected[name], atol=5e-4, err_msg=name)
     assert found_again == pytest.approx([again.loss, again.grad_norm], abs=1e-5)
     return expected
 
@@ -179,6 +225,50 @@ def test_a_run_goes_on_under_any_layout_and_engine(tuned, backends, write_recipe
         assert right["loss"] == pytest.approx(left["loss"], abs=1e-5)
         assert right["grad_norm"] == pytest.approx(left["grad_norm"], abs=1e-5)
         assert (right["tokens"], right["supervised"]) == (left["tokens"], left["supervised"])
+
+
+@pytest.mark.parametrize(
+    ("first", "second"), [("torch", "mindspore"), pytest.param("mindspore", "torch", marks=pytest.mark.slow)]
+)
+def test_a_run_whose_rows_are_shared_logs_as_one_process_and_goes_on_on_the_other_engine(
+    first, second, write_recipe, tmp_path, tiny_data
+):
+    """Packed rows, dropout, evaluation, a last step with masked rows; losses, norms and counts of tokens."""
+    recipe = write_recipe(
+        first,
+        model__pet_config__lora_dropout=0.1,
+        optimizer={"type": "AdamW", "learning_rate": 0.002},
+        train_dataset={
+            "data_loader": {"dataset_dir": str(tiny_data[0]), "num_samples": 21},
+            "drop_remainder": False,
+            "packing": True,
+        },
+        eval_dataset={"data_loader": {"dataset_dir": str(tiny_data[1])}},
+        do_eval=True,
+        eval_step_interval=2,
+        callbacks=[{"type": "CheckpointMonitor", "save_checkpoint_steps": 2}],
+        runner_config={"epochs": 1, "batch_size": 4},
+    )
+    common = ["--config", str(recipe)]
+
+    def go(name, *words, workers=1):
+        done = train([*common, "--output_dir", name, *words], tmp_path, workers)
+        assert done.returncode == 0, done.stderr + done.stdout
+        return done.stdout + done.stderr
+
+    go("one")
+    shared = ("--parallel_config.context_parallel", "2", "--runner_config.stop_step", "2")
+    said = go("two", *shared, workers=2)
+    assert "processes: 2, 1 shares of every batch, its tokens dealt to 2" in said
+    go("two", "--backend", second, "--resume_training", "True")
+    logs = [(tmp_path / name / "trainer_log.jsonl").read_text().splitlines() for name in ("one", "two")]
+    one, two = ([json.loads(line) for line in log] for log in logs)
+    assert [record["step"] for record in two] == [record["step"] for record in one] and len(one) > 4
+    for left, right in zip(one, two, strict=True):
+        for name in {"loss", "grad_norm", "eval_loss"} & set(left):
+            assert right[name] == pytest.approx(left[name], abs=1e-5)
+        for name in {"tokens", "supervised", "eval_supervised"} & set(left):
+            assert right[name] == left[name]
 
 
 def test_a_layout_that_does_not_fit_is_refused_before_anything_starts(write_recipe, tmp_path):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from msft.backend import random
+from msft.backend import context, random
 from msft.backend.contract import Batch, Lora, Sampling, Tuning
 from msft.errors import RunError
 from tests.conformance.tiny_engines import (
@@ -123,6 +123,15 @@ def test_prompts_and_adapters_of_another_model_are_refused(engine):
     for module in ("lm_head", "model.layers.9.self_attn.q_proj"):
         with pytest.raises(RunError, match=f"LoRA on {module}"):
             build(engine, UNTIED, Tuning(lora=Lora(4, 8.0, 0.0, (module,))))
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_what_needs_whole_rows_is_refused_for_rows_that_ranks_share(engine):
+    built, part = shared(engine, "tied", "lora"), context.share(batch(), 2, 0)
+    with pytest.raises(RunError, match="gradients of one batch are for rows that one process computes"):
+        built.gradients(part)
+    with pytest.raises(RunError, match="hidden states of modules are for rows that one process computes"):
+        built.activations(part)
 
 
 @pytest.mark.parametrize("engine", ENGINES)

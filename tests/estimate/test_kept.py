@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from msft.backend import line
+from msft.backend import context, line
 from msft.backend.contract import Lora, Precision, Tuning
 from msft.estimate import kept
 from msft.estimate.layout import Layout
@@ -40,8 +40,8 @@ def test_the_engines_constants_are_those_of_the_estimate():
 
 @pytest.mark.parametrize(("rows", "length"), [(1, 1), (1, 64), (3, 65), (2, 512), (1, 1000), (5, 130)])
 def test_mindspores_tiles_are_those_of_its_line(rows, length):
-    segments = np.repeat(np.arange(1, rows + 1, dtype=np.int32), length)
-    tiles = {found.keys.shape[1]: len(found.keys) for found in line.tiles(segments)}
+    pieces = context.part(np.ones((rows, length), np.int32)).pieces
+    tiles = {found.keys.shape[1]: len(found.keys) for found in line.tiles(pieces)}
     assert dict(kept.mindspore_tiles(work("mindspore", rows, length))) == tiles
 
 

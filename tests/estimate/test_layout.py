@@ -38,6 +38,17 @@ def test_without_use_parallel_or_keys_it_is_one_device():
     assert layout_of(loaded("lora_llama2_7b", *words))[:3] == (1, 1, 1)
 
 
+def test_devices_that_share_rows_count():
+    words = ("parallel_config.context_parallel=2", "parallel_config.model_parallel=2")
+    found = placed(8, *words)
+    assert (found.data, found.tensor, found.context, found.replicas, found.devices) == (2, 2, 2, 4, 8)
+    assert str(found).startswith("data 2 x tensor 2 x pipeline 1 x context 2")
+    with pytest.raises(InputError, match="which model_parallel 2 x pipeline_stage 1 x context_parallel 2 does not"):
+        placed(6, *words)
+    alone = placed(2, "parallel_config.context_parallel=2")
+    assert (alone.data, alone.optimizer_sharding) == (1, True)
+
+
 def test_data_parallelism_takes_the_devices_that_are_left():
     assert placed(None).data == 8
     assert placed(16, "parallel_config.model_parallel=4")[:3] == (4, 4, 1)

@@ -56,6 +56,19 @@ def test_splitting_needs_less_on_a_device(kind, backend, name):
     assert memory(sizes, work._replace(recompute=True), Layout(data=8)).total <= plain
 
 
+@pytest.mark.parametrize(("kind", "backend"), KINDS)
+def test_devices_that_share_rows_keep_their_part_of_the_activations(kind, backend):
+    """Half of what blocks keep on two devices, a quarter on four; beside it keys and values of the whole rows."""
+    sizes, work = sized("lora_llama2_7b", f"--backend={backend}", *FLOAT32, kind=kind)
+    for length in (4096, 16384):
+        whole = work._replace(rows=1, length=length)
+        alone = memory(sizes, whole, Layout())
+        for parts in (2, 4):
+            dealt = memory(sizes, whole._replace(parts=parts), Layout(context=parts))
+            assert dealt.activations == pytest.approx(alone.activations / parts, rel=0.03)
+            assert alone.working / parts < dealt.working and dealt.total < alone.total
+
+
 def test_parts_add_up_and_a_pipelines_first_stage_holds_more_micro_batches():
     sizes, work = sized("lora_llama2_70b")
     few = memory(sizes, work, Layout(2, 4, 8, True, 2, True))

@@ -33,10 +33,10 @@ def test_activations_of_tensor_parallelism():
     states = 3 * 4096 * 4096 * 2
     # Twice each way in each of 32 blocks, and behind the embedding and before the head; a ring of 4 sends 3/2 of it.
     found = traffic.traffic(sizes, work, Layout(tensor=4, micro_batches=5))
-    assert found == (0, 5 * (4 * 32 + 2) * 3 / 2 * states, 0)
+    assert found == (0, 5 * (4 * 32 + 2) * 3 / 2 * states, 0, 0)
     # A whole embedding needs no sum behind it.
     whole = traffic.traffic(sizes, work, Layout(tensor=4, micro_batches=5, whole_embedding=True))
-    assert whole == (0, 5 * (4 * 32 + 1) * 3 / 2 * states, 0)
+    assert whole == (0, 5 * (4 * 32 + 1) * 3 / 2 * states, 0, 0)
     # As much by reduce-scatter and all-gather; torch's engine gathers both inputs of tuned matrices once more (a sum
     # is worth two of that), MindSpore's does all that by sums.
     sequence = Layout(tensor=4, sequence_parallel=True, micro_batches=5)
@@ -53,9 +53,30 @@ def test_activations_of_tensor_parallelism():
 def test_sends_of_a_pipeline_and_its_bubble():
     sizes, work = sized("finetune_llama2_7b")
     layout = Layout(pipeline=4, micro_batches=6)
-    assert traffic.traffic(sizes, work, layout) == (0, 0, 2 * 6 * 4096 * 4096 * 2)
+    assert traffic.traffic(sizes, work, layout) == (0, 0, 0, 2 * 6 * 4096 * 4096 * 2)
     found = speed.speed(sizes, work, layout, ASCEND)
     assert found.bubble == pytest.approx((found.products + found.memory) * 3 / 6)
+
+
+def test_keys_and_values_of_context_parallelism():
+    """Of four devices each sends 3/4 of what is gathered twice and added up once in shares, by all-reduce twice that.
+
+    Its tokens, products and activations are a quarter.
+    """
+    sizes, work = sized("finetune_llama2_7b", "--batch_size=3")
+    dealt, layout = work._replace(parts=4), Layout(context=4, micro_batches=5)
+    found = traffic.traffic(sizes, dealt, layout)
+    assert work.backend == "mindspore" and dealt.tokens == work.tokens / 4
+    assert found.context == 5 * 6 * 32 * 3 / 4 * 2 * 4096 * (3 * 4096) * 2
+    assert traffic.traffic(sizes, dealt._replace(backend="torch"), layout).context == found.context / 2
+    # Gradients are added up over all that have the same weights.
+    assert found.data == 2 * 3 / 4 * 4 * 6_738_415_616
+    whole, part = (
+        speed.speed(sizes, one, of, ASCEND) for one, of in ((work, Layout(micro_batches=5)), (dealt, layout))
+    )
+    assert part.products == pytest.approx(whole.products / 4)
+    assert part.memory == pytest.approx(whole.memory / 4, rel=0.01)
+    assert part.step > part.products + part.memory + part.context
 
 
 def test_groups_within_a_machine_use_its_links():

@@ -106,7 +106,7 @@ def write_checkpoint_of_parts(folder, arrays):
     """A whole checkpoint of two processes, as far as weights are concerned."""
     for rank in range(2):
         places = slices.places({name: array.shape for name, array in arrays.items()}, Mesh(2, 1, rank))
-        own = {name: arrays[name][place.region] for name, place in places.items()}
+        own = {name: place.of(arrays[name]) for name, place in places.items()}
         sliced.write(folder, rank, StateParts(own, own, own, places, {}))
     write_json(folder / checkpoint.STATE, {})
     manifest.write(folder, sliced.wait(folder, 2))

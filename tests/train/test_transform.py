@@ -33,7 +33,7 @@ def source(tmp_path):
     wholes = [arrays(kind) for kind in sliced.KINDS]
     for rank in range(4):
         places = slices.places(SHAPES, Mesh(2, 2, rank))
-        kinds = ({name: whole[name][place.region] for name, place in places.items()} for whole in wholes)
+        kinds = ({name: place.of(whole[name]) for name, place in places.items()} for whole in wholes)
         sliced.write(folder, rank, StateParts(*kinds, places, {}))
     counters = {"step": 4.0, "optimizer_step": 4.0, "loss_scale": 1.0, "good_steps": 4.0}
     state = checkpoint.TrainerState(

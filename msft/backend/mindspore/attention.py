@@ -12,6 +12,7 @@ from mindspore import ops as operators
 
 from msft.backend import line
 from msft.backend.contract import Precision
+from msft.backend.mindspore import distributed
 from msft.models.spec import ModelSpec
 
 MASKED = -1e30
@@ -87,31 +88,46 @@ class TiledAttention:
         self.kind = getattr(mindspore, precision.softmax)
         self.functions = _compiled(self.heads, self.kv_heads, spec.head_dim, precision.softmax)
 
-    def plan(self, segments: np.ndarray) -> list[TilePlan]:
-        """Return what both ways need to know of a line's segments, int32 [length]."""
-        length = _whole(len(segments))
-        return [self._plan(tiles, length) for tiles in line.tiles(segments)]
+    def plan(self, found: line.Line) -> list[TilePlan]:
+        """Return what both ways need to know of a line."""
+        length = _whole(len(found.input_ids))
+        return [self._plan(tiles, found.order, length) for tiles in line.tiles(found.pieces)]
 
     def forward(self, heads: Tensor, plan: list[TilePlan]) -> tuple[Tensor, list[Tensor | None]]:
         """Return the mixed values [length, heads x dim], and the weights that are kept for the way back."""
-        like, heads = heads, self._lengthened(heads)
+        like, (heads, table) = heads, self._with_table(heads)
         mixed, kept = self.functions.nothing(heads), []
         for tiles in plan:
-            weights = self.functions.weights(heads, tiles.queries, tiles.keys, tiles.bias)
-            mixed = self.functions.mix(mixed, weights, heads, tiles.values, tiles.mixed)
+            weights = self.functions.weights(table, tiles.queries, tiles.keys, tiles.bias)
+            mixed = self.functions.mix(mixed, weights, table, tiles.values, tiles.mixed)
             kept.append(weights if tiles.bias.shape[-1] <= KEPT else None)
         return self._shortened(mixed, like), kept
 
     def backward(self, gradient: Tensor, heads: Tensor, mixed: Tensor, kept: list, plan: list[TilePlan]) -> Tensor:
         """Return the gradient of `heads`, float32, for that of the mixed values."""
-        like, (gradient, heads, mixed) = heads, map(self._lengthened, (gradient, heads, mixed))
-        found = self.functions.no_gradient(heads)
+        like, (_, table) = heads, self._with_table(heads)
+        gradient, mixed = map(self._lengthened, (gradient, mixed))
+        found = self.functions.no_gradient(table)
         upper, inner = self.functions.with_zeros(gradient), self.functions.inner(gradient, mixed)
         for tiles, weights in zip(plan, kept, strict=True):
             if weights is None:
-                weights = self.functions.weights(heads, tiles.queries, tiles.keys, tiles.bias)
-            found = self.functions.differentiate(found, weights, heads, upper, inner, *tiles[:3], tiles.upper)
+                weights = self.functions.weights(table, tiles.queries, tiles.keys, tiles.bias)
+            found = self.functions.differentiate(found, weights, table, upper, inner, *tiles[:3], tiles.upper)
+        return self._of_own(found, like)
+
+    def _with_table(self, heads: Tensor) -> tuple[Tensor, Tensor]:
+        """The heads of a lengthened line, and the table [..., dim] from which tiles take theirs."""
+        heads = self._lengthened(heads)
+        return heads, heads
+
+    def _of_own(self, found: Tensor, like: Tensor) -> Tensor:
+        """The gradient of the heads `like`, from that of the table."""
         return self._shortened(found, like)
+
+    def _strides(self, length: int) -> tuple[int, int, int]:
+        """How many heads of the table a query's token has, where keys begin, and how many heads a key's token has."""
+        each = self.heads + 2 * self.kv_heads
+        return each, self.heads, each
 
     def _lengthened(self, values: Tensor) -> Tensor:
         """Values of a line whose length is made a power of two, so that few lengths meet many numbers of tiles."""
@@ -120,13 +136,13 @@ class TiledAttention:
     def _shortened(self, values: Tensor, like: Tensor) -> Tensor:
         return values if len(values) == len(like) else self.functions.shortened(values, like)
 
-    def _plan(self, tiles: line.Tiles, length: int) -> TilePlan:
-        """The queries of the heads that share keys stand below one another."""
+    def _plan(self, tiles: line.Tiles, order: np.ndarray, length: int) -> TilePlan:
+        """The queries of the heads that share keys stand below one another; `order` tells where a key's token is."""
         heads, groups, group = self.heads, self.kv_heads, self.heads // self.kv_heads
         by_head = np.arange(heads).reshape(1, groups, group, 1)
         stacked = (len(tiles.queries), groups, group * line.TILE)
-        each = heads + 2 * groups
-        keys = tiles.keys[:, None] * each + (heads + np.arange(groups))[:, None]
+        each, first, each_key = self._strides(length)
+        keys = order[tiles.keys][:, None] * each_key + (first + np.arange(groups))[:, None]
         allowed = np.tile(tiles.allowed, (1, group, 1))[:, None]
         queries = (tiles.queries[:, None, None] * each + by_head).reshape(stacked)
         mixed = (tiles.queries[:, None, None] * heads + by_head).reshape(stacked)
@@ -134,6 +150,27 @@ class TiledAttention:
         places = (queries, keys, keys + groups, mixed, upper)
         bias = Tensor(np.where(allowed, 0, MASKED).astype(np.float32)).astype(self.kind)
         return TilePlan(*(Tensor(place.astype(np.int32)) for place in places), bias)
+
+
+class SharedTiledAttention(TiledAttention):
+    """`TiledAttention` of a rank's queries with the keys and values of all ranks that share its rows.
+
+    The table holds the own queries, and behind them keys and values, which are gathered anew for the way back.
+    """
+
+    def _with_table(self, heads):
+        whole = distributed.gather_parts(self.functions.keys_of(heads))
+        heads = self._lengthened(heads)
+        return heads, self.functions.joined(heads, self._lengthened(whole))
+
+    def _of_own(self, found, like):
+        queries, whole = self.functions.by_queries(found, like), self.functions.by_whole(found, like)
+        # What stands behind the last rank's keys only makes the table longer.
+        whole = whole[: distributed.mesh().context * len(like)]
+        return self.functions.side_by_side(queries, distributed.sum_parts(whole))
+
+    def _strides(self, length):
+        return self.heads, length * self.heads, 2 * self.kv_heads
 
 
 def _whole(length: int) -> int:
@@ -158,6 +195,11 @@ def _compiled(heads: int, kv_heads: int, dim: int, softmax: str):
         "with_zeros",
         "inner",
         "differentiate",
+        "keys_of",
+        "joined",
+        "by_queries",
+        "by_whole",
+        "side_by_side",
     )
     return SimpleNamespace(**{name: mindspore.jit(getattr(functions, name)) for name in names})
 
@@ -220,6 +262,27 @@ class _Tiles:
         at = operators.concat([part.reshape(-1, 1) for part in (queries, keys, values)])
         return _ADD(total.reshape(-1, self.dim), at, rows).reshape(total.shape)
 
+    def keys_of(self, heads):
+        """The keys and values among the heads [length, 2 kv_heads x dim]."""
+        return heads[:, self.heads * self.dim :]
+
+    def joined(self, heads, whole):
+        """The queries among the heads, and keys and values of all ranks [length, 2 kv_heads x dim], as heads below."""
+        queries = heads[:, : self.heads * self.dim]
+        return operators.concat((queries.reshape(-1, self.dim), whole.reshape(-1, self.dim)))
+
+    def by_queries(self, found, like):
+        """The gradient of the queries of `like`, from that of what `joined` gives."""
+        return found[: like.shape[0] * self.heads].reshape(like.shape[0], -1)
+
+    def by_whole(self, found, like):
+        """The gradient of all ranks' keys and values."""
+        return found[_whole(like.shape[0]) * self.heads :].reshape(-1, 2 * self.kv_heads * self.dim)
+
+    def side_by_side(self, queries, keys):
+        """Gradients of queries, and of keys and values, as that of heads."""
+        return operators.concat((queries, keys), 1)
+
     def chosen(self, heads, places):
         """Some of the heads [..., dim]."""
         return operators.gather(heads.reshape(-1, self.dim), places, 0)
@@ -233,10 +296,10 @@ class FusedAttention:
         self.triangle = np.triu(np.ones((2048, 2048), dtype=np.uint8), 1)
         self.gradient = operators.GradOperation(get_all=True, sens_param=True)(self._mix)
 
-    def plan(self, segments: np.ndarray) -> tuple:
-        """Return the segments' ends, and the triangle that the kernel wants for causal attention."""
-        ends = np.flatnonzero(np.diff(segments, append=0)) + 1
-        return tuple(map(int, ends)), Tensor(self.triangle)
+    def plan(self, found: line.Line) -> tuple:
+        """Return where the stretches of queries and of keys end, and the triangle that the kernel wants."""
+        ends = _ends(found)
+        return ends, ends, Tensor(self.triangle)
 
     def forward(self, heads: Tensor, plan: tuple) -> tuple[Tensor, list]:
         """See `TiledAttention`."""
@@ -246,9 +309,13 @@ class FusedAttention:
         """See `TiledAttention`."""
         return self.gradient(heads, *plan, gradient)[0]
 
-    def _mix(self, heads, ends, triangle):
+    def _mix(self, heads, ends, key_ends, triangle):
         parts = heads.reshape(-1, self.heads + 2 * self.kv_heads, self.dim)
-        query, key, value = operators.split(parts, (self.heads, self.kv_heads, self.kv_heads), 1)
+        parts = operators.split(parts, (self.heads, self.kv_heads, self.kv_heads), 1)
+        return self._attend(*parts, ends, key_ends, triangle)
+
+    def _attend(self, query, key, value, ends, key_ends, triangle):
+        # Where keys are more than queries, the last query sees the last key.
         mixed = operators.flash_attention_score(
             query,
             key,
@@ -256,9 +323,43 @@ class FusedAttention:
             self.heads,
             attn_mask=triangle,
             actual_seq_qlen=ends,
-            actual_seq_kvlen=ends,
+            actual_seq_kvlen=key_ends,
             scalar_value=self.dim**-0.5,
             input_layout="TND",
             sparse_mode=3,
         )
         return mixed.reshape(-1, self.heads * self.dim)
+
+
+class SharedFusedAttention(FusedAttention):
+    """`SharedTiledAttention` by Ascend's flash attention, for which each stretch of queries has keys of its own."""
+
+    def plan(self, found: line.Line) -> tuple:
+        """Return the places of the keys among those of all ranks, and what `FusedAttention` needs."""
+        ends, fill = _ends(found), np.zeros(len(found.input_ids) - len(found.places), int)
+        seen = [np.arange(start, stop) for start, stop in found.pieces[:, 2:]]
+        key_ends = np.cumsum([*map(len, seen), *(fill + 1)])
+        keys = found.order[np.concatenate([*seen, fill])]
+        return Tensor(keys.astype(np.int32)), ends, tuple(map(int, key_ends)), Tensor(self.triangle)
+
+    def forward(self, heads: Tensor, plan: tuple) -> tuple[Tensor, list]:
+        """See `TiledAttention`."""
+        return self._mix(heads, self._gathered(heads), *plan), []
+
+    def backward(self, gradient: Tensor, heads: Tensor, mixed: Tensor, kept: list, plan: tuple) -> Tensor:
+        """See `TiledAttention`."""
+        queries, whole = self.gradient(heads, self._gathered(heads), *plan, gradient)[:2]
+        return operators.concat((queries[:, : self.heads * self.dim], distributed.sum_parts(whole)), 1)
+
+    def _gathered(self, heads):
+        return distributed.gather_parts(heads[:, self.heads * self.dim :])
+
+    def _mix(self, heads, whole, keys, ends, key_ends, triangle):
+        query = heads[:, : self.heads * self.dim].reshape(-1, self.heads, self.dim)
+        pairs = operators.gather(whole, keys, 0).reshape(-1, 2 * self.kv_heads, self.dim)
+        return self._attend(query, *operators.split(pairs, self.kv_heads, 1), ends, key_ends, triangle)
+
+
+def _ends(found: line.Line) -> tuple[int, ...]:
+    """Where each stretch of queries ends, those that fill the line up one by one."""
+    return (*map(int, found.pieces[:, 1]), *range(len(found.places) + 1, len(found.input_ids) + 1))

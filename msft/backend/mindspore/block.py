@@ -14,17 +14,22 @@ from mindspore import ops as operators
 
 from msft.backend import slices
 from msft.backend.mindspore import ops
+from msft.backend.mindspore.attention import FusedAttention, TiledAttention
 
 ABSENT = -1
 
 
 class LineTensors(NamedTuple):
-    """What all blocks take of a line: rotary tables [length, features], dropout's keys [length], attention's plan."""
+    """What all blocks take of a line: rotary tables [length, features], dropout's keys [length], attention, its plan.
+
+    The plan tells attention who sees whom.
+    """
 
     cosine: Tensor
     sine: Tensor
     tokens: Tensor
-    plan: list
+    attention: TiledAttention | FusedAttention
+    plan: list | tuple
 
 
 class Inner(NamedTuple):
@@ -51,8 +56,8 @@ class Block:
     are then shares of a rank as well.
     """
 
-    def __init__(self, functions, attention, recompute: bool, reduce=None):
-        self.functions, self.attention, self.recompute, self.reduce = functions, attention, recompute, reduce
+    def __init__(self, functions, recompute: bool, reduce=None):
+        self.functions, self.recompute, self.reduce = functions, recompute, reduce
 
     def forward(self, hidden: Tensor, line: LineTensors, tensors: list[Tensor]) -> tuple[Tensor, Kept]:
         """Return the output for hidden states [length, hidden], and what `backward` needs."""
@@ -70,7 +75,7 @@ class Block:
         by_wide = functions.contract.backward(gradient, inner.wide, line, tensors)
         by_middle = self._onto(gradient, functions.expand.backward, by_wide, inner.middle, line, tensors)
         by_mixed = functions.merge.backward(by_middle, inner.mixed, line, tensors)
-        by_heads = self.attention.backward(by_mixed, inner.heads, inner.mixed, inner.weights, line.plan)
+        by_heads = line.attention.backward(by_mixed, inner.heads, inner.mixed, inner.weights, line.plan)
         by_turned = functions.turn_back(by_heads, line.cosine, line.sine)
         by_hidden = self._onto(by_middle, functions.project.backward, by_turned, hidden, line, tensors)
         found = functions.contract.tuned_gradients(gradient, inner.wide, line, tensors)
@@ -82,7 +87,7 @@ class Block:
     def _inner(self, hidden, line, tensors):
         functions = self.functions
         heads = functions.turn(functions.project.forward(hidden, line, tensors), line.cosine, line.sine)
-        mixed, weights = self.attention.forward(heads, line.plan)
+        mixed, weights = line.attention.forward(heads, line.plan)
         middle = self._onto(hidden, functions.merge.forward, mixed, line, tensors)
         return Inner(heads, mixed, weights, middle, functions.expand.forward(middle, line, tensors))
 

@@ -16,7 +16,7 @@ import numpy as np
 from mindspore import Tensor
 from mindspore import ops as operators
 
-from msft.backend import line, names, slices
+from msft.backend import context, line, names, slices, stages
 from msft.backend.contract import Lora, Runtime, Tuning
 from msft.backend.mindspore import block, distributed, ops, sequence, vocabulary
 from msft.backend.mindspore.cached_block import CachedBlocks
@@ -61,14 +61,16 @@ class Decoder:
         self.tuned: dict[str, Tensor] = {}
         self.frozen: dict[str, Tensor] = {}
         self.tuned_names: dict[str, str] = {}
+        names.check_modules(tuning.lora.modules if tuning.lora else (), spec)
+        self.hidden_dtype = ops.dtype(names.hidden_dtype(names.EMBEDDING in tuning.parameters, runtime.precision))
+        tuning = stages.own_tuning(tuning, spec, self.mesh)
         tuned, source = set(tuning.parameters), slices.SlicedSource(source, self.mesh)
-        for name in family(spec.family).tensor_shapes(spec):
+        for name in stages.own(family(spec.family).tensor_shapes(spec), spec, self.mesh):
             self._place(name, source.read(name), name if name in tuned else None)
         if tuning.lora:
-            names.check_modules(tuning.lora.modules, spec)
             self._add_lora(tuning.lora)
-        self.layers = [self._layer(number) for number in range(spec.num_hidden_layers)]
-        self.attention = ops.line_attention(self.own, runtime)
+        self.layers = [self._layer(number) for number in stages.layers(spec, self.mesh)]
+        self.attentions = {is_shared: ops.line_attention(self.own, runtime, is_shared) for is_shared in (False, True)}
         self.functions = _functions(kernels)
         self.cached_blocks = CachedBlocks(self, self._numbers(0.0, True))
         self.dropout_keys: np.ndarray | None = None
@@ -85,45 +87,61 @@ class Decoder:
             self.dropout_keys, self.adapter = None, True
 
     def forward(
-        self, input_ids: np.ndarray, position_ids: np.ndarray, segment_ids: np.ndarray, keep: bool = False
+        self,
+        input_ids: np.ndarray,
+        position_ids: np.ndarray,
+        segment_ids: np.ndarray,
+        keep: bool = False,
+        is_shared: bool = False,
+        taken: Tensor | None = None,
     ) -> Trace:
         """Take the tokens of int32 [rows, length] arrays through all blocks; `keep` what `backward` needs.
 
-        Attention is causal and stays within a segment.
+        Attention is causal and stays within a segment. Of rows that are shared this rank computes its part. A later
+        stage of a pipeline goes on with the hidden states that it has `taken`.
         """
-        found, tensors = self._line(input_ids, position_ids, segment_ids)
-        hidden, all_kept = self._embedded(found), []
+        found, tensors = self._line(input_ids, position_ids, segment_ids, is_shared=is_shared)
+        hidden, all_kept = self._embedded(found) if taken is None else taken, []
         for apply, names_of_layer in self._blocks():
             hidden, kept = apply.forward(hidden, tensors, [*map(self.parameter, names_of_layer)])
             if keep:
                 all_kept.append(kept)
+        if not self.mesh.is_last_stage:
+            return Trace(found, tensors, all_kept, hidden, hidden)
         normed = self.enter(self.functions.norm(hidden, self.parameter("model.norm.weight")))
         return Trace(found, tensors, all_kept, hidden, normed)
 
-    def backward(self, gradient: Tensor, trace: Trace) -> dict[str, Tensor]:
+    def backward(self, gradient: Tensor, trace: Trace) -> tuple[dict[str, Tensor], Tensor]:
         """Return the gradients of the tuned tensors but the head, by canonical name, for that of `trace.hidden`.
 
-        Of a model that is cut, each rank gives its share of the latter. It empties `trace.kept`, whose tensors are
-        large, on its way.
+        With them goes that of the hidden states before the first block. Of a model that is cut, each rank gives its
+        share of the last ones' gradient. It empties `trace.kept`, whose tensors are large, on its way.
         """
-        found, flats, weight = {}, [], self.parameter("model.norm.weight")
-        gradient = self.leave(gradient)
-        if "model.norm.weight" in self.tuned_names:
-            name = self.tuned_names["model.norm.weight"]
-            found[name] = self.functions.norm_backward_tuned(gradient, trace.last, weight)
-        gradient = self.functions.norm_backward(gradient, trace.last, weight)
+        found, flats = {}, []
+        if self.mesh.is_last_stage:
+            gradient, weight = self.leave(gradient), self.parameter("model.norm.weight")
+            if "model.norm.weight" in self.tuned_names:
+                name = self.tuned_names["model.norm.weight"]
+                found[name] = self.functions.norm_backward_tuned(gradient, trace.last, weight)
+            gradient = self.functions.norm_backward(gradient, trace.last, weight)
         for apply, names_of_layer in reversed([*self._blocks()]):
             tensors = [*map(self.parameter, names_of_layer)]
             gradient, by_place = apply.backward(gradient, trace.kept.pop(), trace.tensors, tensors)
             flats += [
                 (flat, [self.tuned_names[names_of_layer[at]] for at in places]) for places, flat in by_place.items()
             ]
-        if names.EMBEDDING in self.tuned_names:
+        if self.mesh.stage == 0 and names.EMBEDDING in self.tuned_names:
             found[self.tuned_names[names.EMBEDDING]] = self._embed_backward(gradient, trace.line)
         # At the end, because these operators do not wait for what is computed before them.
         while flats:
             found |= self._parts_of(*flats.pop())
-        return found
+        return found, gradient
+
+    def hidden_shape(self, segment_ids: np.ndarray, is_shared: bool) -> tuple[int, ...]:
+        """Return the shape of the hidden states of this rank's tokens between two layers."""
+        most = context.part(segment_ids, self.mesh.context if is_shared else 1).most
+        own = self.mesh.own_tokens(line.length(most, self.mesh.tensor if self.mesh.is_sequence_cut else 1))
+        return own.stop - own.start, self.spec.hidden_size
 
     def states(
         self, input_ids: np.ndarray, position_ids: np.ndarray, segment_ids: np.ndarray
@@ -154,7 +172,7 @@ class Decoder:
 
     def is_head_tied(self) -> bool:
         """Whether head and embedding are one tensor."""
-        return self.parameter(names.HEAD) is self.parameter(names.EMBEDDING)
+        return self.spec.tie_word_embeddings
 
     def rotate(self, hidden: np.ndarray, position_ids: np.ndarray) -> np.ndarray:
         """Apply the rotary embedding to float32 [rows, heads, length, head_dim] at int32 [rows, length]."""
@@ -170,11 +188,13 @@ class Decoder:
         """Return an array on the device, dtype kept."""
         return Tensor(np.ascontiguousarray(array))
 
-    def _line(self, *arrays: np.ndarray) -> tuple[line.Line, block.LineTensors]:
-        found = line.line(*arrays, self.mesh.tensor if self.mesh.is_sequence_cut else 1)
+    def _line(self, *arrays: np.ndarray, is_shared: bool = False) -> tuple[line.Line, block.LineTensors]:
+        ranks = (self.mesh.context, self.mesh.context_rank) if is_shared else (1, 0)
+        parts = self.mesh.tensor if self.mesh.is_sequence_cut else 1
+        found, attention = line.line(*arrays, *ranks, parts), self.attentions[is_shared]
         keys = np.zeros(1, np.int32) if self.dropout_keys is None else found.fill(self.dropout_keys)
-        plan = self.attention.plan(found.segments)
-        return found, block.LineTensors(*self._rotary(found.position_ids), self.tensor(keys), plan)
+        tables = self._rotary(found.position_ids, *arrays[1:])
+        return found, block.LineTensors(*tables, self.tensor(keys), attention, attention.plan(found))
 
     def _parts_of(self, flat: Tensor, tuned: list[str]) -> dict[str, Tensor]:
         """A flat tensor of gradients as tensors of the tuned tensors' shapes."""
@@ -207,9 +227,10 @@ class Decoder:
         for layout, names_of_layer in self.layers:
             yield self._block(layout), names_of_layer
 
-    def _rotary(self, position_ids: np.ndarray) -> tuple[Tensor, Tensor]:
-        """The rotary tables for positions [tokens]."""
-        cosine, sine = rope.tables(self.spec, position_ids[None])
+    def _rotary(self, own: np.ndarray, position_ids: np.ndarray, segment_ids: np.ndarray) -> tuple[Tensor, Tensor]:
+        """The rotary tables for a line's positions [tokens], as long as the batch's longest example wants them."""
+        longest = int(position_ids.max(initial=0, where=segment_ids != 0)) + 1
+        cosine, sine = rope.tables(self.spec, own[None], longest)
         return ops.rotary_tables(self.own, cosine[0], sine[0])
 
     def _place(self, name: str, array: np.ndarray, tuned_as: str | None) -> None:
@@ -236,10 +257,8 @@ class Decoder:
 
     def _block(self, layout) -> block.Block:
         numbers = self._numbers(self.dropout if self.dropout_keys is not None else 0.0, self.adapter)
-        if self.mesh.is_sequence_cut:
-            functions = sequence.functions(numbers, layout)
-            return sequence.SequenceBlock(functions, self.attention, self.runtime.recompute)
-        return block.Block(block.functions(numbers, layout), self.attention, self.runtime.recompute, self.reduce)
+        kind, read = (sequence.SequenceBlock, sequence) if self.mesh.is_sequence_cut else (block.Block, block)
+        return kind(read.functions(numbers, layout), self.runtime.recompute, self.reduce)
 
     def _numbers(self, dropout: float, adapter: bool) -> block.Numbers:
         own, compute, adds_bias = self.own, self.runtime.precision.compute, self.mesh.tensor_rank == 0

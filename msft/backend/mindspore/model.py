@@ -1,5 +1,7 @@
 """What the shared engine asks of a model: losses, gradients, log-probabilities, tuned tensors."""
 
+from collections.abc import Iterable, Mapping
+
 import mindspore
 import numpy as np
 from mindspore import Tensor
@@ -47,7 +49,7 @@ class Model:
         with self.decoder.mode(keys, adapter=True):
             trace = self._forward(batch, keep=True)
             summed, by_hidden, by_head = self._head_gradients(trace, batch, scale)
-            gradients = self.decoder.backward(by_hidden, trace)
+            gradients, _ = self.decoder.backward(by_hidden, trace)
         # The head's own gradient is known already; a tied head is reached through the embedding as well.
         if by_head is not None:
             name = names.HEAD if names.HEAD in self.tuned else names.EMBEDDING
@@ -87,11 +89,11 @@ class Model:
         tensor = self.tuned[name] if name in self.tuned else self.decoder.parameter(name)
         return ops.to_numpy(tensor.astype(ops.dtype(dtype)))
 
-    def export_tuned(self) -> dict[str, np.ndarray]:
-        """Return copies of the tuned tensors."""
-        return {name: ops.to_numpy(parameter) for name, parameter in self.tuned.items()}
+    def export_tuned(self, names: Iterable[str]) -> dict[str, np.ndarray]:
+        """Return copies of tuned tensors by name."""
+        return {name: ops.to_numpy(self.tuned[name]) for name in names}
 
-    def import_tuned(self, weights: dict[str, np.ndarray]) -> None:
+    def import_tuned(self, weights: Mapping[str, np.ndarray]) -> None:
         """Overwrite tuned tensors by name."""
         for name, array in weights.items():
             self.tuned[name] = ops.from_numpy(array, self.runtime.device, "float32")
@@ -130,8 +132,9 @@ class Model:
             "threads": self.threads,
         }
 
-    def _forward(self, batch: Batch, keep: bool = False) -> Trace:
-        return self.decoder.forward(batch.input_ids, batch.position_ids, batch.segment_ids, keep)
+    def _forward(self, batch: Batch, keep: bool = False, taken: Tensor | None = None) -> Trace:
+        arrays = batch.input_ids, batch.position_ids, batch.segment_ids
+        return self.decoder.forward(*arrays, keep, batch.is_shared, taken)
 
     def _losses(self, batch: Batch) -> np.ndarray:
         """The cross-entropy of each supervised position in reading order, float32 [n]; logits for a chunk at a time."""

@@ -75,11 +75,13 @@ def _kernels(dim: int, eps: float, precision: Precision, device: str) -> Kernels
     return Kernels(name, softmax, inside, rms_norm, rotary, swiglu, dense, False)
 
 
-def line_attention(spec: ModelSpec, runtime: Runtime) -> attention.TiledAttention | attention.FusedAttention:
-    """Return causal attention within the segments of a line, by the chosen kernels."""
+def line_attention(
+    spec: ModelSpec, runtime: Runtime, is_shared: bool
+) -> attention.TiledAttention | attention.FusedAttention:
+    """Return causal attention within the segments of a line, which ranks may share, by the chosen kernels."""
     if kernels(spec, runtime).is_attention_fused:
-        return attention.FusedAttention(spec)
-    return attention.TiledAttention(spec, runtime.precision)
+        return (attention.SharedFusedAttention if is_shared else attention.FusedAttention)(spec)
+    return (attention.SharedTiledAttention if is_shared else attention.TiledAttention)(spec, runtime.precision)
 
 
 def rotary_tables(spec: ModelSpec, cosine: np.ndarray, sine: np.ndarray) -> tuple[Tensor, Tensor]:

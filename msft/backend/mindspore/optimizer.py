@@ -1,5 +1,7 @@
 """AdamW over named gradients as torch defines it, or MindFormers' form without bias correction."""
 
+from collections.abc import Mapping
+
 import mindspore
 import numpy as np
 from mindspore import Tensor
@@ -71,7 +73,7 @@ class AdamW:
         moments = [tensors if self.shard else self._rows(tensors) for tensors in (self.first, self.second)]
         return [self.to_numpy(tensors) for tensors in (self._rows(self.model.tuned), *moments)]
 
-    def load(self, first: dict[str, np.ndarray], second: dict[str, np.ndarray], step: int) -> None:
+    def load(self, first: Mapping[str, np.ndarray], second: Mapping[str, np.ndarray], step: int) -> None:
         """Take over moments and the number of steps taken."""
         tensors = ({name: Tensor(np.array(whole[name], np.float32)) for name in whole} for whole in (first, second))
         self.first, self.second = map(self._own, tensors)

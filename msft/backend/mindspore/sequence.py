@@ -53,7 +53,7 @@ class SequenceBlock(block.Block):
         whole = distributed.gather(by_middle)
         found |= functions.merge.tuned_gradients(whole, inner.mixed, line, tensors)
         by_mixed = functions.merge.backward(whole, inner.mixed, line, tensors)
-        by_heads = self.attention.backward(by_mixed, inner.heads, inner.mixed, inner.weights, line.plan)
+        by_heads = line.attention.backward(by_mixed, inner.heads, inner.mixed, inner.weights, line.plan)
         by_turned = functions.turn_back(by_heads, line.cosine, line.sine)
         steps = functions.first_norm, functions.project
         return self._read_back(*steps, by_turned, hidden, by_middle, line, tensors, found), found
@@ -62,7 +62,7 @@ class SequenceBlock(block.Block):
         functions = self.functions
         normed = distributed.gather(functions.first_norm.forward(hidden, line, tensors))
         heads = functions.turn(functions.project.forward(normed, line, tensors), line.cosine, line.sine)
-        mixed, weights = self.attention.forward(heads, line.plan)
+        mixed, weights = line.attention.forward(heads, line.plan)
         middle = hidden + distributed.scatter(functions.merge.forward(mixed, line, tensors))
         normed = distributed.gather(functions.second_norm.forward(middle, line, tensors))
         return Inner(heads, mixed, weights, middle, functions.expand.forward(normed, line, tensors))

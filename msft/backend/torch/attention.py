@@ -1,11 +1,15 @@
 """Causal attention within segments, and over a key-value cache."""
 
 import inspect
+from contextlib import nullcontext
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch.nn import functional
+
+from msft.backend.context import Part
+from msft.backend.torch import distributed
 
 # Queries that `tiled` takes at a time: smaller tiles have smaller products, larger ones compute more masked scores.
 TILE = 128
@@ -14,37 +18,79 @@ KEPT = 512
 
 
 class Tile(NamedTuple):
-    """Queries [first, end) of a segment and the keys [start, end) that they see."""
+    """Queries [first, end) of a piece and the keys [start, stop) that the last of them sees."""
 
-    start: int
     first: int
     end: int
+    start: int
+    stop: int
     is_kept: bool
 
 
 class Segments:
-    """Where the examples lie in a line of tokens: `lengths` of each, one after the other, on a device."""
+    """Stretches of queries and the keys that they see in a line of tokens (`Part.pieces`), on a device."""
 
-    def __init__(self, lengths: list[int], device: str):
-        self.lengths = lengths
-        self.longest = max(lengths)
-        ends = np.cumsum([0, *lengths], dtype=np.int32)
-        self.borders = torch.from_numpy(ends).to(device)
-        self.tiles = [
-            Tile(start, start + length * number // count, start + length * (number + 1) // count, length <= KEPT)
-            for start, length in zip(ends.tolist(), lengths, strict=False)
-            for count in [-(-length // TILE)]
-            for number in range(count)
-        ]
+    def __init__(self, pieces: np.ndarray, device: str):
+        self.pieces, self.device = pieces.tolist(), device
+        first, end, start, stop = pieces.T
+        self.queries, self.keys = end - first, stop - start
+        # Whether queries and keys are the same tokens: whole examples, one after another.
+        self.is_whole = bool((first == start).all() and (end == stop).all())
+        self.longest = int(self.keys.max())
+        self.tiles = [tile for piece in self.pieces for tile in _tiles(*piece)]
+        self._biases: dict[int, torch.Tensor] = {}
+
+    def borders(self, lengths: np.ndarray) -> torch.Tensor:
+        """Return where stretches of these lengths begin and end, one after another, int32 [n + 1]."""
+        return torch.from_numpy(np.cumsum([0, *lengths], dtype=np.int32)).to(self.device)
+
+    def seen(self) -> torch.Tensor:
+        """Return the places of the keys of each piece, one piece after another."""
+        places = [np.arange(start, stop) for _, _, start, stop in self.pieces]
+        return torch.from_numpy(np.concatenate(places)).to(self.device)
+
+    def bias(self, number: int, kind: torch.dtype) -> torch.Tensor | None:
+        """Return what hides later keys from the queries of a piece, [queries, keys], where these are fewer than keys.
+
+        One tensor for all layers, as it is kept for the way back.
+        """
+        queries, keys = int(self.queries[number]), int(self.keys[number])
+        if queries < keys and number not in self._biases:
+            hidden = torch.full((queries, keys), float("-inf"), dtype=kind, device=self.device)
+            self._biases[number] = hidden.triu(keys - queries + 1)
+        return self._biases.get(number)
+
+
+def _tiles(first: int, end: int, start: int, stop: int) -> list[Tile]:
+    """A piece in tiles of nearly equal length."""
+    length, ahead = end - first, stop - end
+    count = -(-length // TILE)
+    borders = [first + length * number // count for number in range(count + 1)]
+    ends = zip(borders, borders[1:], strict=False)
+    return [Tile(begin, until, start, until + ahead, stop - start <= KEPT) for begin, until in ends]
 
 
 def by_segment(query, key, value, segments: Segments, scale: float) -> torch.Tensor:
-    """Causal attention within each segment: [1, heads, tokens, dim] -> the same; pays for each segment's own square."""
-    parts = zip(*(tensor.split(segments.lengths, dim=2) for tensor in (query, key, value)), strict=True)
-    attend = functional.scaled_dot_product_attention
+    """Causal attention within each segment: [1, heads, tokens, dim] -> the same; pays for each segment's own square.
+
+    Keys and values may be of more tokens than the queries, of which the pieces of `segments` see their own.
+    """
+    queries = query.split(segments.queries.tolist(), dim=2)
+    parts = zip(queries, *(_seen(tensor, segments) for tensor in (key, value)), strict=True)
     grouped = query.shape[1] != key.shape[1]
-    mixed = [attend(*part, is_causal=True, scale=scale, enable_gqa=grouped) for part in parts]
+    mixed = []
+    for number, part in enumerate(parts):
+        bias = segments.bias(number, query.dtype)
+        how = {"attn_mask": bias, "is_causal": bias is None, "scale": scale, "enable_gqa": grouped}
+        mixed.append(functional.scaled_dot_product_attention(*part, **how))
     return mixed[0] if len(mixed) == 1 else torch.cat(mixed, dim=2)
+
+
+def _seen(tensor, segments: Segments):
+    """What each piece sees of keys or values."""
+    if segments.is_whole:
+        return tensor.split(segments.keys.tolist(), dim=2)
+    return [tensor[:, :, start:stop] for _, _, start, stop in segments.pieces]
 
 
 def tiled(query, key, value, segments: Segments, scale: float) -> torch.Tensor:
@@ -56,9 +102,9 @@ def tiled(query, key, value, segments: Segments, scale: float) -> torch.Tensor:
 
 
 def on_cpu(query, key, value, segments: Segments, scale: float) -> torch.Tensor:
-    """`tiled`, or in float32 `by_segment` where a segment is longer than `KEPT`."""
+    """`tiled`, or in float32 `by_segment` where a segment is longer than `KEPT` and a rank's own."""
     # To compute the weights again takes longer than torch's kernel there: 219 for 167 ms at 2048 tokens.
-    long = value.dtype == torch.float32 and segments.longest > KEPT
+    long = value.dtype == torch.float32 and segments.longest > KEPT and segments.is_whole
     return (by_segment if long else tiled)(query, key, value, segments, scale)
 
 
@@ -79,6 +125,7 @@ class _Tiled(torch.autograd.Function):
     def backward(ctx, gradient):
         query, key, value, *kept = ctx.saved_tensors
         d_query, d_key, d_value = (_in_reading_order(tensor) for tensor in (query, key, value))
+        d_key.zero_(), d_value.zero_()
         for tile, weights in zip(ctx.tiles, kept, strict=True):
             queries, d_mixed = _rows(query, key, tile), _rows(gradient, key, tile)
             if weights is None:
@@ -96,7 +143,7 @@ def _weights(tile: Tile, queries, key, scale: float) -> torch.Tensor:
     scores = _scaled_product(queries, _keys(key, tile).mT, scale)
     length = tile.end - tile.first
     ahead = scores.new_full((length, length), float("-inf")).triu(1)
-    scores.unflatten(1, (-1, length))[..., tile.first - tile.start :].add_(ahead)
+    scores.unflatten(1, (-1, length))[..., -length:].add_(ahead)
     return torch.softmax(scores, -1)
 
 
@@ -126,15 +173,12 @@ def _put(target, key, tile: Tile, rows) -> None:
 
 
 def _keys(tensor, tile: Tile) -> torch.Tensor:
-    return tensor[0, :, tile.start : tile.end]
+    return tensor[0, :, tile.start : tile.stop]
 
 
 def _add(target, tile: Tile, part) -> None:
-    """Add what a tile's queries bring to its keys; those that no earlier tile saw get their first value."""
-    seen = tile.first - tile.start
-    target[0, :, tile.first : tile.end] = part[:, seen:]
-    if seen:
-        target[0, :, tile.start : tile.first] += part[:, :seen]
+    """Add what a tile's queries bring to its keys."""
+    target[0, :, tile.start : tile.stop] += part
 
 
 def has_variable_length() -> bool:
@@ -151,12 +195,91 @@ def across_segments(query, key, value, segments: Segments, scale: float) -> torc
     from torch.nn.attention.varlen import varlen_attn
 
     query, key, value = (tensor.squeeze(0).transpose(0, 1) for tensor in (query, key, value))
-    borders, longest = segments.borders, segments.longest
     grouped = query.shape[1] != key.shape[1]
-    mixed = varlen_attn(
-        query, key, value, borders, borders, longest, longest, scale=scale, window_size=(-1, 0), enable_gqa=grouped
-    )
+    if not segments.is_whole:
+        key, value = (tensor.index_select(0, segments.seen()) for tensor in (key, value))
+    borders = [segments.borders(lengths) for lengths in (segments.queries, segments.keys)]
+    longest = int(segments.queries.max()), segments.longest
+    # Where keys are more than queries, the kernel's last query sees the last key.
+    mixed = varlen_attn(query, key, value, *borders, *longest, scale=scale, window_size=(-1, 0), enable_gqa=grouped)
     return mixed.transpose(0, 1).unsqueeze(0)
+
+
+class Shared:
+    """Attention of a rank's queries with the keys and values of all ranks that share its rows.
+
+    These are gathered for each layer, and again for its way back where `keeps_own`, so that a rank keeps its own alone.
+    """
+
+    def __init__(self, attention, part: Part, keeps_own: bool, device: str):
+        self.attention, self.keeps_own, self.length = attention, keeps_own, part.most
+        self.order = torch.from_numpy(part.order(part.most)).to(device)
+
+    def __call__(self, query, key, value, segments: Segments, scale: float) -> torch.Tensor:
+        """`by_segment` of the whole line's keys and values; `key` and `value` [1, kv_heads, tokens, dim] are own."""
+        own = torch.cat((key.to(value.dtype), value), dim=1)
+        whole = _Gathered.apply(own, self)
+        with _Again(own.detach(), whole, self).hooks if self.keeps_own else nullcontext():
+            return self.attention(query, *whole.split(key.shape[1], dim=1), segments, scale)
+
+    def gather(self, own: torch.Tensor) -> torch.Tensor:
+        """Return [1, heads, tokens of all, dim] in the order of the line for those of this rank."""
+        heads, count, dim = own.shape[1:]
+        padded = own.new_zeros(self.length, heads, dim)
+        padded[:count] = own[0].transpose(0, 1)
+        whole = distributed.gather_parts(padded.flatten(1)).index_select(0, self.order)
+        return whole.unflatten(1, (heads, dim)).transpose(0, 1).unsqueeze(0)
+
+    def summed(self, whole: torch.Tensor, count: int) -> torch.Tensor:
+        """Return what all ranks give for the tokens of this one, the other way round."""
+        heads, _, dim = whole.shape[1:]
+        parts = whole.new_zeros(distributed.mesh().context * self.length, heads * dim)
+        parts[self.order] = whole[0].transpose(0, 1).flatten(1)
+        own = distributed.sum_parts(parts)[:count]
+        return own.unflatten(1, (heads, dim)).transpose(0, 1).unsqueeze(0)
+
+
+class _Gathered(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, own, shared):
+        ctx.shared, ctx.count = shared, own.shape[2]
+        return shared.gather(own)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return ctx.shared.summed(gradient, ctx.count), None
+
+
+class _View(NamedTuple):
+    size: torch.Size
+    stride: tuple[int, ...]
+    offset: int
+
+
+class _Again:
+    """Keeps of the gathered tensor, in what attention saves, where it is read; gathers it again for the way back."""
+
+    def __init__(self, own, whole, shared: Shared):
+        self.own, self.shared, self.storage = own, shared, whole.untyped_storage().data_ptr()
+        self.whole, self.uses = None, 0
+        self.hooks = torch.autograd.graph.saved_tensors_hooks(self._pack, self._unpack)
+
+    def _pack(self, tensor):
+        if tensor.untyped_storage().data_ptr() != self.storage:
+            return tensor
+        self.uses += 1
+        return _View(tensor.shape, tensor.stride(), tensor.storage_offset())
+
+    def _unpack(self, kept):
+        if not isinstance(kept, _View):
+            return kept
+        if self.whole is None:
+            self.whole = self.shared.gather(self.own)
+        found = self.whole.as_strided(*kept)
+        self.uses -= 1
+        if not self.uses:
+            self.whole = None
+        return found
 
 
 def over_cache(query, key, value, allowed, bias, scale: float) -> torch.Tensor:

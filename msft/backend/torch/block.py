@@ -49,6 +49,14 @@ def few_rows(rows: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
     return result if bias is None else result + bias
 
 
+def bias(part: torch.nn.Module) -> torch.Tensor | None:
+    """Return what this rank adds of a linear module's bias: one rank adds a bias that all ranks of a model have."""
+    if part.bias is None or part.adds_bias:
+        return part.bias
+    # Zeros: what has a gradient must have one on every rank of a model, or some would wait for sums of the others.
+    return part.bias * 0 if part.bias.requires_grad else None
+
+
 def linear(hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, compute: torch.dtype) -> torch.Tensor:
     """Return W hidden + bias, [..., out], computed in the dtype `compute`; keeps hidden only where W is tuned."""
     if not torch.is_grad_enabled():

@@ -12,11 +12,21 @@ from torch import nn
 from torch.nn import functional
 from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM
 
-from msft.backend import names, slices
-from msft.backend.contract import Lora, Runtime, Tuning
-from msft.backend.mesh import Mesh
-from msft.backend.segments import spans
-from msft.backend.torch import attention, block, distributed, ops, sequence, sharding, vocabulary
+from msft.backend import context, names, slices, stages
+from msft.backend.contract import Runtime, Tuning
+from msft.backend.torch import (
+    attention,
+    block,
+    distributed,
+    elsewhere,
+    lora,
+    ops,
+    replaced,
+    sequence,
+    sharding,
+    vocabulary,
+    zero_parts,
+)
 from msft.errors import InputError
 from msft.models import rope
 from msft.models.adapters import peft_names
@@ -49,7 +59,14 @@ class Decoder:
         self.is_sharded = self.mesh.shards(runtime.strategy)
         self.is_fsdp = self.is_sharded and runtime.strategy == "fsdp"
         source = slices.SlicedSource(source, self.mesh)
-        self.network = _load(spec, source, tuning, runtime, self.parts, self.is_fsdp)
+        names.check_modules(tuning.lora.modules if tuning.lora else (), spec)
+        self.hidden_dtype = ops.dtype(names.hidden_dtype(names.EMBEDDING in tuning.parameters, runtime.precision))
+        tuning = stages.own_tuning(tuning, spec, self.mesh)
+        # What makes a frozen parameter of a whole tensor that was read; FSDP's are read when all is shared out.
+        keep = None if self.is_fsdp else functools.partial(nn.Parameter, requires_grad=False)
+        if self.is_sharded and zero_parts.partitions_weights(runtime):
+            keep = zero_parts.Partitioner(runtime)
+        self.network = _load(spec, source, tuning, runtime, self.parts, keep)
         if self.mesh.is_sequence_cut or self.vocabulary:
             self.network.model.embed_tokens.forward = self._embedded
         # What is called for the way from tokens to the last norm.
@@ -62,8 +79,7 @@ class Decoder:
         self.adapted = None
         self.adapted_layers: list[nn.Module] = []
         if tuning.lora:
-            names.check_modules(tuning.lora.modules, spec)
-            self.adapted = _add_lora(self.network, tuning.lora, runtime, self.mesh, self.is_fsdp)
+            self.adapted = lora.add(self.network, tuning.lora, runtime, self.mesh, keep)
             self.adapted_layers = [self.network.get_submodule(module) for module in tuning.lora.modules]
         if self.is_fsdp:
             self.trunk = sharding.shard(self.network, runtime.device)
@@ -83,22 +99,22 @@ class Decoder:
             whole = _read(source, name, name in tuning.parameters, self.runtime)
             sharding.keep(self.network.get_parameter(name), whole)
         for module, layer in zip(tuning.lora.modules if tuning.lora else (), self.adapted_layers, strict=True):
-            drawn, _ = slices.adapter_start(module, layer.in_features, tuning.lora, self.runtime.seed, self.mesh)
-            sharding.keep(layer.lora_A["default"].weight, ops.from_numpy(drawn, self.runtime.device, "float32"))
-            sharding.keep(layer.lora_B["default"].weight, torch.zeros(layer.out_features, tuning.lora.rank))
+            a, b = lora.first_values(module, layer, tuning.lora, self.runtime, self.mesh)
+            sharding.keep(layer.lora_A["default"].weight, a)
+            sharding.keep(layer.lora_B["default"].weight, b)
 
     def _fit_modules(self) -> None:
         """Tell the linear modules what they are cut to, and which rank adds a bias that all of a model's have."""
-        for module in family(self.spec.family).linear_modules(self.spec):
+        for module in stages.own(family(self.spec.family).linear_modules(self.spec), self.spec, self.mesh):
             part = self.network.get_submodule(module)
-            part.out_features, part.in_features = part.weight.shape
+            part.out_features, part.in_features = zero_parts.whole_shape(part.weight)
             part.adds_bias = slices.module_axis(module) == 0 or self.mesh.tensor_rank == 0
 
     def _compile(self) -> float:
         """Compile the parts of a block by a few tokens' way through one and back; return the seconds it took."""
         began, model, tokens = time.perf_counter(), self.network.model, WARM_UP * self.mesh.tensor
         positions = self.tensor(np.arange(tokens)[None])
-        segments = attention.Segments([tokens], self.runtime.device)
+        segments = attention.Segments(np.array([[0, tokens, 0, tokens]]), self.runtime.device)
 
         def attend(_, query, key, value, scale):
             return self.attention(query, key, value, segments, scale)
@@ -107,10 +123,12 @@ class Decoder:
             if self.is_fsdp:
                 self._warm_up_whole(attend)
                 return time.perf_counter() - began
-            hidden = model.embed_tokens(positions).detach().requires_grad_()
-            with self._autocast():
+            first = model.layers[stages.layers(self.spec, self.mesh).start]
+            settings = {"dtype": self.hidden_dtype, "device": positions.device, "requires_grad": True}
+            hidden = torch.zeros(self._shape_of(tokens), **settings)
+            with self._autocast(), zero_parts.gathered(first.parameters()):
                 rotation = model.rotary_emb(hidden, positions)
-                output = model.layers[0](hidden, position_embeddings=rotation, attend=attend)
+                output = first(hidden, position_embeddings=rotation, attend=attend)
                 torch.autograd.grad(output.sum(), hidden)
         except torch._dynamo.exc.BackendCompilerFailed as error:
             why = str(error).partition("\n")[0]
@@ -133,7 +151,7 @@ class Decoder:
         if self.network.training != training:
             self.network.train(training)
         try:
-            with nullcontext() if adapter else self.adapted.disable_adapter():
+            with nullcontext() if adapter or self.adapted is None else self.adapted.disable_adapter():
                 yield
         finally:
             self.dropout_keys = None
@@ -141,42 +159,90 @@ class Decoder:
             if self.is_fsdp:
                 sharding.free(self.network)
 
-    def hidden(self, input_ids: np.ndarray, position_ids: np.ndarray, segment_ids: np.ndarray) -> torch.Tensor:
+    def hidden(
+        self,
+        input_ids: np.ndarray,
+        position_ids: np.ndarray,
+        segment_ids: np.ndarray,
+        is_shared: bool = False,
+        taken: torch.Tensor | None = None,
+    ) -> torch.Tensor:
         """Return the final hidden states [rows, length, hidden] of int32 [rows, length] arrays, 0 on padding.
 
-        Real tokens alone are computed, in one line of tokens; attention is causal and stays within a segment. On the
-        ranks of a model that is cut, gradients of them are shares.
+        Real tokens alone are computed, in one line of tokens; attention is causal and stays within a segment. Of rows
+        that are shared those of other ranks are 0 too. On the ranks of a model that is cut, gradients of them are
+        shares. The last stage of a pipeline goes on with what it has `taken` of the one before.
         """
-        real = np.flatnonzero(segment_ids)
-        if len(real):
-            states = self.parts.enter(self._line(input_ids, position_ids, segment_ids, real))
-            return self._padded(states, real, segment_ids.shape)
-        if not self.is_sharded:
+        part = self._part(segment_ids, is_shared)
+        if len(part.places):
+            states = self.parts.enter(self._line(input_ids, position_ids, part, is_shared, taken))
+            return self._padded(states, part.places, segment_ids.shape)
+        if not (self.is_sharded or is_shared):
             return torch.zeros(*segment_ids.shape, self.spec.hidden_size, device=self.runtime.device)
-        # The other ranks have tokens, and need this one to gather the weights.
-        first = np.zeros((1, 1), np.int32)
-        return (self._line(first, first, first + 1, np.array([0])) * 0).expand(*segment_ids.shape, -1)
+        states = self.parts.enter(self.through(input_ids, position_ids, segment_ids, is_shared, taken))
+        return (states[:, :1] * 0).expand(*segment_ids.shape, -1)
 
-    def _line(self, input_ids, position_ids, segment_ids, real: np.ndarray) -> torch.Tensor:
-        """The final hidden states [1, tokens, hidden] of the real tokens, this rank's alone where each has its part.
+    def through(
+        self,
+        input_ids: np.ndarray,
+        position_ids: np.ndarray,
+        segment_ids: np.ndarray,
+        is_shared: bool,
+        taken: torch.Tensor | None,
+    ) -> torch.Tensor:
+        """Return the hidden states [1, tokens, hidden] behind the layers of this rank's stage, without padding.
 
-        The line is filled up to a multiple of the ranks that have parts.
+        `taken` are those before them (None: the embeddings).
         """
+        part = self._part(segment_ids, is_shared)
+        if len(part.places):
+            return self._line(input_ids, position_ids, part, is_shared, taken)
+        # The other ranks have tokens, and need this one to gather the weights, or keys and values.
+        return self._line(input_ids * 0, position_ids, part.stand_in(), is_shared and part.most > 0, taken)
+
+    def hidden_shape(self, segment_ids: np.ndarray, is_shared: bool) -> tuple[int, ...]:
+        """Return the shape of the hidden states of this rank's tokens between two layers."""
+        return self._shape_of(int(self._computed(segment_ids, is_shared).pieces[-1, 1]))
+
+    def set_dropout(self, segment_ids: np.ndarray, is_shared: bool) -> None:
+        """Count dropout as on a batch's way forward, for blocks that are computed again when others have been."""
+        self._count_dropout(self._computed(segment_ids, is_shared))
+
+    def _shape_of(self, tokens: int) -> tuple[int, ...]:
+        own = self.mesh.own_tokens(tokens)
+        return 1, own.stop - own.start, self.spec.hidden_size
+
+    def _computed(self, segment_ids: np.ndarray, is_shared: bool) -> context.Part:
+        part = self._part(segment_ids, is_shared)
+        return self._filled(part if len(part.places) else part.stand_in(), is_shared)
+
+    def _part(self, segment_ids: np.ndarray, is_shared: bool) -> context.Part:
+        """What this rank computes of a batch."""
+        ranks = (self.mesh.context, self.mesh.context_rank) if is_shared else (1, 0)
+        return context.part(segment_ids, *ranks)
+
+    def _filled(self, part: context.Part, is_shared: bool) -> context.Part:
+        """A part as long as a multiple of the ranks that have their own."""
+        return part.filled(self.mesh.tensor if self.mesh.is_sequence_cut else 1, is_shared)
+
+    def _line(self, input_ids, position_ids, part: context.Part, is_shared=False, taken=None) -> torch.Tensor:
+        """The final hidden states [1, tokens, hidden] of a part, this rank's alone where each has its own."""
         self._set_frequencies(position_ids)
-        fill = -len(real) % self.mesh.tensor if self.mesh.is_sequence_cut else 0
-
-        def filled(array: np.ndarray) -> np.ndarray:
-            return np.pad(array.reshape(1, -1)[:, real], ((0, 0), (0, fill)))
-
-        lengths = np.diff(spans(segment_ids)[:, 1:], axis=1).ravel().tolist()
-        segments = attention.Segments(lengths + [fill] * (fill > 0), self.runtime.device)
-        if self.dropout_keys is not None:
-            self._set_dropout(self.tensor(filled(self.dropout_keys)))
+        part = self._filled(part, is_shared)
+        segments, attention_of = attention.Segments(part.pieces, self.runtime.device), self.attention
+        if is_shared:
+            # What a block keeps is not kept where it is computed again.
+            attention_of = attention.Shared(attention_of, part, not self.runtime.recompute, self.runtime.device)
+        self._count_dropout(part)
 
         def attend(layer, query, key, value, scale):
-            return self.attention(query, key, value, segments, scale)
+            return attention_of(query, key, value, segments, scale)
 
-        return self._run(filled(input_ids), filled(position_ids), attend)
+        return self._run(part.take(input_ids), part.take(position_ids), attend, taken)
+
+    def _count_dropout(self, part: context.Part) -> None:
+        if self.dropout_keys is not None:
+            self._set_dropout(self.tensor(part.take(self.dropout_keys)))
 
     def _embedded(self, input_ids: torch.Tensor) -> torch.Tensor:
         """The embedding of this rank's tokens among int32 [1, tokens]."""
@@ -185,10 +251,11 @@ class Decoder:
             return self.parts.leave(self.vocabulary.embed(table, input_ids))
         return functional.embedding(input_ids[:, self.mesh.own_tokens(input_ids.shape[1])], table)
 
-    def _run(self, input_ids: np.ndarray, position_ids: np.ndarray, attend: Callable) -> torch.Tensor:
+    def _run(self, input_ids: np.ndarray, position_ids: np.ndarray, attend: Callable, taken=None) -> torch.Tensor:
         with self._autocast():
             return self.trunk(
-                input_ids=self.tensor(input_ids),
+                input_ids=self.tensor(input_ids) if taken is None else None,
+                inputs_embeds=taken,
                 position_ids=self.tensor(position_ids),
                 use_cache=False,
                 attend=attend,
@@ -206,7 +273,7 @@ class Decoder:
         self, input_ids: np.ndarray, position_ids: np.ndarray, segment_ids: np.ndarray
     ) -> Iterator[tuple[str, torch.Tensor]]:
         """Yield the name and the output of the embedding, of each block and of the last norm."""
-        model, seen, real = self.network.model, {}, np.flatnonzero(segment_ids)
+        model, seen, part = self.network.model, {}, context.part(segment_ids)
         parts = {"model.embed_tokens": model.embed_tokens, "model.norm": model.norm}
         parts |= {f"model.layers.{number}": layer for number, layer in enumerate(model.layers)}
         hooks = [
@@ -214,14 +281,14 @@ class Decoder:
             for name, part in parts.items()
         ]
         try:
-            self._line(input_ids, position_ids, segment_ids, real)
+            self._line(input_ids, position_ids, part)
         finally:
             for hook in hooks:
                 hook.remove()
         for name, output in seen.items():
             output = output[0] if isinstance(output, tuple) else output
             whole = distributed.gather(output) if self.mesh.is_sequence_cut else output
-            yield name, self._padded(whole, real, segment_ids.shape)
+            yield name, self._padded(whole, part.places, segment_ids.shape)
 
     def head_weight(self) -> torch.Tensor:
         """Return the matrix that `head` takes, [vocabulary, hidden] in the compute dtype: one copy for many calls."""
@@ -243,7 +310,9 @@ class Decoder:
 
     def is_head_tied(self) -> bool:
         """Whether head and embedding are one tensor."""
-        return self.network.lm_head.weight is self.network.model.embed_tokens.weight
+        if not stages.is_own(names.EMBEDDING, self.spec, self.mesh):
+            return self.spec.tie_word_embeddings
+        return getattr(self.network.lm_head, "weight", None) is self.network.model.embed_tokens.weight
 
     @torch.no_grad()
     def rotate(self, hidden: np.ndarray, position_ids: np.ndarray) -> np.ndarray:
@@ -276,32 +345,37 @@ class Decoder:
         return torch.autocast(self.runtime.device, ops.dtype(compute), enabled=compute != "float32")
 
 
-def _load(spec: ModelSpec, source, tuning: Tuning, runtime: Runtime, parts: block.Parts, is_fsdp: bool) -> nn.Module:
-    """The network with its weights; those of one for FSDP have no values yet."""
+def _load(
+    spec: ModelSpec, source, tuning: Tuning, runtime: Runtime, parts: block.Parts, keep: Callable | None
+) -> nn.Module:
+    """The network with its weights as `keep` makes parameters of them; None: they have no values yet."""
     rope.check(spec)
     # Dropout is the adapters' own alone.
     config = AutoConfig.for_model(**{**spec.hf_config, "attention_dropout": 0.0, "return_dict": True})
     with torch.device("meta"):
         network = AutoModelForCausalLM.from_config(config, attn_implementation=ATTENTION)
     tuned, precision = set(tuning.parameters), runtime.precision
-    for name, shape in family(spec.family).tensor_shapes(spec).items():
-        if is_fsdp:
+    elsewhere.leave_out(network, spec, source.mesh)
+    shapes = family(spec.family).tensor_shapes(spec)
+    for name in stages.own(shapes, spec, source.mesh):
+        if keep is None:
             kind = ops.dtype(names.computed_dtype(name, name in tuned, precision))
-            tensor = torch.empty(shape, dtype=kind, device="meta")
+            parameter = nn.Parameter(torch.empty(shapes[name], dtype=kind, device="meta"), requires_grad=False)
         else:
-            tensor = _read(source, name, name in tuned, runtime)
+            parameter = keep(_read(source, name, name in tuned, runtime))
         owner, _, leaf = name.rpartition(".")
-        setattr(network.get_submodule(owner), leaf, nn.Parameter(tensor, requires_grad=False))
-    network.tie_weights()
+        setattr(network.get_submodule(owner), leaf, parameter)
+    if stages.is_own(names.EMBEDDING, spec, source.mesh):
+        network.tie_weights()
     _rebuild_rotary(network, config, runtime.device)
     # transformers zeroes the gradient of the padding row, which is a real token where pad = eos.
     network.model.embed_tokens.padding_idx = None
     compute = ops.dtype(precision.compute)
-    for module in family(spec.family).linear_modules(spec):
+    for module in stages.own(family(spec.family).linear_modules(spec), spec, source.mesh):
         part = network.get_submodule(module)
-        part.forward = functools.partial(_linear, part, compute)
+        part.forward = functools.partial(replaced.linear, part, compute)
     for module in network.modules():
-        replacement = REPLACED.get(type(module).__name__)
+        replacement = replaced.FORWARDS.get(type(module).__name__)
         if replacement:
             module.forward = functools.partial(replacement, module, parts)
     return network
@@ -314,82 +388,8 @@ def _read(source, name: str, is_tuned: bool, runtime: Runtime) -> torch.Tensor:
     return tensor.to(ops.dtype(names.computed_dtype(name, is_tuned, runtime.precision)))
 
 
-def _linear(part: nn.Module, compute: torch.dtype, hidden: torch.Tensor) -> torch.Tensor:
-    return block.linear(hidden, part.weight, _bias(part), compute)
-
-
-def _bias(part: nn.Module) -> torch.Tensor | None:
-    if part.bias is None or part.adds_bias:
-        return part.bias
-    # Zeros: what has a gradient must have one on every rank of a model, or some would wait for sums of the others.
-    return part.bias * 0 if part.bias.requires_grad else None
-
-
-def _normed(norm: nn.Module, parts: block.Parts, hidden: torch.Tensor) -> torch.Tensor:
-    return parts.rms_norm(hidden, norm.weight, norm.variance_epsilon)
-
-
-def _fed_forward(mlp: nn.Module, parts: block.Parts, hidden: torch.Tensor) -> torch.Tensor:
-    return parts.leave(mlp.down_proj(parts.swiglu(*parts.read(hidden, mlp.gate_proj, mlp.up_proj))))
-
-
-def _mixed(mixer: nn.Module, parts: block.Parts, hidden_states: torch.Tensor, position_embeddings, attend, **_):
-    projected = parts.read(hidden_states, mixer.q_proj, mixer.k_proj, mixer.v_proj)
-    query, key, value = (heads.unflatten(-1, (-1, mixer.head_dim)).transpose(1, 2) for heads in projected)
-    query, key = parts.rotate(query, key, *position_embeddings)
-    mixed = attend(mixer.layer_idx, query, key, value, mixer.scaling)
-    return parts.leave(mixer.o_proj(mixed.transpose(1, 2).flatten(2))), None
-
-
-# transformers' modules whose mathematics `block` does with less memory, and what takes the place of their `forward`.
-REPLACED = {"LlamaRMSNorm": _normed, "LlamaMLP": _fed_forward, "LlamaAttention": _mixed}
-
-
 def _rebuild_rotary(network: nn.Module, config, device: str) -> None:
     """Buffers built under the meta device hold no numbers; each batch sets the frequencies of `models/rope.py`."""
     rotary = type(network.model.rotary_emb)(config).to(device)
     rotary.rope_type = "default"
     network.model.rotary_emb = rotary
-
-
-def _add_lora(network: nn.Module, lora: Lora, runtime: Runtime, mesh: Mesh, is_fsdp: bool):
-    from peft import LoraConfig, get_peft_model
-
-    config = LoraConfig(
-        r=lora.rank,
-        lora_alpha=lora.alpha,
-        lora_dropout=0.0,
-        target_modules=list(lora.modules),
-        init_lora_weights=False,
-        task_type="CAUSAL_LM",
-    )
-    tuned = [parameter for parameter in network.parameters() if parameter.requires_grad]
-    adapted = get_peft_model(network, config)
-    for parameter in tuned:
-        parameter.requires_grad_()
-    for module in lora.modules:
-        layer = network.get_submodule(module)
-        a, b = layer.lora_A["default"], layer.lora_B["default"]
-        drawn, keys = slices.adapter_start(module, layer.in_features, lora, runtime.seed, mesh)
-        first = ops.from_numpy(drawn, runtime.device, "float32")
-        a.weight = nn.Parameter(first.to("meta") if is_fsdp else first)
-        b.weight = nn.Parameter(torch.zeros(layer.out_features, lora.rank, device=a.weight.device))
-        layer.dropout_features = ops.from_numpy(keys, runtime.device, "int32")
-        layer.dropout_tokens = None
-        layer.forward = functools.partial(_adapted_linear, layer, lora.dropout)
-    return adapted
-
-
-def _adapted_linear(layer: nn.Module, probability: float, hidden: torch.Tensor) -> torch.Tensor:
-    """What peft's LoRA layer computes, with dropout by counters, as one operator where the base is frozen."""
-    base = layer.base_layer
-    if layer.disable_adapters:
-        return base(hidden)
-    a, b, scaling = layer.lora_A["default"].weight, layer.lora_B["default"].weight, layer.scaling["default"]
-    keep = None
-    if layer.dropout_tokens is not None and probability:
-        keep = ops.keep_mask(layer.dropout_tokens, layer.dropout_features, probability)
-    bias = _bias(base)
-    if base.weight.requires_grad or (bias is not None and bias.requires_grad):
-        return base(hidden) + block.low_rank(hidden, a, b, scaling, keep, probability)
-    return block.adapted_linear(hidden, base.weight, bias, a, b, scaling, keep, probability)

@@ -1,6 +1,6 @@
 """What the shared engine asks of a model: losses, gradients, log-probabilities, tuned tensors."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import numpy as np
 import torch
@@ -91,12 +91,12 @@ class Model:
         tensor = self.tuned[name] if name in self.tuned else self.decoder.parameter(name)
         return ops.to_numpy(tensor.to(ops.dtype(dtype)))
 
-    def export_tuned(self) -> dict[str, np.ndarray]:
-        """Return copies of the tuned tensors."""
-        return {name: ops.to_numpy(parameter) for name, parameter in self.tuned.items()}
+    def export_tuned(self, names: Iterable[str]) -> dict[str, np.ndarray]:
+        """Return copies of tuned tensors by name."""
+        return {name: ops.to_numpy(self.tuned[name]) for name in names}
 
     @torch.no_grad()
-    def import_tuned(self, weights: dict[str, np.ndarray]) -> None:
+    def import_tuned(self, weights: Mapping[str, np.ndarray]) -> None:
         """Overwrite tuned tensors by name."""
         for name, array in weights.items():
             self.tuned[name].copy_(ops.from_numpy(array, self.runtime.device, "float32"))
@@ -144,10 +144,10 @@ class Model:
         seconds = self.decoder.compile_seconds
         return self.kernels.parts.name + (f" (took {seconds:.1f} s)" if seconds else "")
 
-    def _hidden(self, batch: Batch) -> torch.Tensor:
-        return self.decoder.hidden(batch.input_ids, batch.position_ids, batch.segment_ids)
+    def _hidden(self, batch: Batch, taken: torch.Tensor | None = None) -> torch.Tensor:
+        return self.decoder.hidden(batch.input_ids, batch.position_ids, batch.segment_ids, batch.is_shared, taken)
 
-    def _supervised(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+    def _supervised(self, batch: Batch, taken: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
         """The hidden states [n, hidden] of the supervised positions in reading order, and their labels [n].
 
         Where the ranks of a model share the losses, those of this rank's share.
@@ -155,7 +155,7 @@ class Model:
         places = np.flatnonzero(batch.labels != IGNORE)
         places = places[self.mesh.own_losses(len(places))]
         chosen, labels = self.decoder.tensor(places), self.decoder.tensor(batch.labels.flat[places])
-        return self._hidden(batch).flatten(0, 1).index_select(0, chosen), labels
+        return self._hidden(batch, taken).flatten(0, 1).index_select(0, chosen), labels
 
     def _at_head(self, hidden: torch.Tensor, work: Callable, *arguments):
         """What `work` gives for hidden states and more, where the head's weight is at hand."""

@@ -1,5 +1,7 @@
 """AdamW over named gradients: torch's own, or MindFormers' form without bias correction."""
 
+from collections.abc import Mapping
+
 import numpy as np
 import torch
 from torch.optim.adamw import adamw
@@ -51,7 +53,7 @@ class AdamW:
     def apply(self, gradients: dict[str, torch.Tensor], factor: float, learning_rate: float) -> None:
         """Take one step with `factor` x gradients."""
         settings = self.settings
-        if factor != 1:
+        if factor != 1 and gradients:
             torch._foreach_mul_(list(gradients.values()), factor)
         # Without bias correction is with the correction of a step so late that it is 1.
         taken = self.step if settings.bias_correction else NO_CORRECTION
@@ -91,13 +93,17 @@ class AdamW:
         found = [self.to_numpy(tensors) for tensors in (self._rows(self.model.tuned), *moments)]
         return [{name: array for name, array in arrays.items() if len(array)} for arrays in found]
 
-    def load(self, first: dict[str, np.ndarray], second: dict[str, np.ndarray], step: int) -> None:
+    def load(self, first: Mapping[str, np.ndarray], second: Mapping[str, np.ndarray], step: int) -> None:
         """Take over moments and the number of steps taken."""
         for own, whole in ((self.first, first), (self.second, second)):
-            found = self._own({name: torch.from_numpy(np.array(whole[name], dtype=np.float32)) for name in own})
             for name, moment in own.items():
-                moment.copy_(found[name])
+                # One whole tensor at a time: together they may not fit into one process's memory.
+                moment.copy_(self._part(name, torch.from_numpy(np.array(whole[name], dtype=np.float32))))
         self.step = step
+
+    def _part(self, name: str, whole: torch.Tensor) -> torch.Tensor:
+        """What this rank holds of a whole tensor, as a view."""
+        return self._own({name: whole})[name]
 
     def _own(self, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """This rank's rows of tensors, as views."""
@@ -121,7 +127,7 @@ class AdamW:
 
     def describe(self) -> dict[str, str]:
         """Say what was applied."""
-        dealt = f", dealt to {distributed.mesh().data} processes" if self.shard else ""
+        dealt = f", dealt to {distributed.mesh().replicas} processes" if self.shard else ""
         form = "torch's AdamW" if self.settings.bias_correction else "FP32StateAdamWeightDecay (no bias correction)"
         decayed = f"{len(self.decayed)} of {len(self.model.tuned)} tensors decayed"
         return {"optimizer": f"{form}, float32 moments{dealt}, {decayed}"}

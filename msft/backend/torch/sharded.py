@@ -1,11 +1,13 @@
 """The model and the optimizer of a run whose ranks hold a part of everything each (`sharding`)."""
 
 import math
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 import torch
 
-from msft.backend.contract import Runtime, Tuning
+from msft.backend.contract import Place, Runtime, Tuning
+from msft.backend.engine import FrameworkEngine
 from msft.backend.torch import distributed, ops, sharding
 from msft.backend.torch.model import Model
 from msft.backend.torch.optimizer import AdamW
@@ -41,11 +43,11 @@ class ShardedModel(Model):
         part = self.parts[name] if name in self.parts else self.decoder.parameter(name)
         return ops.to_numpy(part.detach().full_tensor().to(ops.dtype(dtype)))
 
-    def export_tuned(self) -> dict[str, np.ndarray]:
-        """Return the tuned tensors."""
-        return sharding.whole_arrays(self.tuned, self.parts)
+    def export_tuned(self, names: Iterable[str]) -> dict[str, np.ndarray]:
+        """Return tuned tensors by name."""
+        return sharding.whole_arrays({name: self.tuned[name] for name in names}, self.parts)
 
-    def import_tuned(self, weights: dict[str, np.ndarray]) -> None:
+    def import_tuned(self, weights: Mapping[str, np.ndarray]) -> None:
         """Overwrite tuned tensors by name."""
         for name, array in weights.items():
             sharding.keep(self.parts[name], ops.from_numpy(array, "cpu", "float32"))
@@ -56,7 +58,7 @@ class ShardedModel(Model):
 
     def describe(self) -> dict[str, str]:
         """Say what was applied."""
-        ranks = distributed.mesh().data
+        ranks = distributed.mesh().replicas
         return {
             **super().describe(),
             "strategy": f"fsdp: parameters, gradients and moments in {ranks} parts, gathered block by block",
@@ -70,12 +72,13 @@ class ShardedAdamW(AdamW):
         """Return the L2 norm over all gradients of all ranks."""
         return math.sqrt(distributed.sum_numbers([super().global_norm(gradients) ** 2])[0])
 
-    def load(self, first: dict[str, np.ndarray], second: dict[str, np.ndarray], step: int) -> None:
-        """Take over whole moments and the number of steps taken."""
-        super().load(*map(self._parts, (first, second)), step)
+    def shares(self) -> list[dict[str, np.ndarray]]:
+        """Return copies of this rank's rows of the tuned tensors, the first and the second moments."""
+        kinds = (self.model.tuned, self.first, self.second)
+        return [{name: ops.to_numpy(tensor) for name, tensor in tensors.items()} for tensors in kinds]
 
-    def _parts(self, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        return {name: arrays[name][sharding.rows(len(arrays[name]), part)] for name, part in self.model.parts.items()}
+    def _part(self, name: str, whole: torch.Tensor) -> torch.Tensor:
+        return sharding.place(self.model.parts[name]).of(whole)
 
     def _whole(self, tensors: dict[str, torch.Tensor]) -> dict[str, np.ndarray]:
         return self.to_numpy(tensors)
@@ -83,3 +86,11 @@ class ShardedAdamW(AdamW):
     def to_numpy(self, tensors: dict[str, torch.Tensor]) -> dict[str, np.ndarray]:
         """Return whole float32 copies on the first rank, none on the others."""
         return sharding.whole_arrays(tensors, self.model.parts)
+
+
+class ShardedEngine(FrameworkEngine):
+    """The shared engine, whose ranks give the rows that they hold."""
+
+    def _places(self) -> dict[str, Place]:
+        found = {name: sharding.place(part) for name, part in self.model.parts.items()}
+        return {name: place for name, place in found.items() if place.shape[0]}

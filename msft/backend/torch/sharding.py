@@ -10,6 +10,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 
+from msft.backend.contract import Place
 from msft.backend.torch import ops
 
 
@@ -51,13 +52,15 @@ def _head_unit(network: nn.Module) -> nn.Module:
 @torch.no_grad()
 def keep(part: DTensor, whole: torch.Tensor) -> None:
     """Put this rank's rows of a whole tensor into its part."""
-    part.to_local().copy_(whole[rows(len(whole), part)])
+    part.to_local().copy_(place(part).of(whole))
 
 
-def rows(count: int, part: DTensor) -> slice:
-    """Return which of so many rows this rank holds of a part: as torch.chunk deals them."""
-    size = -(-count // part.device_mesh.size())
-    return slice(size * part.device_mesh.get_local_rank(), size * (part.device_mesh.get_local_rank() + 1))
+def place(part: DTensor) -> Place:
+    """Return which rows this rank holds of a part: as torch.chunk deals them; there may be none."""
+    size = -(-len(part) // part.device_mesh.size())
+    start = min(size * part.device_mesh.get_local_rank(), len(part))
+    shape = tuple(part.to_local().shape)
+    return Place(tuple(part.shape), (start, *(0 for _ in shape[1:])), shape)
 
 
 def whole_arrays(tensors: dict[str, torch.Tensor], parts: dict[str, DTensor]) -> dict[str, np.ndarray]:

@@ -1,23 +1,33 @@
 """DeepSpeed: ZeRO stages 1 to 3 by its own engine, which sums, clips and applies the gradients."""
 
 import copy
-import logging
-import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 import torch
 
 from msft.backend import names
-from msft.backend.contract import IGNORE, Batch, EngineState, Optimizer, Runtime, StepGradients, StepResult, Tuning
+from msft.backend.contract import (
+    IGNORE,
+    Batch,
+    EngineState,
+    Optimizer,
+    Place,
+    Runtime,
+    StepGradients,
+    StepResult,
+    Tuning,
+)
 from msft.backend.engine import FrameworkEngine
-from msft.backend.torch import distributed, ops
+from msft.backend.torch import distributed, ops, zero_parts
 from msft.backend.torch.generation import Session
 from msft.backend.torch.model import Model
 from msft.errors import RunError
 from msft.models.spec import ModelSpec
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
+# What a checkpoint has of each tuned tensor: the weights, and these.
+KINDS = (None, *MOMENTS)
 
 
 class ZeroModel(Model):
@@ -28,7 +38,7 @@ class ZeroModel(Model):
 
     def __init__(self, spec: ModelSpec, source, tuning: Tuning, runtime: Runtime):
         super().__init__(spec, source, tuning, runtime)
-        self.shapes = {name: tuple(parameter.shape) for name, parameter in self.tuned.items()}
+        self.shapes = {name: zero_parts.whole_shape(parameter) for name, parameter in self.tuned.items()}
         network = self.decoder.network
         # Hooks stand around the calls of these two; what is to be done between them is brought along.
         network.forward = network.lm_head.forward = lambda work, *arguments: work(*arguments)
@@ -66,28 +76,24 @@ class ZeroModel(Model):
 
     def parameter(self, name: str, dtype: str) -> np.ndarray:
         """Return a whole tensor by its canonical name as it is computed with in a dtype, on every rank."""
-        from deepspeed.runtime.zero import GatheredParameters
-
         tensor = self.tuned[name] if name in self.tuned else self.decoder.parameter(name)
-        with GatheredParameters([tensor], enabled=hasattr(tensor, "ds_id")):
+        with zero_parts.gathered([tensor]):
             return ops.to_numpy(tensor.to(ops.dtype(dtype)))
 
-    def export_tuned(self) -> dict[str, np.ndarray]:
-        """Return the tuned tensors, the float32 ones that the optimizer keeps."""
+    def export_tuned(self, names: Iterable[str]) -> dict[str, np.ndarray]:
+        """Return tuned tensors by name, the float32 ones that the optimizer keeps."""
         from deepspeed.utils import safe_get_full_fp32_param
 
-        return _on_first_rank(self.tuned, safe_get_full_fp32_param)
+        return _on_first_rank({name: self.tuned[name] for name in names}, safe_get_full_fp32_param)
 
-    def import_tuned(self, weights: dict[str, np.ndarray]) -> None:
+    @torch.no_grad()
+    def import_tuned(self, weights: Mapping[str, np.ndarray]) -> None:
         """Overwrite tuned tensors by name: the optimizer's, and those that are computed with."""
-        from deepspeed.runtime.zero import GatheredParameters
-        from deepspeed.utils import safe_set_full_fp32_param
-
         for name, array in weights.items():
-            parameter, value = self.tuned[name], ops.from_numpy(array, self.runtime.device, "float32")
-            safe_set_full_fp32_param(parameter, value)
-            with torch.no_grad(), GatheredParameters([parameter], 0, enabled=hasattr(parameter, "ds_id")):
-                parameter.copy_(value)
+            parameter = self.tuned[name]
+            zero_parts.hold(parameter, array)
+            with zero_parts.gathered([parameter], changed_by=0):
+                parameter.copy_(ops.from_numpy(array, self.runtime.device, "float32"))
 
     def tuned_shapes(self) -> dict[str, tuple[int, ...]]:
         """Return the shapes of the whole tuned tensors."""
@@ -155,14 +161,17 @@ class ZeroAdamW:
         first, second = (_on_first_rank(self.model.tuned, lambda part, key=key: read(part, key)) for key in MOMENTS)
         return first, second
 
-    def load(self, first: dict[str, np.ndarray], second: dict[str, np.ndarray], step: int) -> None:
-        """Take over whole moments and the number of steps taken."""
-        from deepspeed.utils import safe_set_full_optimizer_state
+    def shares(self) -> list[dict[str, np.ndarray]]:
+        """Return copies of this rank's ranges of the tuned tensors, the first and the second moments, each flat."""
+        tuned = self.model.tuned.items()
+        return [{name: ops.to_numpy(zero_parts.held(part, kind)[1]) for name, part in tuned} for kind in KINDS]
 
+    @torch.no_grad()
+    def load(self, first: Mapping[str, np.ndarray], second: Mapping[str, np.ndarray], step: int) -> None:
+        """Take over whole moments, one after another, and the number of steps taken."""
         for name, part in self.model.tuned.items():
             for key, arrays in zip(MOMENTS, (first, second), strict=True):
-                value = ops.from_numpy(arrays[name], self.model.runtime.device, "float32")
-                safe_set_full_optimizer_state(part, value, key)
+                zero_parts.hold(part, arrays[name], key)
         self.step = step
 
     def dtypes(self) -> dict[str, str]:
@@ -238,7 +247,8 @@ class ZeroEngine(FrameworkEngine):
             # DeepSpeed takes the mean over the ranks.
             with self.model.training(batch, self.step):
                 loss = self.zero(self.model.scaled_loss, batch, self.mesh.data / supervised)
-                self.zero.backward(loss, scale_wrt_gas=False)
+                # Times 1: of the very tensor that the model gave, stage 1 in bfloat16 divides by the micro-batches.
+                self.zero.backward(loss * 1, scale_wrt_gas=False)
             summed += loss.item() / self.mesh.data
             self.zero.step()
         return summed, self.zero.was_step_applied()
@@ -246,6 +256,10 @@ class ZeroEngine(FrameworkEngine):
     def step_gradients(self, micro_batches: Sequence[Batch]) -> StepGradients:
         """See `contract.Engine.step_gradients`."""
         raise RunError("DeepSpeed keeps the gradients of a step to itself: run it with strategy ddp or fsdp")
+
+    def _places(self) -> dict[str, Place]:
+        found = {name: zero_parts.place(part) for name, part in self.model.tuned.items()}
+        return {name: place for name, place in found.items() if place.shape[0]}
 
     def import_state(self, state: EngineState) -> None:
         """See `contract.Engine.import_state`."""
@@ -264,11 +278,7 @@ class ZeroEngine(FrameworkEngine):
 
 
 def _initialize(model: ZeroModel, optimizer: ZeroAdamW, runtime: Runtime):
-    if runtime.device == "cpu":
-        os.environ["DS_ACCELERATOR"] = "cpu"
-    import deepspeed
-
-    deepspeed.utils.logger.setLevel(logging.WARNING)
+    deepspeed = zero_parts.library(runtime.device)
     network, decoder, configuration = model.decoder.network, model.decoder, copy.deepcopy(runtime.deepspeed)
     if configuration["zero_optimization"]["stage"] == 3:
         # A block's operators take the weights of modules below it that are not called themselves.
