@@ -4,11 +4,13 @@ All arrays are numpy, all names are canonical: Hugging Face's for weights, PEFT'
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
+
+from msft.backend.strategies import Plan
 
 IGNORE = -100
 
@@ -136,7 +138,7 @@ class Runtime:
     `shard_optimizer` deals the optimizer's state to the ranks with different rows (ZeRO stage 1).
     `parallel` asks for the process group of the launcher (msrun, torchrun). `strategy` says what its ranks share out:
     rows alone (ddp), or the model, its gradients and moments too (fsdp; deepspeed: what `deepspeed`, its whole
-    configuration, says).
+    configuration, says). `plan` asks for MindSpore's semi-automatic mode, which cuts the model as it says.
     """
 
     device: str = "cpu"
@@ -151,6 +153,7 @@ class Runtime:
     parallel: bool = False
     strategy: str = "ddp"
     deepspeed: dict[str, Any] | None = None
+    plan: Plan | None = None
 
 
 @dataclass(frozen=True)
@@ -334,11 +337,14 @@ class Engine(Protocol):
     def export_state(self) -> EngineState:
         """A copy of all tuned tensors, moments and counters; of a sharded model, the first rank alone gets tensors."""
 
-    def export_weights(self) -> dict[str, np.ndarray]:
-        """Copies of all tuned tensors, whole; every process of a model calls it."""
+    def export_weights(self, names: Iterable[str] | None = None) -> dict[str, np.ndarray]:
+        """Copies of tuned tensors by name (None: all), whole; every process of a model calls it."""
 
     def export_parts(self) -> StateParts:
         """A copy of this process's share of the state; nothing is gathered."""
+
+    def tuned_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shapes of all tuned tensors, whole, by canonical name."""
 
     def tuned_names(self) -> list[str]:
         """Canonical names of all tuned tensors."""

@@ -1,7 +1,7 @@
 """The engine both frameworks share: one optimizer step, written once over a model and an optimizer."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import ModuleType
 from typing import NamedTuple
 
@@ -78,19 +78,26 @@ class FrameworkEngine:
         supervised = int(self.distributed.sum_numbers([local])[0])
         if supervised == 0:
             raise RunError(f"step {self.step + 1}: no token of the batch is supervised, so there is no loss")
+        losses, gradients = self._computed(micro_batches, scale / supervised)
+        gradients = self._over_ranks(self.optimizer.zeros() if gradients is None else gradients)
+        loss = self.distributed.sum_numbers([sum(losses)])[0] / supervised
+        return _Total(loss, tuple(losses), supervised, gradients, self._norm(gradients) / scale)
+
+    def _computed(self, micro_batches: Sequence[Batch], scale: float) -> tuple[list[float], dict | None]:
+        """Each micro-batch's summed loss, and the gradients of `scale` x all of it (None: nothing was computed)."""
         losses, gradients = [], None
         for batch in micro_batches:
             if not self._computes(batch):
                 losses.append(0.0)
                 continue
-            summed, new = self.model.loss_and_gradients(batch, scale / supervised, self.step)
+            summed, new = self.model.loss_and_gradients(batch, scale, self.step)
             losses.append(summed)
             gradients = new if gradients is None else self.optimizer.add(gradients, new)
-        gradients = self.optimizer.zeros() if gradients is None else gradients
-        if not self.is_sharded:
-            gradients = self.distributed.sum_gradients(gradients, self.model.partial)
-        loss = self.distributed.sum_numbers([sum(losses)])[0] / supervised
-        return _Total(loss, tuple(losses), supervised, gradients, self._norm(gradients) / scale)
+        return losses, gradients
+
+    def _over_ranks(self, gradients: dict) -> dict:
+        """The gradients summed over all ranks that have some of them."""
+        return gradients if self.is_sharded else self.distributed.sum_gradients(gradients, self.model.partial)
 
     def _computes(self, batch: Batch) -> bool:
         """Whether a batch is computed: without a label too where other ranks wait for this one.
@@ -100,13 +107,12 @@ class FrameworkEngine:
         return bool(batch.supervised) or self.is_sharded or (batch.is_shared and bool(batch.segment_ids.any()))
 
     def _norm(self, gradients: dict) -> float:
-        """The global norm: what is cut counts on every rank of a model, what is whole once."""
-        cut = {name: gradient for name, gradient in gradients.items() if slices.axis(name, self.mesh) is not None}
-        if self.mesh.tensor == 1 or not cut:
+        """The global norm, in which what several ranks of a model hold counts once."""
+        if self.mesh.parts == 1:
             return self.optimizer.global_norm(gradients)
-        whole = {name: gradient for name, gradient in gradients.items() if name not in cut}
-        square = self.distributed.sum_over_parts([self.optimizer.global_norm(cut) ** 2])[0]
-        return math.sqrt(square + (self.optimizer.global_norm(whole) ** 2 if whole else 0.0))
+        counted = {name: gradient for name, gradient in gradients.items() if slices.counts(name, self.mesh)}
+        square = self.optimizer.global_norm(counted) ** 2 if counted else 0.0
+        return math.sqrt(self.distributed.sum_over_parts([square])[0])
 
     def _whole(self, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Whole tensors for this rank's slices; every rank of a model calls it."""
@@ -114,14 +120,18 @@ class FrameworkEngine:
 
     def _own(self, arrays: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
         """This rank's slices of whole tensors, which are read one at a time."""
-        return slices.SlicedArrays(arrays, self.mesh)
+        return slices.SlicedArrays(arrays, self.mesh, self.model.tuned_shapes())
 
     def _places(self) -> dict[str, Place]:
         """Where this process's share of each tuned tensor lies; no entry where it has none."""
-        return slices.places(self._shapes(), self.mesh)
+        return slices.places(self._held_shapes(), self.mesh)
 
     def _shapes(self) -> dict[str, tuple[int, ...]]:
-        """The shapes of the whole tuned tensors."""
+        """The shapes of all tuned tensors, whole."""
+        return self._held_shapes()
+
+    def _held_shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shapes of the whole tensors of which this rank has slices."""
         found = self.model.tuned_shapes()
         return {name: slices.whole_shape(name, shape, self.mesh) for name, shape in found.items()}
 
@@ -160,13 +170,16 @@ class FrameworkEngine:
 
     def parameters(self) -> Iterator[tuple[str, np.ndarray, str]]:
         """See `contract.Engine.parameters`."""
-        model = self.model
-        tuned = model.tuned_shapes()
-        base = family(model.decoder.spec.family).tensor_shapes(model.decoder.spec)
+        tuned, spec = self._shapes(), self.model.decoder.spec
+        base = family(spec.family).tensor_shapes(spec)
         adapters = [name for name in tuned if name not in base]
         for name in dict.fromkeys((*base, names.HEAD, *adapters)):
             dtype = names.computed_dtype(name, name in tuned, self.runtime.precision)
-            yield name, self._whole({name: model.parameter(name, dtype)})[name], dtype
+            yield name, self._parameter(name, dtype), dtype
+
+    def _parameter(self, name: str, dtype: str) -> np.ndarray:
+        """A whole tensor as it is computed with."""
+        return self._whole({name: self.model.parameter(name, dtype)})[name]
 
     def is_head_tied(self) -> bool:
         """See `contract.Engine.is_head_tied`."""
@@ -209,9 +222,9 @@ class FrameworkEngine:
         first, second = map(self._whole, self.optimizer.moments())
         return EngineState(self.export_weights(), first, second, self._counters())
 
-    def export_weights(self) -> dict[str, np.ndarray]:
+    def export_weights(self, names: Iterable[str] | None = None) -> dict[str, np.ndarray]:
         """See `contract.Engine.export_weights`."""
-        return self._whole(self.model.export_tuned(self.tuned_names()))
+        return self._whole(self.model.export_tuned(self.tuned_names() if names is None else names))
 
     def _counters(self) -> dict[str, float]:
         return {
@@ -227,9 +240,13 @@ class FrameworkEngine:
         kinds = ({name: arrays[name] for name in places} for arrays in self.optimizer.shares())
         return StateParts(*kinds, places, self._counters())
 
+    def tuned_shapes(self) -> dict[str, tuple[int, ...]]:
+        """See `contract.Engine.tuned_shapes`."""
+        return self._shapes()
+
     def tuned_names(self) -> list[str]:
         """See `contract.Engine.tuned_names`."""
-        return list(self.model.tuned_shapes())
+        return list(self._shapes())
 
     def export_adapter(self) -> dict[str, np.ndarray]:
         """See `contract.Engine.export_adapter`."""

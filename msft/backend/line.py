@@ -45,9 +45,14 @@ def line(
     Its length is one of a few and divides into `parts`.
     """
     own: Part = part(segment_ids, ranks, rank)
-    length = -(-rounded_up(own.most, TILE) // parts) * parts
-    arrays = (_filled(array, own.places, length) for array in (input_ids, position_ids))
-    return Line(own.places, *arrays, own.pieces, own.order(length))
+    size = length(own.most, parts)
+    arrays = (_filled(array, own.places, size) for array in (input_ids, position_ids))
+    return Line(own.places, *arrays, own.pieces, own.order(size))
+
+
+def length(tokens: int, parts: int = 1) -> int:
+    """Return the length of the line in which so many tokens of the busiest rank stand."""
+    return -(-rounded_up(tokens, TILE) // parts) * parts
 
 
 def _filled(values: np.ndarray, places: np.ndarray, length: int) -> np.ndarray:

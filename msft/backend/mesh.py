@@ -35,6 +35,11 @@ class Mesh:
         return self.rank // (self.replicas * self.tensor)
 
     @property
+    def is_last_stage(self) -> bool:
+        """Whether the last layers are this rank's."""
+        return self.stage == self.pipeline - 1
+
+    @property
     def replica_rank(self) -> int:
         """This rank's place among those that hold the same weights, from 0."""
         return self.rank // self.tensor % self.replicas
@@ -97,6 +102,19 @@ class Mesh:
     def pipeline_groups(self) -> list[list[int]]:
         """The ranks that pass hidden states to each other, from the first stage to the last."""
         return self._numbers().reshape(self.pipeline, -1).T.tolist()
+
+    @property
+    def end_groups(self) -> list[list[int]]:
+        """The ranks of the first and the last stage of each of `pipeline_groups`."""
+        return [[ranks[0], ranks[-1]] for ranks in self.pipeline_groups]
+
+    def neighbour_groups(self, stage: int) -> list[list[int]]:
+        """Return the ranks of a stage and of the next one that pass hidden states to each other."""
+        return [ranks[stage : stage + 2] for ranks in self.pipeline_groups]
+
+    def neighbour(self, ahead: bool) -> int:
+        """Return the rank that takes this one's place in the next stage, or in the one before."""
+        return self.rank + (1 if ahead else -1) * self.replicas * self.tensor
 
     def _numbers(self) -> np.ndarray:
         sizes = self.pipeline, self.data, self.context, self.tensor

@@ -27,6 +27,12 @@ def computed_dtype(name: str, tuned: bool, precision: Precision) -> str:
     return precision.compute if product or precision.compute == "float32" else precision.parameters
 
 
+def hidden_dtype(embedding_tuned: bool, precision: Precision) -> str:
+    """Return the dtype of the hidden states between two blocks: what sums of the embedding's and the products' are."""
+    embedding = computed_dtype(EMBEDDING, embedding_tuned, precision)
+    return embedding if embedding == precision.compute else "float32"
+
+
 def check_modules(modules: Iterable[str], spec: ModelSpec) -> None:
     """Raise RunError for modules whose adapters the engines would not apply: all but the layers' linear ones."""
     known = set(family(spec.family).linear_modules(spec))

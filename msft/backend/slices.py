@@ -4,7 +4,7 @@ Modules that read the hidden states (q, k, v, gate, up) are cut by their outputs
 their inputs; embedding and head are cut by the vocabulary where the mesh says so; norms are whole on every rank.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 
 import numpy as np
 
@@ -76,11 +76,19 @@ def whole_shape(name: str, shape: tuple[int, ...], mesh: Mesh) -> tuple[int, ...
 def places(shapes: dict[str, tuple[int, ...]], mesh: Mesh) -> dict[str, Place]:
     """Return what this rank gives of whole tensors of these shapes, so that all ranks give each number once.
 
-    That is its rows (`Mesh.rows`) of its slice; what is not cut, the first rank of a model gives alone.
+    That is its rows (`Mesh.rows`) of its slice, where this rank `counts`.
     """
     found = {name: _place(shape, axis(name, mesh), mesh) for name, shape in shapes.items()}
-    gives = {name: axis(name, mesh) is not None or mesh.tensor_rank == 0 for name in shapes}
-    return {name: place for name, place in found.items() if gives[name] and place.shape[0]}
+    return {name: place for name, place in found.items() if counts(name, mesh) and place.shape[0]}
+
+
+def counts(name: str, mesh: Mesh) -> bool:
+    """Whether this rank stands for those of its model that hold the same of a tensor, for what is counted once.
+
+    What is not cut is the first rank's of a stage; an embedding that is the head of the last stage too, the first's.
+    """
+    is_head_alone = name == names.EMBEDDING and mesh.stage > 0
+    return not is_head_alone and (axis(name, mesh) is not None or mesh.tensor_rank == 0)
 
 
 def _place(whole: tuple[int, ...], along: int | None, mesh: Mesh) -> Place:
@@ -95,19 +103,20 @@ def _place(whole: tuple[int, ...], along: int | None, mesh: Mesh) -> Place:
 
 
 class SlicedArrays(Mapping[str, np.ndarray]):
-    """This rank's slices of whole arrays, each read and cut when it is asked for."""
+    """This rank's slices of those whole arrays that it holds, each read and cut when it is asked for."""
 
-    def __init__(self, arrays: Mapping[str, np.ndarray], mesh: Mesh):
+    def __init__(self, arrays: Mapping[str, np.ndarray], mesh: Mesh, held: Container[str]):
         self.arrays, self.mesh = arrays, mesh
+        self.names = [name for name in arrays if name in held]
 
     def __getitem__(self, name: str) -> np.ndarray:
         return cut(self.arrays[name], axis(name, self.mesh), self.mesh)
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self.arrays)
+        return iter(self.names)
 
     def __len__(self) -> int:
-        return len(self.arrays)
+        return len(self.names)
 
 
 class SlicedSource:

@@ -36,11 +36,16 @@ def _estimate(argv: Sequence[str]) -> None:
         path = overrides.pop(0)
     if path is None:
         raise InputError("msft estimate: which recipe? (msft estimate RECIPE.yaml, see msft estimate --help)")
+    from msft import console
+    from msft.config import semi_auto
     from msft.config.load import load_recipe
     from msft.estimate import report
     from msft.estimate.run import estimate
 
     result = estimate(load_recipe(path, overrides), words.device, words.devices)
     report.tell(result)
+    workers, spec = result.asked.layout.devices, result.sizes.spec
+    if semi_auto.is_asked(result.recipe, workers):
+        console.say("\n".join(semi_auto.lines(semi_auto.plan(result.recipe, spec, workers), spec)))
     if words.json:
         report.write(words.json, result)

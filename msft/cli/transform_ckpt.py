@@ -17,7 +17,8 @@ def parser() -> guard.Parser:
     result = guard.Parser(
         prog="msft transform_ckpt",
         description="Write a checkpoint as the parts of another layout of processes, one tensor in memory at a time. "
-        "It need not be done before a run: every run reads the checkpoints of every layout.",
+        "It need not be done before a run: every run reads the checkpoints of every layout. The stages of a pipeline "
+        "need no parts of their own: each reads its layers of any.",
     )
     result.add_argument("--src", required=True, type=Path, help="the checkpoint, a folder step-N")
     result.add_argument("--dst", required=True, type=Path, help="the folder to write")
@@ -26,6 +27,12 @@ def parser() -> guard.Parser:
         required=True,
         metavar="DxT",
         help="data_parallel x model_parallel, such as 4x2; 1x1 is one file",
+    )
+    result.add_argument(
+        "--vocab_emb_dp",
+        choices=("True", "False"),
+        default="True",
+        help="False: embedding and head are cut by model_parallel too (default: True)",
     )
     return result
 
@@ -41,5 +48,5 @@ def _transform(argv: Sequence[str]) -> None:
     if not layout:
         raise InputError(f"--dst_layout: {words.dst_layout!r} is not data_parallel x model_parallel, such as 4x2")
     data, tensor = map(int, layout.groups())
-    size = transform(words.src, words.dst, data, tensor)
+    size = transform(words.src, words.dst, data, tensor, vocabulary=words.vocab_emb_dp == "False")
     console.say(f"wrote {words.dst}: the parts of {data * tensor} processes, {gigabytes(size)}")

@@ -99,10 +99,11 @@ def _length_grouping(recipe: Recipe) -> Iterator[tuple[Keys, str]]:
 
 
 def _strategy(recipe: Recipe) -> Iterator[tuple[Keys, str]]:
-    cut = recipe.parallel_config.model_parallel
-    if strategy(recipe) != "ddp" and cut > 1:
-        beside = f"stands beside parallel_config.model_parallel {cut}"
-        yield ("strategy",), f"{recipe.strategy} {beside}: write one of the two"
+    for name in ("model_parallel", "pipeline_stage"):
+        cut = getattr(recipe.parallel_config, name)
+        if strategy(recipe) != "ddp" and cut > 1:
+            beside = f"stands beside parallel_config.{name} {cut}"
+            yield ("strategy",), f"{recipe.strategy} {beside}: write one of the two"
     shared = recipe.parallel_config.context_parallel
     if strategy(recipe) == "deepspeed" and shared > 1:
         beside = f"stands beside parallel_config.context_parallel {shared}"

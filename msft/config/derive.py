@@ -82,9 +82,13 @@ def micro_batch_size(recipe: Recipe) -> int:
     return recipe.runner_config.batch_size or recipe.train_dataset.batch_size or 1
 
 
-def gradient_accumulation(recipe: Recipe) -> int:
-    """Return the micro-batches of one optimizer step (MindFormers' interleaved micro-batches count as such)."""
-    return recipe.runner_config.gradient_accumulation_steps * recipe.micro_batch_interleave_num
+def gradient_accumulation(recipe: Recipe, pipeline: int = 1) -> int:
+    """Return the micro-batches of one optimizer step (MindFormers' interleaved micro-batches count as such).
+
+    With more than one `pipeline` stage those of `parallel_config.micro_batch_num` count too (MindFormers).
+    """
+    in_pipeline = recipe.parallel_config.micro_batch_num if pipeline > 1 else 1
+    return recipe.runner_config.gradient_accumulation_steps * recipe.micro_batch_interleave_num * in_pipeline
 
 
 def global_batch_size(recipe: Recipe, processes: int) -> int:

@@ -3,8 +3,9 @@
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
+from msft.config import semi_auto
 from msft.config.derive import strategy
-from msft.config.schema import Recipe
+from msft.config.schema import ParallelConfig, Recipe
 from msft.errors import InputError
 
 if TYPE_CHECKING:
@@ -30,9 +31,11 @@ class Layout(NamedTuple):
         dealt = f", its tokens dealt to {self.context}" if self.context > 1 else ""
         if self.strategy != "ddp":
             return f"each with its part of the model and its share of every batch ({self.strategy}){dealt}"
-        if self.tensor == self.context == 1:
+        if self.tensor == self.context == self.pipeline == 1:
             return "each with the whole model and its share of every batch"
-        cut = f", each for a model that is cut over {self.tensor}" if self.tensor > 1 else ""
+        staged = f", each for a model in {self.pipeline} stages" if self.pipeline > 1 else ""
+        of_stage = ", each" if staged else ", each for a model that is"
+        cut = staged + (f"{of_stage} cut over {self.tensor}" if self.tensor > 1 else "")
         beside = ["its tokens"] * self.sequence + ["its vocabulary"] * self.vocabulary
         too = f", {' and '.join(beside)} too" if beside else ""
         return f"{self.data} shares of every batch{cut}{too}{dealt}"
@@ -45,19 +48,25 @@ def layout(recipe: Recipe, spec: "ModelSpec", workers: int) -> Layout:
     """
     if workers == 1 and not recipe.use_parallel:
         return Layout()
+    if semi_auto.is_asked(recipe, workers):
+        found = semi_auto.plan(recipe, spec, workers)
+        return Layout(found.data, found.tensor, context=found.context, pipeline=found.pipeline)
     asked = recipe.parallel_config
     problems = [*_problems(recipe, spec, workers)]
     if problems:
-        near = nearest(spec, workers, asked.model_parallel, asked.context_parallel, not asked.vocab_emb_dp)
+        sizes = asked.model_parallel, asked.context_parallel, asked.pipeline_stage
+        near = nearest(spec, workers, *sizes, vocabulary=not asked.vocab_emb_dp)
         tokens = f", context_parallel {near.context}" if asked.context_parallel > 1 else ""
+        tokens += f", pipeline_stage {near.pipeline}" if asked.pipeline_stage > 1 else ""
         works = f"data_parallel {near.data}, model_parallel {near.tensor}{tokens} works for {workers}"
         raise InputError(*(f"{_where(recipe, key)}: {problem}; {works}" for key, problem in problems))
     is_cut = asked.model_parallel > 1
     return Layout(
-        workers // (asked.model_parallel * asked.context_parallel),
+        workers // (asked.model_parallel * asked.context_parallel * asked.pipeline_stage),
         asked.model_parallel,
         strategy(recipe),
         asked.context_parallel,
+        asked.pipeline_stage,
         sequence=is_cut and asked.use_seq_parallel,
         vocabulary=is_cut and not asked.vocab_emb_dp,
     )
@@ -72,14 +81,20 @@ def without_effect(recipe: Recipe, found: Layout) -> list[str]:
     return [f"parallel_config.{key} has no effect: no model is cut (model_parallel 1)" for key in keys]
 
 
-def nearest(spec: "ModelSpec", workers: int, tensor: int, context: int = 1, vocabulary: bool = False) -> Layout:
-    """Return the layout of so many processes whose slices are nearest to `tensor`, and then its parts to `context`.
+def nearest(
+    spec: "ModelSpec", workers: int, tensor: int, context: int = 1, pipeline: int = 1, vocabulary: bool = False
+) -> Layout:
+    """Return the layout of so many processes whose slices are nearest to `tensor`.
 
-    Of two that are near, the larger. `vocabulary` says that embedding and head are dealt too.
+    Then its parts to `context`, and then its stages to `pipeline`, of which there are no more. Of two that are near,
+    the larger. `vocabulary` says that embedding and head are dealt too.
     """
     size = _nearest([size for size in _divisors(workers) if not _undivided(spec, size, vocabulary)], tensor)
     parts = _nearest(_divisors(workers // size), context)
-    return Layout(workers // size // parts, size, context=parts)
+    left = workers // size // parts
+    possible = [count for count in _divisors(left) if count <= pipeline and spec.num_hidden_layers % count == 0]
+    stages = _nearest(possible, pipeline)
+    return Layout(left // stages, size, context=parts, pipeline=stages)
 
 
 def _divisors(number: int) -> list[int]:
@@ -92,8 +107,7 @@ def _nearest(possible: list[int], wanted: int) -> int:
 
 def _problems(recipe: Recipe, spec: "ModelSpec", workers: int) -> Iterator[tuple[str, str]]:
     asked = recipe.parallel_config
-    if asked.pipeline_stage > 1:
-        yield "pipeline_stage", f"{asked.pipeline_stage}: a model is not cut into stages here, only its matrices are"
+    yield from _stage_problems(asked, spec)
     undivided = _undivided(spec, asked.model_parallel, not asked.vocab_emb_dp)
     if undivided:
         yield "model_parallel", f"{asked.model_parallel} does not divide {undivided}"
@@ -110,6 +124,14 @@ def _problems(recipe: Recipe, spec: "ModelSpec", workers: int) -> Iterator[tuple
         yield "data_parallel", f"{shares} x {parts} are {product} processes, but {started}"
     elif workers % product:
         yield "model_parallel", f"{parts} needs {product} processes or a multiple of them, but {started}"
+
+
+def _stage_problems(asked: ParallelConfig, spec: "ModelSpec") -> Iterator[tuple[str, str]]:
+    stages, layers, micro_batches = asked.pipeline_stage, spec.num_hidden_layers, asked.micro_batch_num
+    if layers % stages:
+        yield "pipeline_stage", f"{stages} does not divide num_hidden_layers ({layers})"
+    if stages > 1 and micro_batches < stages:
+        yield "micro_batch_num", f"{micro_batches} micro-batches do not fill {stages} stages: {stages} would do"
 
 
 def _undivided(spec: "ModelSpec", tensor: int, vocabulary: bool) -> str:

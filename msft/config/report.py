@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from msft.config import semi_auto
 from msft.config.block import Block
 from msft.config.markers import OnlyOn, Unused
 from msft.config.schema import Recipe
@@ -24,6 +25,8 @@ class Ignored(NamedTuple):
 def ignored_keys(recipe: Recipe, document: Document) -> list[Ignored]:
     """Return what was written and is not used, in the order of the file and the command line."""
     found = [*_marked(recipe, recipe), *_outvoted(recipe)]
+    if semi_auto.is_asked(recipe):
+        found = [(path, why) for path, why in found if path not in {("parallel_config", key) for key in semi_auto.READ}]
     ignored = [Ignored(document.place(path, of_key=True), dotted(path), why) for path, why in found]
     return sorted(ignored, key=lambda entry: (entry.place.order, entry.path))
 
@@ -74,6 +77,14 @@ def _outvoted(recipe: Recipe) -> Iterator[tuple[Keys, str]]:
         if isinstance(callback, CheckpointMonitor) and "prefix" in callback.model_fields_set:
             if not callback.integrated_save:
                 yield ("callbacks", index, "prefix"), "it names the CKPTs of integrated_save, which is off"
+    shared = recipe.parallel_config
+    if shared.micro_batch_num > 1 and shared.pipeline_stage == 1:
+        why = "it counts with pipeline_stage above 1; without, micro-batches are set by gradient_accumulation_steps"
+        yield ("parallel_config", "micro_batch_num"), why
+    if recipe.backend == "mindspore" and recipe.parallel.parallel_mode == 1 and not recipe.use_parallel:
+        yield ("parallel", "parallel_mode"), "it is for several processes (use_parallel: True)"
+    if semi_auto.is_asked(recipe) and recipe.train_dataset.padding not in (None, "max_length"):
+        yield ("train_dataset", "padding"), "parallel_mode 1 compiles for one length: rows are filled up"
     if recipe.backend == "mindspore" and recipe.device and recipe.context.device_target:
         yield ("context", "device_target"), f"device ({recipe.device}) wins"
     if config and config.checkpoint_name_or_path and recipe.load_checkpoint:

@@ -23,6 +23,17 @@ Hub = Annotated[Any, Unused("nothing is uploaded")]
 Images = Annotated[Any, Unused("it is for image models")]
 
 
+PARALLEL_MODES = {"data_parallel": 0, "stand_alone": 0, "semi_auto_parallel": 1, "semi_auto": 1}
+
+
+def _parallel_mode(value: Any) -> Any:
+    known = PARALLEL_MODES.get(str(value).lower(), value)
+    if known in (0, 1) and not isinstance(known, bool | float):
+        return known
+    words = "0 (data_parallel, stand_alone) or 1 (semi_auto_parallel)"
+    raise ValueError(f"must be {words}, not {shown(value)}: MindSpore's own search for layouts is not used")
+
+
 class Context(Block):
     """MindSpore's context, of which `device_target` decides the device when `device` is not set."""
 
@@ -68,9 +79,13 @@ class Context(Block):
 
 
 class Parallel(Block):
-    """MindSpore's parallel context."""
+    """MindSpore's parallel context; `parallel_mode` 1 leaves the cut of the model to MindSpore, on Ascend."""
 
-    parallel_mode: Layout = None
+    parallel_mode: Annotated[
+        int,
+        BeforeValidator(_parallel_mode),
+        OnlyOn("mindspore", "the same layout is computed by explicit slices"),
+    ] = 0
     gradients_mean: Annotated[Any, Unused("gradients are always those of the global token mean")] = None
     loss_repeated_mean: Annotated[Any, Unused("gradients are always those of the global token mean")] = None
     gradient_fp32_sync: Annotated[Any, Unused("gradients are always reduced in float32")] = None
@@ -96,8 +111,9 @@ class Parallel(Block):
 
 
 class ParallelConfig(Block):
-    """How processes share the work: `data_parallel` models (unset: as many as there are) of `model_parallel` each.
+    """How processes share the work: `data_parallel` models (unset: as many as there are) of `pipeline_stage` stages.
 
+    Each stage is `model_parallel` processes; `micro_batch_num` micro-batches go through the stages in a step.
     The tokens of each model's rows are dealt to `context_parallel` times as many. Of those of a model each has its part
     of the tokens between matrices with `use_seq_parallel`, and its rows of embedding and head with `vocab_emb_dp:
     False`.
@@ -112,7 +128,7 @@ class ParallelConfig(Block):
     pipeline_stage: Positive = 1
     use_seq_parallel: Switch = False
     optimizer_shard: Layout = None
-    micro_batch_num: Annotated[Any, Unused("micro-batches are set by gradient_accumulation_steps")] = None
+    micro_batch_num: Positive = 1
     vocab_emb_dp: Switch = True
     gradient_aggregation_group: Layout = None
     auto_parallel: Layout = None

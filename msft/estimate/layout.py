@@ -22,7 +22,8 @@ class Layout(NamedTuple):
     `optimizer_sharding` deals the moments to the data group, whose members update a share of the tuned weights each and
     gather the others' (ZeRO stage 1, arXiv:1910.02054). `whole_embedding` leaves embedding and head unsplit
     (vocab_emb_dp). `weights_sharded` deals tuned weights and gradients out too and gathers weights in the compute
-    dtype, as MindSpore and fully sharded data parallelism do, for comparing with their published speeds.
+    dtype, as MindSpore and fully sharded data parallelism do, for comparing with their published speeds;
+    `reduce_scatters` counts what sequence parallelism sends in MindFormers, for the same.
     """
 
     data: int = 1
@@ -34,6 +35,7 @@ class Layout(NamedTuple):
     whole_embedding: bool = False
     weights_sharded: bool = False
     context: int = 1
+    reduce_scatters: bool = False
 
     @property
     def devices(self) -> int:
@@ -63,10 +65,9 @@ def layout_of(recipe: Recipe) -> Layout:
     A key without a value counts as 1. With a pipeline its `micro_batch_num` counts too (MindFormers).
     Raises InputError naming every value that is no count.
     """
-    accumulated = derive.gradient_accumulation(recipe)
     if not recipe.use_parallel:
-        return Layout(micro_batches=accumulated)
-    names = ("data_parallel", "model_parallel", "pipeline_stage", "micro_batch_num", "context_parallel")
+        return Layout(micro_batches=derive.gradient_accumulation(recipe))
+    names = ("data_parallel", "model_parallel", "pipeline_stage", "context_parallel")
     values = {name: 1 if (value := getattr(recipe.parallel_config, name)) is None else value for name in names}
     problems = [
         f"{_place(recipe, name)} must be a whole number above 0, not {shown(value)}"
@@ -75,15 +76,15 @@ def layout_of(recipe: Recipe) -> Layout:
     ]
     if problems:
         raise InputError(*problems)
-    data, tensor, pipeline, in_pipeline, context = values.values()
+    data, tensor, pipeline, context = values.values()
     return Layout(
         data=data,
         tensor=tensor,
         pipeline=pipeline,
-        sequence_parallel=bool(recipe.parallel_config.use_seq_parallel) and tensor > 1,
-        micro_batches=accumulated * (in_pipeline if pipeline > 1 else 1),
+        sequence_parallel=recipe.parallel_config.use_seq_parallel and tensor > 1,
+        micro_batches=derive.gradient_accumulation(recipe, pipeline),
         optimizer_sharding=bool(recipe.parallel.enable_parallel_optimizer) and data * context > 1,
-        whole_embedding=bool(recipe.parallel_config.vocab_emb_dp),
+        whole_embedding=recipe.parallel_config.vocab_emb_dp,
         context=context,
     )
 
@@ -115,12 +116,13 @@ def _undivided(recipe: Recipe, layout: Layout, devices: int, spec: ModelSpec) ->
     if MACHINE % layout.tensor:
         near = _nearest(layout.tensor, divisors(MACHINE))
         yield f"{tensor} is {layout.tensor}, which does not divide a machine of {MACHINE} devices; {near} would do"
-    if not _splits(layout.tensor, spec):
-        sizes = f"{spec.num_attention_heads} heads, {spec.num_key_value_heads} key-value heads"
-        near = _nearest(layout.tensor, tensor_sizes(spec))
+    if not _splits(layout.tensor, spec, layout.whole_embedding):
+        sizes = f"{spec.num_attention_heads} heads, {spec.num_key_value_heads} key-value heads, feed-forward width "
+        tokens = "" if layout.whole_embedding else f", {spec.vocab_size} tokens"
+        near = _nearest(layout.tensor, tensor_sizes(spec, layout.whole_embedding))
         yield (
-            f"{tensor} is {layout.tensor}, which does not divide {sizes}, feed-forward width "
-            f"{spec.intermediate_size} and {spec.vocab_size} tokens; {near} would do"
+            f"{tensor} is {layout.tensor}, which does not divide {sizes}{spec.intermediate_size}{tokens}; "
+            f"{near} would do"
         )
     if spec.num_hidden_layers % layout.pipeline:
         near = _nearest(layout.pipeline, divisors(spec.num_hidden_layers))
@@ -133,13 +135,17 @@ def divisors(number: int) -> list[int]:
     return sorted({*small, *(number // size for size in small)})
 
 
-def tensor_sizes(spec: ModelSpec) -> list[int]:
-    """Return the sizes of tensor groups that a machine holds and the model's heads and widths can be split over."""
-    return [size for size in divisors(MACHINE) if _splits(size, spec)]
+def tensor_sizes(spec: ModelSpec, whole_embedding: bool = False) -> list[int]:
+    """Return the sizes of tensor groups that a machine holds and the model's heads and widths can be split over.
+
+    Its tokens too, but for a `whole_embedding`.
+    """
+    return [size for size in divisors(MACHINE) if _splits(size, spec, whole_embedding)]
 
 
-def _splits(size: int, spec: ModelSpec) -> bool:
-    return not any(whole % size for whole in (spec.num_key_value_heads, spec.intermediate_size, spec.vocab_size))
+def _splits(size: int, spec: ModelSpec, whole_embedding: bool) -> bool:
+    tokens = 0 if whole_embedding else spec.vocab_size
+    return not any(whole % size for whole in (spec.num_key_value_heads, spec.intermediate_size, tokens))
 
 
 def _nearest(wanted: int, possible: list[int]) -> int:

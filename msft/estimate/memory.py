@@ -90,7 +90,8 @@ def _moments(sizes: Sizes, work: Work, layout: Layout, stage: int, weights: Weig
     if (work.backend, work.kind) == ("mindspore", "cpu"):
         # Compiled functions keep their memory, so that what a step holds at any time adds up.
         return {"any step": (before + gradients, kept_states, logits, block + update)}
-    states = 4 * kept.block_input(sizes, work, layout) if is_last else 0.0
+    # The head reads the hidden states of all tokens.
+    states = 4 * kept.block_input(sizes, work, layout._replace(sequence_parallel=False)) if is_last else 0.0
     return {
         "the loss": (before + head, kept_states + states, logits, 0.0),
         "the last block's way back": (before + head, kept_states + states, 0.0, block),

@@ -91,9 +91,9 @@ def answers(result: Estimate) -> list[str]:
 def _own(result: Estimate) -> list[str]:
     """Say what is best of the layouts that msft itself trains in, where the best one is none of them."""
     best, own = result.best.plan.layout, result.own
-    if best.pipeline == 1 and not best.sequence_parallel:
+    if best.micro_batches >= best.pipeline:
         return []
-    said = "without pipeline and sequence parallelism, which msft does not train with"
+    said = "without stages that have no micro-batch, which msft does not train with"
     if own.plan is None:
         return [f"  {said}: {own.reason}"]
     found, recompute = own.plan, "recompute" if own.plan.work.recompute else "no recompute"

@@ -1,6 +1,7 @@
 """The largest micro-batch that fits, and the fastest layout for a number of devices, by trying all valid ones."""
 
 from collections.abc import Iterator
+from itertools import product
 from typing import NamedTuple
 
 from msft.estimate.devices import Device
@@ -53,7 +54,7 @@ def largest_rows(sizes: Sizes, work: Work, layout: Layout, device: Device) -> in
 def best_layout(sizes: Sizes, work: Work, layout: Layout, device: Device, own: bool = False) -> Best:
     """Try every layout of as many devices with the step's rows kept; the reason tells why the best one is best.
 
-    `own` leaves out what msft itself does not train with: pipelines, sequence parallelism, a split embedding.
+    `own` leaves out what msft itself does not train with: pipelines that have more stages than micro-batches.
     """
     plans = [plan_of(sizes, tried, split, device) for split, tried in candidates(sizes, work, layout, own)]
     fitting = [plan for plan in plans if plan.memory.total <= device.usable]
@@ -89,18 +90,21 @@ def candidates(sizes: Sizes, work: Work, layout: Layout, own: bool = False) -> I
     tokens of a row as the layout says.
     """
     rows_of_step = work.rows * layout.micro_batches * layout.data
-    for tensor in tensor_sizes(sizes.spec):
-        for pipeline in [1] if own else divisors(sizes.spec.num_hidden_layers):
+    for tensor in tensor_sizes(sizes.spec, layout.whole_embedding):
+        for pipeline in divisors(sizes.spec.num_hidden_layers):
             data, left = divmod(layout.devices, tensor * pipeline * layout.context)
             if left or rows_of_step % data:
                 continue
             for rows in divisors(rows_of_step // data):
-                base = Layout(data, tensor, pipeline, tensor > 1 and not own, rows_of_step // data // rows)
-                base = base._replace(whole_embedding=own or layout.whole_embedding, context=layout.context)
-                for sharding in (False, True) if base.replicas > 1 else (False,):
-                    for recompute in (False, True):
-                        split = base._replace(optimizer_sharding=sharding)
-                        yield split, work._replace(rows=rows, recompute=recompute)
+                micro_batches = rows_of_step // data // rows
+                if own and micro_batches < pipeline:
+                    continue
+                base = layout._replace(data=data, tensor=tensor, pipeline=pipeline, micro_batches=micro_batches)
+                base = base._replace(weights_sharded=False)
+                shardings, sequences = ((False, True) if size > 1 else (False,) for size in (base.replicas, tensor))
+                for sharding, sequence, recompute in product(shardings, sequences, (False, True)):
+                    split = base._replace(optimizer_sharding=sharding, sequence_parallel=sequence)
+                    yield split, work._replace(rows=rows, recompute=recompute)
 
 
 def _reason(best: Plan | None, fitting: list[Plan], least: Plan, plain: Plan, device: Device) -> str:

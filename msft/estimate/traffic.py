@@ -27,11 +27,9 @@ def traffic(sizes: Sizes, work: Work, layout: Layout) -> Traffic:
 
     Data: the tuned weights' float32 gradients are added up (all-reduce), and with optimizer sharding the new weights
     gathered; sharded weights are gathered in the compute dtype, and their gradients added up in shares. Tensor: the
-    hidden states of each block are added up twice each way, and twice more with recompute, once each way behind a split
-    embedding and before the head; sequence parallelism sends as much, as reduce-scatter and all-gather. Context: keys
-    and values of each block are gathered each way, their gradients added up in shares (MindSpore does both by
-    all-reduce, which sends twice as much). Pipeline: each micro-batch's hidden states go to the next stage, their
-    gradient back.
+    hidden states are added up as often as `_sums` says. Context: keys and values of each block are gathered each way,
+    their gradients added up in shares (MindSpore does both by all-reduce, which sends twice as much). Pipeline: each
+    micro-batch's hidden states go to the next stage, their gradient back.
     """
     weights = stage_weights(sizes, work, layout, 0)
     spec, share = sizes.spec, (layout.replicas - 1) / layout.replicas
@@ -41,13 +39,34 @@ def traffic(sizes: Sizes, work: Work, layout: Layout) -> Traffic:
     states = work.tokens * spec.hidden_size * BYTES[work.precision.compute] * layout.micro_batches
     ring = 2 * (layout.tensor - 1) / layout.tensor
     blocks = spec.num_hidden_layers / layout.pipeline
-    sums = (6 if work.recompute else 4) * blocks + 2
+    sums = _sums(sizes, work, layout) * blocks
+    # Before the head, and behind an embedding that is split.
+    sums += (1 if layout.whole_embedding else 2) * _sums_at_once(work, layout)
     pairs = 2 * spec.num_key_value_heads * spec.head_dim / layout.tensor * BYTES[work.precision.compute]
     gathers = (6 if work.backend == "mindspore" else 3) * blocks * (layout.context - 1) / layout.context
     gathered = gathers * pairs * work.tokens * work.parts * layout.micro_batches
     ways = 2 if layout.pipeline > 1 else 0
     parts = layout.tensor if layout.sequence_parallel else 1
     return Traffic(data, ring * sums * states, gathered, ways * states / parts)
+
+
+def _sums(sizes: Sizes, work: Work, layout: Layout) -> float:
+    """How often a block's hidden states are added up: twice each way, and twice more with recompute.
+
+    Sequence parallelism sends as much, as reduce-scatter and all-gather; msft's gathers again what tuned modules read.
+    """
+    sums = 6.0 if work.recompute else 4.0
+    if not layout.sequence_parallel or layout.reduce_scatters:
+        return sums
+    reads = (sizes.keeps_normed + sizes.keeps_wide_normed) / 2
+    again = reads if work.backend == "mindspore" or not work.recompute else 0.0
+    return (sums + again) * _sums_at_once(work, layout)
+
+
+def _sums_at_once(work: Work, layout: Layout) -> int:
+    """How many sums stand for a reduce-scatter and an all-gather: msft's MindSpore engine has nothing but sums."""
+    only_sums = work.backend == "mindspore" and not layout.reduce_scatters
+    return 2 if layout.sequence_parallel and only_sums else 1
 
 
 def seconds(sent: Traffic, layout: Layout, device: Device) -> tuple[float, float, float, float]:

@@ -59,6 +59,9 @@ def of_block(sizes: Sizes, work: Work, layout: Layout) -> float:
         found += GATHERED_WHOLE * work.tokens * work.parts * keys * compute
         if work.kind == "cpu" and work.backend == "torch":
             found += TILES_LEFT * spec.num_attention_heads / tensor * kept.TORCH_TILE * work.length * compute
+    if layout.sequence_parallel:
+        # What modules read of all tokens, and its gradient.
+        found += 2 * kept.tokens_held(work) * spec.hidden_size * compute
     if work.recompute:
         found += held.recomputed * kept.block(sizes, work, layout)
     if work.kind == "cpu" and work.backend == "mindspore":

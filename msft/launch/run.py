@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 from msft import console
-from msft.config import deepspeed, derive
+from msft.config import deepspeed, derive, semi_auto
 from msft.config.layout import layout as shared
 from msft.launch import RESUME_COMMAND, restart
 from msft.launch.background import detach
@@ -30,6 +30,8 @@ def launch(layout: Layout, program: Program, dry: bool, resume_command: str, max
         spec = derive.model_spec(program.recipe)
         shared(program.recipe, spec, layout.workers)
         deepspeed.check(program.recipe, spec, layout.workers)
+        if dry and semi_auto.is_asked(program.recipe, layout.workers):
+            console.say("\n".join(semi_auto.lines(semi_auto.plan(program.recipe, spec, layout.workers), spec)))
     port = choose_port(layout)
     command = build(layout, port, program.recipe.backend, program.words)
     if dry:

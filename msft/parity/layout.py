@@ -46,7 +46,7 @@ def verify(job: Job) -> bool:
     found = shared(recipe, derive.model_spec(recipe), job.workers)
     whole = {
         "use_parallel": False,
-        "runner_config.gradient_accumulation_steps": derive.gradient_accumulation(recipe) * found.data,
+        "runner_config.gradient_accumulation_steps": derive.gradient_accumulation(recipe, found.pipeline) * found.data,
         "micro_batch_interleave_num": 1,
     }
     one = _run(job, 1, tuple(word for key, value in whole.items() for word in (f"--{key}", str(value))))

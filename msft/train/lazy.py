@@ -1,6 +1,6 @@
 """Tensors that are read when they are asked for, so that no state is ever held whole only to be dealt out."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import numpy as np
 
@@ -23,6 +23,12 @@ class Lazy(Mapping[str, np.ndarray]):
 
     def __len__(self) -> int:
         return len(self.shapes)
+
+
+def chosen(arrays: Mapping[str, np.ndarray], names: Iterable[str]) -> Lazy:
+    """Return some of the tensors of a mapping, which it may still have to read."""
+    shapes = arrays.shapes if isinstance(arrays, Lazy) else {name: array.shape for name, array in arrays.items()}
+    return Lazy({name: shapes[name] for name in names}, arrays.__getitem__)
 
 
 def stored(source: StoredTensors, names: dict[str, str]) -> Lazy:

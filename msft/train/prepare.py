@@ -9,7 +9,8 @@ from pathlib import Path
 from msft import console
 from msft.backend import PACKAGES
 from msft.backend.contract import Tuning
-from msft.config import deepspeed, derive
+from msft.backend.strategies import Plan
+from msft.config import deepspeed, derive, semi_auto
 from msft.config.checks import check_paths
 from msft.config.layout import Layout, layout
 from msft.config.report import ignored_lines
@@ -23,7 +24,10 @@ from msft.train import checkpoint, datasets, outputs, sources
 
 @dataclass(frozen=True)
 class Prepared:
-    """A checked recipe and what it names, opened; `resumed` is the checkpoint to go on from."""
+    """A checked recipe and what it names, opened; `resumed` is the checkpoint to go on from.
+
+    `plan` is there where MindSpore cuts the model (parallel_mode 1).
+    """
 
     recipe: Recipe
     spec: ModelSpec
@@ -34,6 +38,7 @@ class Prepared:
     pad_id: int
     resumed: Path | None
     layout: Layout
+    plan: Plan | None = None
 
     @property
     def output_dir(self) -> Path:
@@ -71,7 +76,8 @@ def prepare(recipe: Recipe) -> Prepared:
     if trains and not resumed:
         found.of(_check_output, recipe)
     found.raise_any()
-    return Prepared(recipe, spec, tuning, weights, train_data, eval_data, pad_id, resumed, dealt)
+    plan = semi_auto.plan(recipe, spec, processes()) if semi_auto.is_asked(recipe, processes()) else None
+    return Prepared(recipe, spec, tuning, weights, train_data, eval_data, pad_id, resumed, dealt, plan)
 
 
 class _Problems:

@@ -1,5 +1,6 @@
 """What a run writes besides its log: checkpoints on the way, adapter or model at the end."""
 
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from msft.convert import companions
 from msft.data.batches import BatchStream
 from msft.errors import RunError
 from msft.files import new_token, temporary_path, write_json, write_text
-from msft.train import checkpoint, ckpt_export, outputs, sliced
+from msft.train import checkpoint, ckpt_export, gathering, outputs, sliced
 from msft.train.checkpoint import TrainerState
 from msft.train.loop import Progress
 from msft.train.prepare import Prepared
@@ -178,16 +179,23 @@ class Saver:
         model = output_dir / outputs.MODEL if tuning.parameters or base is None else None
         if self.session.mesh.replica_rank and not self.session.engine.is_sharded:
             return adapter, model
-        # Without moments, which need not fit into one process's memory where they are dealt out.
-        state = EngineState(self.session.engine.export_weights(), {}, {}, {})
-        if self.session.rank == 0:
-            checkpoint.check_finite(output_dir, state)
-            with outputs.writable(output_dir):
-                if model:
-                    self._write_model(model, state, bar=True)
-                if adapter:
-                    write_lora(adapter, self.prepared.spec, tuning, state, str((model or base).resolve()))
+        with self._tuned_weights() as weights:
+            # Without moments, which need not fit into one process's memory where they are dealt out.
+            state = EngineState(weights, {}, {}, {})
+            if self.session.rank == 0:
+                checkpoint.check_finite(output_dir, state)
+                with outputs.writable(output_dir):
+                    if model:
+                        self._write_model(model, state, bar=True)
+                    if adapter:
+                        write_lora(adapter, self.prepared.spec, tuning, state, str((model or base).resolve()))
         return adapter, model
+
+    def _tuned_weights(self):
+        """A context with the tuned tensors, whole on the first rank."""
+        if self.session.engine.is_sharded:
+            return gathering.whole_tensors(self.session)
+        return nullcontext(self.session.engine.export_weights())
 
     def _write_files(self, folder: Path, path: Path, state: EngineState) -> None:
         """Fill a checkpoint's `folder`, which will be called `path`."""

@@ -66,9 +66,7 @@ def linear(peak: float, total_steps: int, warmup_steps: int = 0) -> Schedule:
     return lambda step: peak * max(0.0, (total_steps - step) / length)
 
 
-def cosine(
-    peak: float, total_steps: int, warmup_steps: int = 0, end: float = 0.0, num_cycles: float = 0.5
-) -> Schedule:
+def cosine(peak: float, total_steps: int, warmup_steps: int = 0, end: float = 0.0, num_cycles: float = 0.5) -> Schedule:
     """Fall from `peak` to `end` along `num_cycles` cosine waves; `end` from `total_steps` on (CosineWithWarmUpLR)."""
     length = max(1, total_steps - warmup_steps)
 

@@ -8,15 +8,16 @@ from types import ModuleType
 from msft import console
 from msft.backend.contract import Engine, Runtime, Tuning
 from msft.backend.mesh import Mesh
-from msft.config import deepspeed, derive
+from msft.config import deepspeed, derive, semi_auto
 from msft.config.checks import check_device
+from msft.config.layout import without_effect
 from msft.config.schema import Recipe
 from msft.data.batches import BatchStream, evaluation_batches
 from msft.launch import heartbeat
 from msft.models.families import family
 from msft.models.spec import ModelSpec
 from msft.train import schedules
-from msft.train.prepare import Prepared, launched
+from msft.train.prepare import Prepared, launched, processes
 
 
 @dataclass(frozen=True)
@@ -41,13 +42,18 @@ def start(prepared: Prepared) -> Session:
     device_module = import_module(f"msft.backend.{recipe.backend}.device")
     device, why = device_module.pick(derive.device(recipe))
     check_device(recipe, device)
+    semi_auto.check_device(recipe, device, processes())
     console.note(f"device: {device} ({why})")
     distributed = import_module(f"msft.backend.{recipe.backend}.distributed")
     parallel = launched()
     heartbeat.beat(0, "joining the other processes", patient=True)
     layout = prepared.layout
-    sizes = layout.tensor, layout.context, layout.pipeline
-    rank, world = distributed.initialize(device, *sizes) if parallel else (0, 1)
+    # Where MindSpore cuts the model, all processes feed the same rows, as those of one model do.
+    own = layout.tensor, layout.context, layout.pipeline, layout.sequence, layout.vocabulary
+    cuts = (prepared.plan.devices,) if prepared.plan else own
+    rank, world = distributed.initialize(device, *cuts) if parallel else (0, 1)
+    for words in [] if prepared.plan else without_effect(recipe, layout):
+        console.note(words)
     if world > 1:
         console.note(f"processes: {world}, {layout}")
     elif derive.strategy(recipe) != "ddp":
@@ -55,6 +61,7 @@ def start(prepared: Prepared) -> Session:
     runtime: Runtime = derive.runtime(recipe, device, parallel)
     if runtime.strategy == "deepspeed" and world > 1:
         runtime = replace(runtime, deepspeed=deepspeed.whole(recipe, prepared.spec, world, device))
+    runtime = replace(runtime, plan=prepared.plan)
     heartbeat.beat(0, "building the model", patient=True)
     engine_module = import_module(f"msft.backend.{recipe.backend}.engine")
     engine = engine_module.build(prepared.spec, prepared.weights.base, prepared.tuning, runtime)
@@ -66,20 +73,20 @@ def start(prepared: Prepared) -> Session:
 
 
 def train_stream(prepared: Prepared, mesh: Mesh) -> BatchStream:
-    """Return the training batches of one rank."""
-    recipe, block = prepared.recipe, prepared.recipe.train_dataset
+    """Return the training batches of one rank; where MindSpore cuts the model, every rank has whole ones."""
+    recipe, block, plan = prepared.recipe, prepared.recipe.train_dataset, prepared.plan
     return BatchStream(
         prepared.train_data,
-        batch_size=derive.micro_batch_size(recipe),
-        gradient_accumulation_steps=derive.gradient_accumulation(recipe),
+        batch_size=derive.micro_batch_size(recipe) * (plan.data if plan else 1),
+        gradient_accumulation_steps=derive.gradient_accumulation(recipe, prepared.layout.pipeline),
         pad_id=prepared.pad_id,
-        **_share(mesh),
+        **_share(Mesh() if plan else mesh),
         seed=recipe.seed,
         shuffle=block.data_loader.shuffle,
         drop_remainder=block.drop_remainder,
         epochs=derive.epochs(recipe),
         num_samples=block.data_loader.num_samples,
-        padding=derive.padding(block),
+        padding="max_length" if plan else derive.padding(block),
         bucket_size=block.bucket_size,
         packing=block.packing,
         length_grouping=block.length_grouping,

@@ -10,6 +10,7 @@ import math
 import os
 import time
 from contextlib import ExitStack
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -145,8 +146,17 @@ class Tensors(Lazy):
 
     def _check(self, kind: str) -> None:
         for name, parts in self._parts.items():
-            sizes = sum(math.prod(part.place.shape) for part in parts)
-            apart = len({part.place.start for part in parts}) == len(parts)
-            inside = all(part.place.fits() for part in parts)
-            if not (inside and apart and sizes == math.prod(self.shapes[name])):
+            if not _are_whole([part.place for part in parts]):
                 raise InputError(f"{self.folder}: the parts of {kind.replace('_', ' ')} {name!r} are not the whole")
+
+
+def _are_whole(places: list[Place]) -> bool:
+    """Whether the parts of a tensor are all of it: ranges one after another, or regions that begin apart."""
+    sizes = sum(math.prod(place.shape) for place in places)
+    if not all(place.fits() for place in places) or sizes != math.prod(places[0].whole):
+        return False
+    if all(len(place.start) == 1 for place in places):
+        ranges = sorted(place.start + place.shape for place in places)
+        return all(start + size == following for (start, size), (following, _) in pairwise(ranges))
+    axes, starts = {len(place.start) for place in places}, {place.start for place in places}
+    return len(axes) == 1 and len(starts) == len(places)

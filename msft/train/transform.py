@@ -16,10 +16,11 @@ from msft.train.weights import read_tuned
 KEPT = (checkpoint.STATE, outputs.RECIPE, outputs.VERSIONS, CONFIG, WEIGHTS)
 
 
-def transform(source: Path, target: Path, data: int, tensor: int) -> int:
+def transform(source: Path, target: Path, data: int, tensor: int, vocabulary: bool = False) -> int:
     """Write a whole checkpoint as the parts of `data` x `tensor` processes; returns the bytes of the parts.
 
-    Raises InputError for a damaged checkpoint, tensors that cannot be cut so, and a target that is there.
+    With `vocabulary` embedding and head are cut over those of `tensor` too. Raises InputError for a damaged checkpoint,
+    tensors that cannot be cut so, and a target that is there.
     """
     problems = manifest.problems(source)
     if problems:
@@ -29,8 +30,8 @@ def transform(source: Path, target: Path, data: int, tensor: int) -> int:
     state = checkpoint.read_state(source)
     first, second = checkpoint.read_moments(source)
     kinds = dict(zip(sliced.KINDS, (read_tuned(source, state.tuned), first, second), strict=True))
-    meshes = [Mesh(data, tensor, rank) for rank in range(data * tensor)]
-    _check(kinds["weights"].shapes, tensor, source)
+    meshes = [Mesh(data, tensor, rank, vocabulary=vocabulary) for rank in range(data * tensor)]
+    _check(kinds["weights"].shapes, meshes[0], source)
     with atomic_path(target) as temporary:
         temporary.mkdir()
         for name in KEPT:
@@ -41,11 +42,11 @@ def transform(source: Path, target: Path, data: int, tensor: int) -> int:
     return size
 
 
-def _check(shapes: dict[str, tuple[int, ...]], tensor: int, source: Path) -> None:
-    cut = {name: shape[along] for name, shape in shapes.items() if (along := slices.axis(name)) is not None}
-    uneven = [name for name, size in cut.items() if size % tensor]
+def _check(shapes: dict[str, tuple[int, ...]], mesh: Mesh, source: Path) -> None:
+    cut = {name: shape[along] for name, shape in shapes.items() if (along := slices.axis(name, mesh)) is not None}
+    uneven = [name for name, size in cut.items() if size % mesh.tensor]
     if uneven:
-        raise InputError(f"--dst_layout: {tensor} does not divide {uneven[0]!r} {shapes[uneven[0]]} of {source}")
+        raise InputError(f"--dst_layout: {mesh.tensor} does not divide {uneven[0]!r} {shapes[uneven[0]]} of {source}")
 
 
 def _write(folder: Path, kinds: dict, meshes: list[Mesh]) -> int:

@@ -21,9 +21,8 @@ class Overlay:
     """A TensorSource in which tuned tensors (float32, by name) take the place of the base's."""
 
     def __init__(self, base: TensorSource, tuned: Mapping[str, np.ndarray]):
-        self.base, self.tuned = base, tuned
-        shapes = tuned.shapes if isinstance(tuned, lazy.Lazy) else {name: array.shape for name, array in tuned.items()}
-        infos = {name: TensorInfo(shape, "float32") for name, shape in shapes.items()}
+        self.base, self.tuned = base, lazy.chosen(tuned, tuned)
+        infos = {name: TensorInfo(shape, "float32") for name, shape in self.tuned.shapes.items()}
         self.tensors = {**base.tensors, **infos}
 
     def read(self, name: str) -> np.ndarray:
@@ -44,13 +43,13 @@ def write_model(
     bar: bool,
 ) -> None:
     """Write base and tuned parameters as a new float32 Hugging Face folder, in one rename; `bar` shows progress."""
-    tuned = {name: array for name, array in state.weights.items() if not name.startswith(PEFT_PREFIX)}
+    tuned = lazy.chosen(state.weights, [name for name in state.weights if not name.startswith(PEFT_PREFIX)])
     write_hf_folder(Overlay(base, tuned), spec, folder, dtype="float32", companions=companions, bar=bar)
 
 
 def write_lora(folder: Path, spec: ModelSpec, tuning: Tuning, state: EngineState, base_model: str) -> None:
     """Write the adapter as a PEFT folder (new, or into one that is there)."""
-    factors = {name: array for name, array in state.weights.items() if name.startswith(PEFT_PREFIX)}
+    factors = {name: state.weights[name] for name in state.weights if name.startswith(PEFT_PREFIX)}
     write_adapter(folder, tuning.lora, factors, base_model, spec)
 
 

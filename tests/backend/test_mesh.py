@@ -47,3 +47,16 @@ def test_what_the_last_stage_knows_counts_and_parts_of_stages_add_up():
     gathered = np.array([[0.0], [0.0], [5.0], [6.0]])
     assert mesh.sum_over_replicas(gathered).tolist() == [11.0]
     assert mesh.sum_over_parts(np.array([[1.0], [2.0], [3.0], [4.0]])).tolist() == [6.0]
+
+
+def test_ranks_of_a_model_share_tokens_and_losses():
+    meshes = [Mesh(data=2, tensor=4, rank=4 + rank, sequence=True) for rank in range(4)]
+    assert [list(range(8))[mesh.own_tokens(8)] for mesh in meshes] == [[0, 1], [2, 3], [4, 5], [6, 7]]
+    # There may be fewer losses than ranks.
+    assert [list(range(3))[mesh.own_losses(3)] for mesh in meshes] == [[], [0], [1], [2]]
+    plain, vocabulary = Mesh(tensor=4, rank=2), Mesh(tensor=4, rank=2, vocabulary=True)
+    assert (plain.own_tokens(8), plain.own_losses(8)) == (slice(0, 8), slice(4, 6))
+    # Each rank has its part of all the logits.
+    assert vocabulary.own_losses(8) == slice(0, 8)
+    whole = Mesh(data=4, rank=2, sequence=True, vocabulary=True)
+    assert (whole.own_tokens(8), whole.own_losses(8)) == (slice(0, 8), slice(0, 8))

@@ -94,3 +94,11 @@ def test_it_is_fast_and_imports_no_framework():
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 1.5
     assert not {"torch", "mindspore", "transformers", "peft"} & set(done.stdout.splitlines()[-1].split())
+
+
+def test_parallel_mode_1_tells_what_mindspore_would_be_told(capsys):
+    words = [FULL, "--device", "ascend910b", "--devices", "8", "--parallel_config.data_parallel", "2"]
+    words += ["--parallel_config.model_parallel", "4"]
+    assert "set_auto_parallel_context" not in run(capsys, *words).out
+    out = run(capsys, *words, "--parallel.parallel_mode", "1").out
+    assert "parallel_mode: semi_auto_parallel" in out and "wo, w2: ((2, 4), (1, 4))" in out

@@ -295,3 +295,15 @@ def test_devices_are_counted_without_a_framework(write_recipe, plain, tmp_path, 
     monkeypatch.delenv("ASCEND_RT_VISIBLE_DEVICES", raising=False)
     for device, expected in {"cuda": 2, "npu": 1, "cpu": 1, "auto": 2}.items():
         assert count(load_recipe(write_recipe(device=device)), dev) == expected
+
+
+def test_a_dry_run_of_parallel_mode_1_shows_what_mindspore_would_be_told(write_recipe, plain, capsys):
+    """On a machine without Ascend; what is started there refuses its device in one line."""
+    asked = {"parallel": {"parallel_mode": 1}, "parallel_config": {"model_parallel": 2}}
+    recipe = str(write_recipe(backend="mindspore", device=None, **asked))
+    words = [recipe, "--context.device_target", "Ascend", "--nproc_per_node", "4"]
+    assert launch.main([*words, "--dry-run"]) == 0
+    out = capsys.readouterr().out
+    assert "parallel_mode: semi_auto_parallel" in out and "wo, w2: ((2, 2), (1, 2))" in out and "msrun" in out
+    assert launch.main([*words, "--device", "cpu", "--dry-run"]) == 2
+    assert "semi-automatic mode exists on Ascend alone" in capsys.readouterr().err

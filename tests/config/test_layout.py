@@ -4,7 +4,7 @@ import pytest
 from recipe_texts import SIZES, load
 
 from msft.config import derive
-from msft.config.layout import Layout, layout, nearest
+from msft.config.layout import Layout, layout, nearest, without_effect
 from msft.errors import InputError
 
 
@@ -25,6 +25,11 @@ def of(tmp_path, workers, lines="", *flags):
         (2, "parallel_config: {context_parallel: 2}\n", Layout(1, context=2)),
         (8, "parallel_config: {model_parallel: 2, context_parallel: 2}\n", Layout(2, 2, context=2)),
         (4, "parallel_config: {data_parallel: 2, model_parallel: 2, pipeline_stage: 1}\n", Layout(2, 2)),
+        (4, "parallel_config: {pipeline_stage: 2, micro_batch_num: 2}\n", Layout(2, pipeline=2)),
+        (8, "parallel_config: {model_parallel: 2, pipeline_stage: 2, micro_batch_num: 4}\n", Layout(2, 2, pipeline=2)),
+        (4, "parallel_config: {model_parallel: 2, use_seq_parallel: True}\n", Layout(2, 2, sequence=True)),
+        (4, "parallel_config: {model_parallel: 4, vocab_emb_dp: False}\n", Layout(1, 4, vocabulary=True)),
+        (2, "parallel_config: {use_seq_parallel: True, vocab_emb_dp: False}\n", Layout(2, 1)),
     ],
 )
 def test_layouts(workers, lines, expected, tmp_path):
@@ -32,17 +37,17 @@ def test_layouts(workers, lines, expected, tmp_path):
 
 
 def test_all_problems_at_once_with_line_and_what_works(tmp_path):
-    lines = "use_parallel: True\nparallel_config:\n  data_parallel: 8\n  model_parallel: 3\n  pipeline_stage: 2\n"
+    lines = "use_parallel: True\nparallel_config:\n  data_parallel: 8\n  model_parallel: 3\n  pipeline_stage: 3\n"
     with pytest.raises(InputError) as caught:
         of(tmp_path, 4, lines)
-    works = "; data_parallel 1, model_parallel 4 works for 4"
+    works = "; data_parallel 1, model_parallel 4, pipeline_stage 1 works for 4"
     first = len(SIZES.splitlines()) + 3
     assert [problem.split("r.yaml:")[-1] for problem in caught.value.problems] == [
-        f"{first + 2}: parallel_config.pipeline_stage: 2: a model is not cut into stages here, only its matrices are"
-        + works,
+        f"{first + 2}: parallel_config.pipeline_stage: 3 does not divide num_hidden_layers (2){works}",
+        f" parallel_config.micro_batch_num: 1 micro-batches do not fill 3 stages: 3 would do{works}",
         f"{first + 1}: parallel_config.model_parallel: 3 does not divide num_attention_heads (4), "
         f"num_key_value_heads (4), intermediate_size (256){works}",
-        f"{first}: parallel_config.data_parallel: 8 x model_parallel 3 x pipeline_stage 2 are 48 processes, but 4 "
+        f"{first}: parallel_config.data_parallel: 8 x model_parallel 3 x pipeline_stage 3 are 72 processes, but 4 "
         f"processes are started{works}",
     ]
 
@@ -87,9 +92,62 @@ def test_deepspeed_has_no_rows_that_processes_share(tmp_path):
     assert str(found) == "each with its part of the model and its share of every batch (fsdp), its tokens dealt to 2"
 
 
+def test_a_vocabulary_that_is_cut_has_to_divide(tmp_path):
+    odd = SIZES.replace("vocab_size: 100", "vocab_size: 102")
+    recipe = load(tmp_path, odd + "parallel_config:\n  model_parallel: 4\n  vocab_emb_dp: False\n")
+    with pytest.raises(InputError) as caught:
+        layout(recipe, derive.model_spec(recipe), 4)
+    assert str(caught.value).endswith(
+        "parallel_config.model_parallel: 4 does not divide vocab_size (102); "
+        "data_parallel 2, model_parallel 2 works for 4"
+    )
+    whole = load(tmp_path, odd + "parallel_config: {model_parallel: 4}\n")
+    assert layout(whole, derive.model_spec(whole), 4).tensor == 4
+
+
+def test_what_nothing_is_cut_for_is_said(tmp_path):
+    recipe = load(tmp_path, SIZES + "parallel_config: {use_seq_parallel: True, vocab_emb_dp: False}\n")
+    assert without_effect(recipe, Layout(2, 1)) == [
+        "parallel_config.use_seq_parallel: True has no effect: no model is cut (model_parallel 1)",
+        "parallel_config.vocab_emb_dp: False has no effect: no model is cut (model_parallel 1)",
+    ]
+    assert without_effect(recipe, Layout(1, 2)) == []
+    assert without_effect(load(tmp_path, SIZES), Layout(2, 1)) == []
+
+
+def test_a_layout_is_said_in_words():
+    assert str(Layout(2, 4)) == "2 shares of every batch, each for a model that is cut over 4"
+    assert str(Layout(1, 2, sequence=True, vocabulary=True)).endswith("cut over 2, its tokens and its vocabulary too")
+
+
 def test_the_nearest_layout_divides_processes_and_model(tmp_path):
     spec = derive.model_spec(load(tmp_path, SIZES))
     assert nearest(spec, 8, 2) == Layout(4, 2)
     assert nearest(spec, 8, 8) == Layout(2, 4)
     assert nearest(spec, 9, 3) == Layout(9, 1)
     assert nearest(spec, 8, 2, 3) == Layout(1, 2, context=4)
+    assert nearest(spec, 8, 2, pipeline=2) == Layout(2, 2, pipeline=2)
+    assert nearest(spec, 8, 4, pipeline=4) == Layout(1, 4, pipeline=2)
+
+
+def test_micro_batches_count_in_a_pipeline_alone(tmp_path):
+    lines = "parallel_config: {pipeline_stage: 2, micro_batch_num: 4}\n"
+    lines += "runner_config: {gradient_accumulation_steps: 3}\n"
+    recipe = load(tmp_path, SIZES + lines)
+    assert (derive.gradient_accumulation(recipe), derive.gradient_accumulation(recipe, 2)) == (3, 12)
+    assert not recipe.ignored
+    recipe = load(tmp_path, SIZES + lines, "--parallel_config.pipeline_stage", "1")
+    assert [entry.path for entry in recipe.ignored] == ["parallel_config.micro_batch_num"]
+    assert "counts with pipeline_stage above 1" in recipe.ignored[0].why
+
+
+def test_a_model_in_stages_and_a_strategy_are_one_of_two(tmp_path):
+    flags = "--backend", "torch", "--strategy", "fsdp", "--parallel_config.pipeline_stage", "2"
+    with pytest.raises(InputError, match="fsdp stands beside parallel_config.pipeline_stage 2: write one of the two"):
+        load(tmp_path, SIZES, *flags)
+
+
+def test_layouts_say_what_they_are():
+    assert str(Layout(2, 2)) == "2 shares of every batch, each for a model that is cut over 2"
+    assert str(Layout(2, pipeline=4)) == "2 shares of every batch, each for a model in 4 stages"
+    assert str(Layout(1, 2, pipeline=4)) == "1 shares of every batch, each for a model in 4 stages, each cut over 2"

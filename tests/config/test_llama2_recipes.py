@@ -7,12 +7,13 @@ from pathlib import Path
 import pytest
 import yaml
 
+from msft.backend import stages
+from msft.backend.mesh import Mesh
 from msft.config import derive
 from msft.config.checks import check_device
 from msft.config.layout import Layout, layout
 from msft.config.load import load_recipe
 from msft.config.yaml_lines import dotted, read_yaml
-from msft.errors import InputError
 from msft.models.families import family
 
 FOLDER = Path(__file__).resolve().parents[2] / "configs" / "llama2"
@@ -84,7 +85,15 @@ def test_layouts_for_8_to_64_devices(path, devices):
     assert layout(recipe, derive.model_spec(recipe), devices) == Layout(data, tensor)
 
 
-def test_full_tuning_of_70b_says_what_is_missing():
-    recipe = load_recipe(FOLDER / "finetune_llama2_70b.yaml")
-    with pytest.raises(InputError, match="pipeline_stage: 8: a model is not cut into stages here"):
-        layout(recipe, derive.model_spec(recipe), 64)
+@pytest.mark.parametrize("devices", [32, 64, 128])
+def test_full_tuning_of_70b_is_a_pipeline(devices):
+    data = devices // 32
+    flags = [] if devices == 64 else ["--parallel_config.data_parallel", str(data)]
+    recipe = load_recipe(FOLDER / "finetune_llama2_70b.yaml", flags)
+    spec = derive.model_spec(recipe)
+    found = layout(recipe, spec, devices)
+    assert (found.data, found.tensor, found.pipeline) == (data, 4, 8)
+    assert derive.gradient_accumulation(recipe, 8) == 128
+    for rank in (0, 4 * data, devices - 1):
+        mesh = Mesh(data, 4, rank, pipeline=8)
+        assert stages.layers(spec, mesh) == range(10 * mesh.stage, 10 * mesh.stage + 10)

@@ -1,8 +1,9 @@
 """Trains tiny models that are shared out over the processes of a launcher, on either engine.
 
-Run by test_cut_models.py: TENSOR ranks hold a model, CONTEXT share the tokens of its rows; and by test_sharded.py:
-SETTINGS (JSON) are the runtime's. What came out is written by the first rank to result.npz; the state by all of them to
-parts/, and to taken/ once more when they have taken over that of one process (start.npz). KIND: a key of TUNINGS.
+Run by test_cut_models.py: TENSOR ranks hold one of PIPELINE stages of a model, CONTEXT share the tokens of its rows; and
+by test_sharded.py: SETTINGS (JSON) are the runtime's. What came out is written by the first rank to result.npz; the
+state by all of them to parts/, and to taken/ once more when they have taken over that of one process (start.npz). KIND:
+a key of TUNINGS.
 """
 
 import json
@@ -36,11 +37,12 @@ def check_own_logits(engine, part, whole):
     assert not found[~part.own].any()
 
 
-def main(backend, tensor, shared, kind, settings):
+def main(backend, tensor, shared, pipeline, kind, settings):
     distributed = import_module(f"msft.backend.{backend}.distributed")
     cut = {key: settings.pop(key) for key in ("sequence", "vocabulary") if key in settings}
-    distributed.initialize("cpu", tensor, shared, **cut)
-    mesh = distributed.mesh()
+    distributed.initialize("cpu", tensor, shared, pipeline, **cut)
+    mesh, staged = distributed.mesh(), pipeline > 1
+    assert (mesh.tensor, mesh.context, mesh.pipeline) == (tensor, shared, pipeline)
     try:
 
         def rows_of(whole: Batch) -> Batch:
@@ -49,8 +51,9 @@ def main(backend, tensor, shared, kind, settings):
 
         engine = cut_models.engine(backend, kind, **settings)
         # DeepSpeed does not show the gradients of a step.
-        results = cut_models.measure(engine, rows_of, gradients=settings.get("strategy") != "deepspeed")
-        if mesh.context > 1:
+        shown = settings.get("strategy") != "deepspeed"
+        results = cut_models.measure(engine, rows_of, gradients=shown, staged=staged)
+        if mesh.context > 1 and not staged:
             whole = np.array_split(results["logits"], mesh.data)[mesh.data_rank]
             check_own_logits(engine, rows_of(batch(7, rows=2)), whole)
         if mesh.rank == 0:
@@ -64,7 +67,7 @@ def main(backend, tensor, shared, kind, settings):
         # A state that one process wrote is taken over, each rank its slices.
         engine.import_state(cut_models.state(np.load("start.npz")))
         sliced.write(Path("taken"), mesh.rank, engine.export_parts())
-        again = engine.train_step([rows_of(one) for one in cut_models.micro_batches(9)], cut_models.RATE)
+        again = engine.train_step([rows_of(one) for one in cut_models.micro_batches(9, staged)], cut_models.RATE)
         if mesh.rank == 0:
             np.save("again.npy", [again.loss, again.grad_norm])
     finally:
@@ -72,6 +75,6 @@ def main(backend, tensor, shared, kind, settings):
 
 
 if __name__ == "__main__":
-    sizes = int(os.environ["TENSOR"]), int(os.environ["CONTEXT"])
+    sizes = (int(os.environ[name]) for name in ("TENSOR", "CONTEXT", "PIPELINE"))
     words = os.environ["BACKEND"], *sizes, os.environ["KIND"], json.loads(os.environ["SETTINGS"])
     sys.exit(guard.run(lambda _: main(*words), sys.argv[1:]))

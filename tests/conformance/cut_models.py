@@ -4,11 +4,13 @@ from dataclasses import replace
 
 import numpy as np
 
-from msft.backend.contract import EngineState, Lora, Precision, Tuning
+from msft.backend.contract import IGNORE, EngineState, Lora, Precision, Tuning
 from msft.models import llama
 from tests.conformance.tiny_engines import RUNTIME, TIED, UNTIED, batch, build, full
 
-CONFIG = {**UNTIED, "num_key_value_heads": 4}
+LAYERS = {"num_hidden_layers": 4}
+CONFIG = {**UNTIED, **LAYERS, "num_key_value_heads": 4}
+TIED_CONFIG = {**TIED, **LAYERS}
 RATE = 1e-2
 MODULES = tuple(llama.linear_modules(llama.spec_from_hf(CONFIG)))
 # One rank of a model adds these.
@@ -16,7 +18,7 @@ BIASES = tuple(name for name in full(CONFIG).parameters if name.endswith("o_proj
 TUNINGS = {
     "lora": Tuning(lora=Lora(4, 8.0, 0.1, MODULES)),
     "full": full(CONFIG),
-    "tied": full(TIED),
+    "tied": full(TIED_CONFIG),
     "bias": Tuning(BIASES),
 }
 
@@ -24,13 +26,17 @@ TUNINGS = {
 def engine(backend, kind, compute="float32", **settings):
     """An engine of a kind of tuning, computing in a dtype, with settings of `Runtime`."""
     runtime = replace(RUNTIME, precision=Precision(parameters=compute, compute=compute), **settings)
-    return build(backend, TIED if kind == "tied" else CONFIG, TUNINGS[kind], runtime)
+    return build(backend, TIED_CONFIG if kind == "tied" else CONFIG, TUNINGS[kind], runtime)
 
 
-def micro_batches(step):
-    """Three of four rows each, with unequal numbers of labels: one example a row, two a row, three tokens in all."""
+def micro_batches(step, staged=False):
+    """Three of four rows each, with unequal numbers of labels: one example a row, two a row, three tokens in all.
+
+    For a model in stages two more, of which one has no label.
+    """
     one, two, few = (batch(3 * step + part, rows=4) for part in range(3))
-    return [one, _halved(two), _shortened(few)]
+    none = replace(one, labels=np.full_like(one.labels, IGNORE))
+    return [one, _halved(two), _shortened(few), *([none, batch(100 + step, rows=4)] if staged else [])]
 
 
 def _halved(whole):
@@ -51,9 +57,9 @@ def _shortened(whole):
     return replace(whole, input_ids=whole.input_ids * real, labels=labels, segment_ids=real)
 
 
-def measure(engine, rows_of, gradients=True):
+def measure(engine, rows_of, gradients=True, staged=False):
     """Losses, norms, gradients and weights of some steps; `rows_of` a batch gives those that this process has."""
-    steps = [[rows_of(whole) for whole in micro_batches(step)] for step in range(3)]
+    steps = [[rows_of(whole) for whole in micro_batches(step, staged)] for step in range(3)]
     found = engine.step_gradients(steps[0]).gradients if gradients else {}
     taken = [engine.train_step(parts, RATE) for parts in steps]
     state = engine.export_state()
@@ -61,10 +67,19 @@ def measure(engine, rows_of, gradients=True):
     return {
         "losses": np.array([(result.loss, result.grad_norm, result.supervised) for result in taken]),
         "logits": engine.logits(batch(7, rows=2)),
+        **(_shown_by_stages(engine) if staged else {}),
         "counters": np.array(list(state.counters.values())),
         **{f"gradients {name}": array for name, array in found.items()},
         **{f"{kind} {name}": array for kind, arrays in kinds.items() for name, array in arrays.items()},
     }
+
+
+def _shown_by_stages(engine):
+    """What the stages of a model show as one."""
+    found = {"logprobs": engine.token_logprobs(batch(8, rows=3), adapter=not engine.model.has_adapter)}
+    found |= {f"adapter {name}": array for name, array in engine.export_adapter().items()}
+    found |= {f"parameter {name} {dtype}": array for name, array, dtype in engine.parameters()}
+    return found | {"decayed": np.array(engine.decayed()), "tuned": np.array(engine.tuned_names())}
 
 
 def state(results):

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from msft.backend import slices
+from msft.backend.mesh import Mesh
 from msft.train import sliced
 from tests.conformance import cut_models
 from tests.launch.jobs import ROOT, alone, environment
@@ -21,9 +22,10 @@ PROGRAM = Path(__file__).with_name("cut_model_program.py")
 SCRIPT = ROOT / "scripts" / "msrun" / "msrun_launcher.sh"
 
 
-def shared_out(backend, kind, tensor, workers, recipe, folder, settings, parts=1):
+def shared_out(backend, kind, tensor, workers, recipe, folder, settings, parts=1, pipeline=1):
     """Results of the program's steps, and of the one that goes on from what one process wrote."""
-    variables = environment(PYTHON=sys.executable, BACKEND=backend, KIND=kind, TENSOR=str(tensor), CONTEXT=str(parts))
+    sizes = {"TENSOR": str(tensor), "CONTEXT": str(parts), "PIPELINE": str(pipeline)}
+    variables = environment(PYTHON=sys.executable, BACKEND=backend, KIND=kind, **sizes)
     variables["SETTINGS"] = json.dumps(settings)
     words = ["bash", str(SCRIPT), f"{PROGRAM} --config {recipe}", str(workers)]
     with alone():
@@ -44,27 +46,49 @@ def check_parts(folder, results):
             np.testing.assert_array_equal(whole[name], results[f"{short} {name}"], err_msg=name)
 
 
+DEALT, RECOMPUTED = {"shard_optimizer": True}, {"recompute": True}
+TOKENS, VOCABULARY = {"sequence": True}, {"vocabulary": True}
+ALL = TOKENS | VOCABULARY
+
+
+def slow(*case):
+    return pytest.param(*case, marks=pytest.mark.slow)
+
+
 @pytest.mark.parametrize(
-    ("backend", "kind", "tensor", "workers", "shard"),
+    ("backend", "kind", "tensor", "workers", "settings"),
     [
-        ("torch", "full", 2, 4, True),
-        ("mindspore", "full", 2, 2, False),
-        pytest.param("torch", "bias", 2, 2, False, marks=pytest.mark.slow),
+        ("torch", "full", 2, 4, ALL | DEALT),
+        ("mindspore", "full", 2, 2, {}),
+        ("mindspore", "lora", 2, 2, ALL),
+        slow("torch", "bias", 2, 2, {}),
+        slow("torch", "full", 2, 2, ALL | {"compile": True}),
         *(
-            pytest.param(backend, kind, tensor, workers, shard, marks=pytest.mark.slow)
+            slow(backend, kind, tensor, workers, settings)
             for backend in ("torch", "mindspore")
             for kind in ("lora", "full")
-            for tensor, workers, shard in ((1, 2, True), (2, 4, False), (2, 4, True), (4, 4, False))
+            for tensor, workers, settings in (
+                *((1, 2, DEALT), (2, 4, {}), (2, 4, DEALT), (4, 4, {})),
+                *((2, 4, ALL | DEALT), (4, 4, ALL), (2, 2, TOKENS | RECOMPUTED)),
+            )
+        ),
+        *(
+            slow(backend, kind, 2, 2, settings)
+            for backend in ("torch", "mindspore")
+            for kind, settings in (
+                *(("tied", {}), ("tied", TOKENS), ("tied", VOCABULARY), ("tied", ALL)),
+                *(("full", VOCABULARY), ("bias", ALL | RECOMPUTED)),
+            )
         ),
     ],
 )
-def test_a_cut_model_trains_as_the_whole_one(backend, kind, tensor, workers, shard, write_recipe, tmp_path):
-    settings = {"shard_optimizer": True} if shard else {}
+def test_a_cut_model_trains_as_the_whole_one(backend, kind, tensor, workers, settings, write_recipe, tmp_path):
     expected = check_equal_to_one_process(backend, kind, tensor, workers, write_recipe(backend), tmp_path, settings)
-    if shard:
+    if "shard_optimizer" in settings:
         # A rank's moments are its share of the rows of what its slice of the model has, up to what does not divide.
+        mesh = Mesh(tensor=tensor, vocabulary="vocabulary" in settings)
         moments = {name.removeprefix("first "): array.size for name, array in expected.items() if "first " in name}
-        own = sum(size / (tensor if slices.axis(name) is not None else 1) for name, size in moments.items())
+        own = sum(size / (tensor if slices.axis(name, mesh) is not None else 1) for name, size in moments.items())
         held = np.load(tmp_path / "held.npz")
         assert sum(int(held[name]) for name in held) == pytest.approx(own / (workers // tensor), rel=0.02)
 
@@ -97,13 +121,25 @@ def test_ranks_that_share_rows_train_as_one_process(
     check_equal_to_one_process(backend, kind, tensor, workers, write_recipe(backend), tmp_path, settings, parts)
 
 
-def check_equal_to_one_process(backend, kind, tensor, workers, recipe, folder, settings, parts=1):
-    whole = cut_models.engine(backend, kind, max_grad_norm=settings.get("max_grad_norm", 1.0))
-    shown = settings.get("strategy") != "deepspeed"
-    expected = cut_models.measure(whole, lambda batch: batch, gradients=shown)
-    again = whole.train_step(cut_models.micro_batches(9), cut_models.RATE)
+@pytest.mark.slow
+def test_a_cut_model_trains_in_bfloat16(write_recipe, tmp_path):
+    """The bar is bfloat16's: the sums of a product over ranks are rounded once more."""
+    whole = cut_models.engine("torch", "lora", compute="bfloat16")
+    expected = cut_models.measure(whole, lambda one: one)
+    np.savez(tmp_path / "start.npz", **expected)
+    settings = {**ALL, "compute": "bfloat16"}
+    found, _ = shared_out("torch", "lora", 2, 2, write_recipe("torch"), tmp_path, settings)
+    np.testing.assert_allclose(found["losses"], expected["losses"], rtol=1e-2)
+
+
+def check_equal_to_one_process(backend, kind, tensor, workers, recipe, folder, settings, parts=1, pipeline=1):
+    alike = {name: settings[name] for name in ("max_grad_norm", "compute") if name in settings}
+    whole = cut_models.engine(backend, kind, **alike)
+    shown, staged = settings.get("strategy") != "deepspeed", pipeline > 1
+    expected = cut_models.measure(whole, lambda batch: batch, gradients=shown, staged=staged)
+    again = whole.train_step(cut_models.micro_batches(9, staged), cut_models.RATE)
     np.savez(folder / "start.npz", **expected)
-    found, found_again = shared_out(backend, kind, tensor, workers, recipe, folder, settings, parts)
+    found, found_again = shared_out(backend, kind, tensor, workers, recipe, folder, settings, parts, pipeline)
     assert set(found) == set(expected)
     assert np.abs(found["losses"] - expected["losses"]).max() < 1e-5
     np.testing.assert_allclose(found["logits"], expected["logits"], atol=2e-4, rtol=1e-4)
@@ -116,7 +152,9 @@ def check_equal_to_one_process(backend, kind, tensor, workers, recipe, folder, s
             # Clipping shows here alone: what AdamW does with gradients knows no scale.
             scale = np.abs(expected[name]).max()
             np.testing.assert_allclose(found[name], expected[name], atol=max(scale * 1e-2, 1e-7), err_msg=name)
-        elif name.startswith(("weights ", "second ")):
+        elif name in ("tuned", "decayed"):
+            np.testing.assert_array_equal(found[name], expected[name])
+        elif name.startswith(("weights ", "second ", "parameter ", "adapter ", "logprobs")):
             # AdamW makes a step of any gradient, be it rounding alone.
             np.testing.assert_allclose(found[name], expected[name], atol=5e-4, err_msg=name)
     assert found_again == pytest.approx([again.loss, again.grad_norm], abs=1e-5)
@@ -146,7 +184,8 @@ def train(words, folder, workers=1):
 def test_a_run_goes_on_under_any_layout_and_engine(tuned, backends, write_recipe, tmp_path):
     """Two models each cut in two with the moments dealt, then one cut in two, then one process of the other engine.
 
-    Each goes on from the parts that the one before has written; the log is that of one undisturbed process.
+    The first are cut with their tokens and their vocabulary, the next has these whole. Each goes on from the parts that
+    the one before has written; the log is that of one undisturbed process.
     """
     recipe = write_recipe(
         backends[0],
@@ -166,8 +205,11 @@ def test_a_run_goes_on_under_any_layout_and_engine(tuned, backends, write_recipe
 
     tensor, resume = ("--parallel_config.model_parallel", "2"), ("--resume_training", "True")
     go("one", 1, 6, backends[0])
-    said = go("two", 4, 2, backends[0], *tensor, "--parallel.enable_parallel_optimizer", "True", "--batch_size", "2")
-    assert "processes: 4, 2 shares of every batch, each for a model that is cut over 2" in said
+    more = ["--parallel_config.use_seq_parallel", "True", "--parallel_config.vocab_emb_dp", "False"]
+    more += ["--parallel.enable_parallel_optimizer", "True", "--batch_size", "2"]
+    said = go("two", 4, 2, backends[0], *tensor, *more)
+    words = "processes: 4, 2 shares of every batch, each for a model that is cut over 2, its tokens and its vocabulary"
+    assert words in said
     assert "float32 moments, dealt to 2 processes" in said
     checkpoint = tmp_path / "two" / "checkpoints" / "step-2"
     assert sorted(path.name for path in (checkpoint / "slices").glob("*.safetensors")) == [

@@ -44,8 +44,15 @@ def kill_while_saving(command, folder, rank):
         return job.wait(60)
 
 
-@pytest.mark.parametrize(("backend", "rank"), [("torch", 0), ("torch", 1), ("mindspore", 1)])
-def test_a_rank_killed_while_it_saves_leaves_whole_checkpoints(backend, rank, write_recipe, tmp_path):
+CUT = ["--parallel_config.model_parallel", "2"]
+FSDP = ["--strategy", "fsdp", "--batch_size", "2"]
+
+
+@pytest.mark.parametrize(
+    ("backend", "rank", "layout"),
+    [("torch", 0, CUT), ("torch", 1, CUT), ("mindspore", 1, CUT), ("torch", 0, FSDP), ("torch", 1, FSDP)],
+)
+def test_a_rank_killed_while_it_saves_leaves_whole_checkpoints(backend, rank, layout, write_recipe, tmp_path):
     recipe = write_recipe(
         backend,
         model__pet_config=None,
@@ -54,8 +61,8 @@ def test_a_rank_killed_while_it_saves_leaves_whole_checkpoints(backend, rank, wr
         runner_config={"epochs": 4, "batch_size": 4, "stop_step": 40},
     )
     common = ["--config", str(recipe)]
-    cut = ["run_finetune.py", *common, "--output_dir", "two", "--parallel_config.model_parallel", "2"]
-    assert kill_while_saving(cut, tmp_path, rank) == 1, (tmp_path / "said").read_text()
+    command = ["run_finetune.py", *common, "--output_dir", "two", *layout]
+    assert kill_while_saving(command, tmp_path, rank) == 1, (tmp_path / "said").read_text()
     place = tmp_path / "two" / "checkpoints"
     steps = checkpoint.steps_in(place)
     assert steps and all(manifest.problems(place / f"step-{step}") == [] for step in steps)

@@ -11,10 +11,14 @@ import math
 import numpy as np
 import pytest
 
+from msft.convert.open import open_weights
+from msft.train import sliced
 from tests.conformance import cut_models
 from tests.conformance.test_cut_models import check_equal_to_one_process, shared_out, train
 
 FSDP = {"strategy": "fsdp"}
+# Of a step of a run: two, three and four processes have equal shares.
+ROWS = 12
 APPLIED = {
     "fsdp": "strategy fsdp: parameters, gradients and moments in 2 parts",
     "deepspeed": "strategy deepspeed: ZeRO stage 3 over 2 ranks",
@@ -99,6 +103,14 @@ def test_a_sharded_run_is_gone_on_with_by_one_process(strategy, tuned, write_rec
     words = ["--batch_size", "2", "--runner_config.stop_step", "3", "--output_dir", "two"]
     done = train([*common, *words], tmp_path, workers=2)
     assert done.returncode == 0, done.stderr + done.stdout
+    checkpoint = tmp_path / "two" / "checkpoints" / "step-3"
+    assert sorted(path.name for path in checkpoint.glob("slices/*.safetensors")) == [
+        f"rank-{rank}.safetensors" for rank in range(2)
+    ]
+    assert [path.name for path in checkpoint.glob("*.safetensors")] == ["adapter_model.safetensors"] * (tuned == "lora")
+    if tuned == "full":
+        parts, model = sliced.Tensors(checkpoint, "weights"), open_weights(tmp_path / "two" / "model")
+        assert all(np.array_equal(model.read(name), parts[name]) for name in model.tensors)
     said = done.stdout + done.stderr
     assert f"processes: 2, each with its part of the model and its share of every batch ({strategy})" in said
     assert APPLIED[strategy] in said
@@ -115,6 +127,64 @@ def test_a_sharded_run_is_gone_on_with_by_one_process(strategy, tuned, write_rec
             assert right[name] == pytest.approx(left[name], abs=1e-5)
         for name in {"tokens", "supervised", "eval_supervised"} & set(left):
             assert right[name] == left[name]
+
+
+def fsdp(workers):
+    return "torch", workers, ["--strategy", "fsdp"]
+
+
+def zero(stage):
+    return "torch", 2, ["--strategy", "deepspeed", "--deepspeed", f"stage_{stage}.json"]
+
+
+def one(backend):
+    return backend, 1, []
+
+
+def cut(backend):
+    return backend, 2, ["--parallel_config.model_parallel", "2"]
+
+
+@pytest.mark.parametrize(
+    ("tuned", "layouts"),
+    [
+        pytest.param("full", [fsdp(4), fsdp(2), one("mindspore")], marks=pytest.mark.slow),
+        pytest.param("lora", [cut("mindspore"), fsdp(3), cut("torch")], marks=pytest.mark.slow),
+        pytest.param("full", [zero(3), cut("torch"), one("mindspore")], marks=pytest.mark.deepspeed),
+        pytest.param("lora", [cut("mindspore"), zero(1), fsdp(2)], marks=pytest.mark.deepspeed),
+        pytest.param("full", [zero(2), zero(3), fsdp(2)], marks=pytest.mark.deepspeed),
+    ],
+)
+def test_a_run_goes_on_under_another_strategy(tuned, layouts, write_recipe, tmp_path):
+    """Two steps under each layout, from the parts that the one before wrote; the log is that of one process."""
+    recipe = write_recipe(
+        layouts[0][0],
+        model__pet_config=None if tuned == "full" else {"pet_type": "lora", "lora_rank": 4, "lora_dropout": 0.1},
+        optimizer={"type": "AdamW", "learning_rate": 0.002},
+        train_dataset__padding="longest",
+        callbacks=[{"type": "CheckpointMonitor", "save_checkpoint_steps": 2}],
+        runner_config={"epochs": 2, "stop_step": 6},
+    )
+    for stage in (1, 2, 3):
+        (tmp_path / f"stage_{stage}.json").write_text(json.dumps({"zero_optimization": {"stage": stage}}))
+
+    def go(name, stop, backend, workers, words):
+        shares = 1 if "--parallel_config.model_parallel" in words else workers
+        flags = {"output_dir": name, "backend": backend, "batch_size": ROWS // shares, "runner_config.stop_step": stop}
+        given = [word for key, value in flags.items() for word in (f"--{key}", str(value))]
+        done = train(["--config", str(recipe), *given, *words], tmp_path, workers)
+        assert done.returncode == 0, done.stderr + done.stdout
+
+    go("one", 6, *one("torch"))
+    for number, (backend, workers, words) in enumerate(layouts, 1):
+        go("two", 2 * number, backend, workers, [*words, "--resume_training", "True"])
+    logs = [(tmp_path / name / "trainer_log.jsonl").read_text().splitlines() for name in ("one", "two")]
+    expected, found = ([json.loads(line) for line in log] for log in logs)
+    assert [record["step"] for record in found] == [1, 2, 3, 4, 5, 6]
+    for left, right in zip(expected, found, strict=True):
+        assert right["loss"] == pytest.approx(left["loss"], abs=1e-5)
+        assert right["grad_norm"] == pytest.approx(left["grad_norm"], abs=1e-5)
+        assert (right["tokens"], right["supervised"]) == (left["tokens"], left["supervised"])
 
 
 @pytest.mark.slow

@@ -90,7 +90,7 @@ def _prepared(figure: Figure, kind: str):
     spec = derive.model_spec(recipe)
     layout = on_devices(recipe, layout_of(recipe), figure.devices, spec)
     # Both frameworks deal out weights and gradients with the optimizer's state.
-    layout = layout._replace(weights_sharded=layout.optimizer_sharding)
+    layout = layout._replace(weights_sharded=layout.optimizer_sharding, reduce_scatters=True)
     return sizes_of(spec, derive.tuning(recipe, spec)), work_of(recipe, kind), layout
 
 

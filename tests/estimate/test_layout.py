@@ -61,7 +61,12 @@ def test_data_parallelism_takes_the_devices_that_are_left():
         (0, (), "--devices is 0, it must be 1 or more"),
         (12, ("parallel_config.model_parallel=8",), "--devices is 12, which model_parallel 8 x pipeline_stage 1 does"),
         (3, ("parallel_config.model_parallel=3",), "which does not divide 32 heads, 32 key-value heads"),
-        (3, ("parallel_config.model_parallel=3",), "feed-forward width 11008 and 32000 tokens; 2 would do"),
+        (3, ("parallel_config.model_parallel=3",), "feed-forward width 11008; 2 would do"),
+        (
+            3,
+            ("parallel_config.model_parallel=3", "parallel_config.vocab_emb_dp=False"),
+            "feed-forward width 11008, 32000 tokens; 2 would do",
+        ),
         (16, ("parallel_config.model_parallel=16",), "is 16, which does not divide a machine of 8 devices; 8 would do"),
         (5, ("parallel_config.pipeline_stage=5",), "pipeline_stage is 5, which does not divide 32 layers; 4 would do"),
         (None, ("parallel_config.data_parallel=0",), "data_parallel"),
@@ -89,6 +94,8 @@ def test_divisors_and_tensor_groups():
     assert tensor_sizes(derive.model_spec(loaded("lora_llama2_7b"))) == [1, 2, 4, 8]
     few = loaded("lora_llama2_7b", "model.model_config.n_kv_heads=2")
     assert tensor_sizes(derive.model_spec(few)) == [1, 2]
+    odd = derive.model_spec(loaded("lora_llama2_7b", "model.model_config.vocab_size=32002"))
+    assert tensor_sizes(odd) == [1, 2] and tensor_sizes(odd, whole_embedding=True) == [1, 2, 4, 8]
 
 
 @pytest.mark.parametrize(("name", "devices"), [("lora_llama2_7b", 8), ("finetune_llama2_70b", 64)])

@@ -43,7 +43,7 @@ def test_the_first_rank_writes_what_the_ranks_of_its_model_export(results, tiny_
     arrays = {name: np.full(shape, 3, np.float32) for name, shape in shapes.items()}
     calls = []
     # The moments are not asked for.
-    engine = SimpleNamespace(export_weights=lambda: calls.append(1) or arrays)
+    engine = SimpleNamespace(export_weights=lambda: calls.append(1) or arrays, is_sharded=False)
     adapter, model = results(1, engine)
     assert model is None and not Path(adapter).exists() and calls == [1]
     adapter, _ = results(0, engine)

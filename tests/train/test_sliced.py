@@ -1,6 +1,7 @@
 """Protects checkpoints of parts: the parts of any layout are the whole, bit for bit; what does not fit is named."""
 
 import json
+import math
 import os
 import threading
 
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 
 from msft.backend import slices
-from msft.backend.contract import StateParts
+from msft.backend.contract import Place, StateParts
 from msft.backend.mesh import Mesh
 from msft.errors import InputError, RunError
 from msft.train import manifest, sliced
@@ -34,7 +35,7 @@ def parts(kinds, mesh):
     places, found = slices.places(SHAPES, mesh), [{}, {}, {}]
     for name in places:
         for arrays, given in zip(found, kinds, strict=True):
-            own = slices.cut(given[name], slices.axis(name), mesh)
+            own = slices.cut(given[name], slices.axis(name, mesh), mesh)
             arrays[name] = own[mesh.rows(len(own))]
     return StateParts(*found, places, {})
 
@@ -55,6 +56,56 @@ def test_parts_of_any_layout_are_the_whole(data, tensor, tmp_path):
         assert found.shapes == SHAPES
         for name, array in expected.items():
             np.testing.assert_array_equal(found[name], array)
+
+
+def flat_parts(kinds, ranks, rank):
+    """What a rank of ZeRO gives: its range of all tensors one after another, cut within rows too."""
+    total = sum(math.prod(shape) for shape in SHAPES.values())
+    begin, end = total * rank // ranks, total * (rank + 1) // ranks
+    places, found, before = {}, [{}, {}, {}], 0
+    for name, shape in SHAPES.items():
+        first, last = (min(max(bound - before, 0), math.prod(shape)) for bound in (begin, end))
+        before += math.prod(shape)
+        if last > first:
+            places[name] = Place(shape, (first,), (last - first,))
+            for arrays, given in zip(found, kinds, strict=True):
+                arrays[name] = given[name].flatten()[first:last]
+    return StateParts(*found, places, {})
+
+
+@pytest.mark.parametrize("ranks", [2, 3, 7])
+def test_ranges_of_flattened_tensors_are_the_whole(ranks, tmp_path):
+    kinds = [wholes(seed) for seed in range(3)]
+    for rank in range(ranks):
+        sliced.write(tmp_path, rank, flat_parts(kinds, ranks, rank))
+    for kind, expected in zip(sliced.KINDS, kinds, strict=True):
+        found = sliced.Tensors(tmp_path, kind)
+        assert found.shapes == SHAPES
+        for name, array in expected.items():
+            np.testing.assert_array_equal(found[name], array)
+
+
+def test_a_range_lies_where_its_numbers_are():
+    """4 x 3 numbers from 0 on: five of them from the third on end in the second row of two."""
+    place = Place((4, 3), (2,), (5,))
+    whole = np.arange(12.0).reshape(4, 3)
+    assert place.of(whole).tolist() == [2, 3, 4, 5, 6]
+    place.of(whole)[...] = -1
+    assert whole.tolist() == [[0, 1, -1], [-1, -1, -1], [-1, 7, 8], [9, 10, 11]]
+    assert place.fits() and not place._replace(start=(8,)).fits() and not place._replace(start=(-1,)).fits()
+
+
+@pytest.mark.parametrize("shift", [1, -1])
+def test_ranges_that_leave_a_gap_or_overlap_are_named(shift, tmp_path):
+    kinds = [wholes(seed) for seed in range(3)]
+    name = "model.embed_tokens.weight"
+    for rank in range(3):
+        given = flat_parts(kinds, 3, rank)
+        if rank == 1:
+            given.places[name] = given.places[name]._replace(start=(given.places[name].start[0] + shift,))
+        sliced.write(tmp_path, rank, given)
+    with pytest.raises(InputError, match="the parts of weights 'model.embed_tokens.weight' are not the whole"):
+        sliced.Tensors(tmp_path, "weights")
 
 
 def test_every_number_is_written_once(tmp_path):

@@ -10,13 +10,14 @@ from msft.backend import slices
 from msft.backend.contract import StateParts
 from msft.backend.mesh import Mesh
 from msft.cli.main import main
+from msft.convert import safetensors_file
 from msft.files import write_json
 from msft.train import checkpoint, manifest, sliced
 
 SIZE = 512
 SHAPES = {
     f"model.layers.{number}.self_attn.{name}_proj.weight": (SIZE, SIZE) for number in range(6) for name in "qo"
-} | {"model.norm.weight": (SIZE,)}
+} | {"model.norm.weight": (SIZE,), "model.embed_tokens.weight": (SIZE, 8)}
 MEGABYTE = 2**20
 
 
@@ -45,8 +46,8 @@ def source(tmp_path):
     return folder
 
 
-def transform(source, target, layout):
-    return main(["transform_ckpt", "--src", str(source), "--dst", str(target), "--dst_layout", layout])
+def transform(source, target, layout, *words):
+    return main(["transform_ckpt", "--src", str(source), "--dst", str(target), "--dst_layout", layout, *words])
 
 
 def test_any_layout_and_back_is_bit_equal(source, tmp_path, capsys):
@@ -64,6 +65,22 @@ def test_any_layout_and_back_is_bit_equal(source, tmp_path, capsys):
     for path in (source / "slices").glob("*.safetensors"):
         assert (tmp_path / "back" / "slices" / path.name).read_bytes() == path.read_bytes()
     assert checkpoint.read_state(tmp_path / "back") == checkpoint.read_state(source)
+
+
+def test_a_vocabulary_is_cut_where_it_is_asked_for(source, tmp_path):
+    def shapes(folder):
+        path = folder / "slices" / "rank-1.safetensors"
+        stored = safetensors_file.read_index(path)
+        return {name: stored[f"weights.{name}"].info.shape for name in SHAPES if f"weights.{name}" in stored}
+
+    name, other = "model.embed_tokens.weight", "model.layers.0.self_attn.q_proj.weight"
+    assert transform(source, tmp_path / "whole", "1x2") == 0
+    assert transform(source, tmp_path / "cut", "1x2", "--vocab_emb_dp", "False") == 0
+    assert name not in shapes(tmp_path / "whole") and shapes(tmp_path / "cut")[name] == (SIZE // 2, 8)
+    assert shapes(tmp_path / "whole")[other] == shapes(tmp_path / "cut")[other] == (SIZE // 2, SIZE)
+    assert manifest.problems(tmp_path / "cut") == []
+    for folder in (tmp_path / "whole", tmp_path / "cut"):
+        np.testing.assert_array_equal(sliced.Tensors(folder, "weights")[name], arrays("weights")[name])
 
 
 def test_one_tensor_at_a_time(source, tmp_path):

@@ -16,7 +16,7 @@ import numpy as np
 from mindspore import Tensor
 from mindspore import ops as operators
 
-from msft.backend import line, names, slices
+from msft.backend import context, line, names, slices, stages
 from msft.backend.contract import Lora, Runtime, Tuning
 from msft.backend.mindspore import block, distributed, ops, sequence, vocabulary
 from msft.backend.mindspore.cached_block import CachedBlocks
@@ -61,13 +61,15 @@ class Decoder:
         self.tuned: dict[str, Tensor] = {}
         self.frozen: dict[str, Tensor] = {}
         self.tuned_names: dict[str, str] = {}
+        names.check_modules(tuning.lora.modules if tuning.lora else (), spec)
+        self.hidden_dtype = ops.dtype(names.hidden_dtype(names.EMBEDDING in tuning.parameters, runtime.precision))
+        tuning = stages.own_tuning(tuning, spec, self.mesh)
         tuned, source = set(tuning.parameters), slices.SlicedSource(source, self.mesh)
-        for name in family(spec.family).tensor_shapes(spec):
+        for name in stages.own(family(spec.family).tensor_shapes(spec), spec, self.mesh):
             self._place(name, source.read(name), name if name in tuned else None)
         if tuning.lora:
-            names.check_modules(tuning.lora.modules, spec)
             self._add_lora(tuning.lora)
-        self.layers = [self._layer(number) for number in range(spec.num_hidden_layers)]
+        self.layers = [self._layer(number) for number in stages.layers(spec, self.mesh)]
         self.attentions = {is_shared: ops.line_attention(self.own, runtime, is_shared) for is_shared in (False, True)}
         self.functions = _functions(kernels)
         self.cached_blocks = CachedBlocks(self, self._numbers(0.0, True))
@@ -91,43 +93,55 @@ class Decoder:
         segment_ids: np.ndarray,
         keep: bool = False,
         is_shared: bool = False,
+        taken: Tensor | None = None,
     ) -> Trace:
         """Take the tokens of int32 [rows, length] arrays through all blocks; `keep` what `backward` needs.
 
-        Attention is causal and stays within a segment. Of rows that are shared this rank computes its part.
+        Attention is causal and stays within a segment. Of rows that are shared this rank computes its part. A later
+        stage of a pipeline goes on with the hidden states that it has `taken`.
         """
         found, tensors = self._line(input_ids, position_ids, segment_ids, is_shared=is_shared)
-        hidden, all_kept = self._embedded(found), []
+        hidden, all_kept = self._embedded(found) if taken is None else taken, []
         for apply, names_of_layer in self._blocks():
             hidden, kept = apply.forward(hidden, tensors, [*map(self.parameter, names_of_layer)])
             if keep:
                 all_kept.append(kept)
+        if not self.mesh.is_last_stage:
+            return Trace(found, tensors, all_kept, hidden, hidden)
         normed = self.enter(self.functions.norm(hidden, self.parameter("model.norm.weight")))
         return Trace(found, tensors, all_kept, hidden, normed)
 
-    def backward(self, gradient: Tensor, trace: Trace) -> dict[str, Tensor]:
+    def backward(self, gradient: Tensor, trace: Trace) -> tuple[dict[str, Tensor], Tensor]:
         """Return the gradients of the tuned tensors but the head, by canonical name, for that of `trace.hidden`.
 
-        Of a model that is cut, each rank gives its share of the latter. It empties `trace.kept`, whose tensors are large, on its way.
+        With them goes that of the hidden states before the first block. Of a model that is cut, each rank gives its
+        share of the last ones' gradient. It empties `trace.kept`, whose tensors are large, on its way.
         """
-        found, flats, weight = {}, [], self.parameter("model.norm.weight")
-        gradient = self.leave(gradient)
-        if "model.norm.weight" in self.tuned_names:
-            name = self.tuned_names["model.norm.weight"]
-            found[name] = self.functions.norm_backward_tuned(gradient, trace.last, weight)
-        gradient = self.functions.norm_backward(gradient, trace.last, weight)
+        found, flats = {}, []
+        if self.mesh.is_last_stage:
+            gradient, weight = self.leave(gradient), self.parameter("model.norm.weight")
+            if "model.norm.weight" in self.tuned_names:
+                name = self.tuned_names["model.norm.weight"]
+                found[name] = self.functions.norm_backward_tuned(gradient, trace.last, weight)
+            gradient = self.functions.norm_backward(gradient, trace.last, weight)
         for apply, names_of_layer in reversed([*self._blocks()]):
             tensors = [*map(self.parameter, names_of_layer)]
             gradient, by_place = apply.backward(gradient, trace.kept.pop(), trace.tensors, tensors)
             flats += [
                 (flat, [self.tuned_names[names_of_layer[at]] for at in places]) for places, flat in by_place.items()
             ]
-        if names.EMBEDDING in self.tuned_names:
+        if self.mesh.stage == 0 and names.EMBEDDING in self.tuned_names:
             found[self.tuned_names[names.EMBEDDING]] = self._embed_backward(gradient, trace.line)
         # At the end, because these operators do not wait for what is computed before them.
         while flats:
             found |= self._parts_of(*flats.pop())
-        return found
+        return found, gradient
+
+    def hidden_shape(self, segment_ids: np.ndarray, is_shared: bool) -> tuple[int, ...]:
+        """Return the shape of the hidden states of this rank's tokens between two layers."""
+        most = context.part(segment_ids, self.mesh.context if is_shared else 1).most
+        own = self.mesh.own_tokens(line.length(most, self.mesh.tensor if self.mesh.is_sequence_cut else 1))
+        return own.stop - own.start, self.spec.hidden_size
 
     def states(
         self, input_ids: np.ndarray, position_ids: np.ndarray, segment_ids: np.ndarray
@@ -158,7 +172,7 @@ class Decoder:
 
     def is_head_tied(self) -> bool:
         """Whether head and embedding are one tensor."""
-        return self.parameter(names.HEAD) is self.parameter(names.EMBEDDING)
+        return self.spec.tie_word_embeddings
 
     def rotate(self, hidden: np.ndarray, position_ids: np.ndarray) -> np.ndarray:
         """Apply the rotary embedding to float32 [rows, heads, length, head_dim] at int32 [rows, length]."""

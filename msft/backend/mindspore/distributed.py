@@ -1,5 +1,6 @@
 """The process group of msrun: sums over ranks, by collectives that every target has (AllReduce SUM, AllGather)."""
 
+import math
 import os
 import sys
 import time
@@ -21,7 +22,9 @@ WAIT_SECONDS = 1800
 LAST_WORDS_SECONDS = 1.0
 
 # The mesh of this process, and the sums over its groups of ranks.
-_joined = SimpleNamespace(mesh=Mesh(), replicas=None, tensor=None, context=None, pipeline=None)
+_joined = SimpleNamespace(
+    mesh=Mesh(), replicas=None, tensor=None, context=None, pipeline=None, ends=None, ahead=None, behind=None
+)
 
 
 def initialize(
@@ -56,6 +59,18 @@ def _join(tensor: int, context: int, pipeline: int, sequence: bool, vocabulary: 
     for kind, size in (("tensor", tensor), ("context", context), ("pipeline", pipeline)):
         if size > 1:
             setattr(_joined, kind, _own(kind, getattr(mesh, f"{kind}_groups"), rank))
+    if pipeline > 1:
+        _join_stages(mesh)
+
+
+def _join_stages(mesh: Mesh) -> None:
+    """The sums of a stage with its neighbours, and of the first stage with the last."""
+    if mesh.stage > 0:
+        _joined.behind = _own(f"stage-{mesh.stage - 1}", mesh.neighbour_groups(mesh.stage - 1), mesh.rank)
+    if not mesh.is_last_stage:
+        _joined.ahead = _own(f"stage-{mesh.stage}", mesh.neighbour_groups(mesh.stage), mesh.rank)
+    if mesh.stage == 0 or mesh.is_last_stage:
+        _joined.ends = _own("ends", mesh.end_groups, mesh.rank)
 
 
 def _own(kind: str, groups: list[list[int]], rank: int) -> ops.AllReduce:
@@ -172,6 +187,36 @@ def _taking(mesh: Mesh):
         return values[size * mesh.tensor_rank : size * (mesh.tensor_rank + 1)]
 
     return mindspore.jit(take)
+
+
+def sum_ends(gradients: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return the gradients summed over the first and the last stage, which alone call this."""
+    return _summed(gradients, _joined.ends)
+
+
+def exchange(given: Tensor | None, shape: tuple[int, ...] | None, dtype: mindspore.dtype, ahead: bool) -> Tensor | None:
+    """Give values to the next stage (`ahead`) or the one before, and return what it gives, of a shape and dtype.
+
+    None: nothing is given, or taken. Both stages call it at once. CPU has no messages but sums over a group, so each
+    adds zeros where the other gives; what the earlier stage gives stands first.
+    """
+    own = [] if given is None else [given.reshape(-1)]
+    other = [] if shape is None else [ops.zeros(math.prod(shape), dtype)]
+    parts = own + other if ahead else other + own
+    both = _all_reduce(parts[0] if len(parts) == 1 else ops.concat(parts), _joined.ahead if ahead else _joined.behind)
+    if shape is None:
+        return None
+    taken = both[-math.prod(shape) :] if ahead else both[: math.prod(shape)]
+    return taken.reshape(shape)
+
+
+def join_stages(arrays: dict[str, np.ndarray], shapes: dict[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
+    """Return arrays of all stages, float32 of these shapes, of which each rank has some; each is summed over stages."""
+    found = {}
+    for name, shape in shapes.items():
+        own = np.ascontiguousarray(arrays[name]) if name in arrays else np.zeros(shape, np.float32)
+        found[name] = _all_reduce(Tensor(own.reshape(-1)), _joined.pipeline).asnumpy().reshape(shape)
+    return found
 
 
 def join(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -4,11 +4,13 @@ import mindspore
 
 from msft.backend.contract import Engine, Runtime, Tuning
 from msft.backend.engine import FrameworkEngine
-from msft.backend.mindspore import distributed
+from msft.backend.mindspore import distributed, whole_engine
 from msft.backend.mindspore.device import TARGETS
 from msft.backend.mindspore.generation import Session
 from msft.backend.mindspore.model import Model
 from msft.backend.mindspore.optimizer import AdamW
+from msft.backend.mindspore.staged import StagedModel
+from msft.backend.staged import StagedEngine
 from msft.models.spec import ModelSpec
 
 
@@ -18,8 +20,12 @@ def build(spec: ModelSpec, source, tuning: Tuning, runtime: Runtime) -> Engine:
     # It can be set once only, before anything is computed: distributed.initialize has done so, or the caller.
     if mindspore.get_context("device_target") != target:
         mindspore.set_device(target)
+    if runtime.plan is not None:
+        return whole_engine.build(spec, source, tuning, runtime)
     # Blocks are compiled one by one; what joins them runs as it is written.
     mindspore.set_context(mode=mindspore.PYNATIVE_MODE)
-    model = Model(spec, source, tuning, runtime)
+    is_staged = distributed.mesh().pipeline > 1
+    model_kind, engine_kind = (StagedModel, StagedEngine) if is_staged else (Model, FrameworkEngine)
+    model = model_kind(spec, source, tuning, runtime)
     optimizer = AdamW(model, runtime.optimizer, runtime.shard_optimizer)
-    return FrameworkEngine(model, optimizer, distributed, Session, runtime)
+    return engine_kind(model, optimizer, distributed, Session, runtime)

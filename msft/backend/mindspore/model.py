@@ -49,7 +49,7 @@ class Model:
         with self.decoder.mode(keys, adapter=True):
             trace = self._forward(batch, keep=True)
             summed, by_hidden, by_head = self._head_gradients(trace, batch, scale)
-            gradients = self.decoder.backward(by_hidden, trace)
+            gradients, _ = self.decoder.backward(by_hidden, trace)
         # The head's own gradient is known already; a tied head is reached through the embedding as well.
         if by_head is not None:
             name = names.HEAD if names.HEAD in self.tuned else names.EMBEDDING
@@ -132,8 +132,9 @@ class Model:
             "threads": self.threads,
         }
 
-    def _forward(self, batch: Batch, keep: bool = False) -> Trace:
-        return self.decoder.forward(batch.input_ids, batch.position_ids, batch.segment_ids, keep, batch.is_shared)
+    def _forward(self, batch: Batch, keep: bool = False, taken: Tensor | None = None) -> Trace:
+        arrays = batch.input_ids, batch.position_ids, batch.segment_ids
+        return self.decoder.forward(*arrays, keep, batch.is_shared, taken)
 
     def _losses(self, batch: Batch) -> np.ndarray:
         """The cross-entropy of each supervised position in reading order, float32 [n]; logits for a chunk at a time."""

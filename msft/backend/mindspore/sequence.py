@@ -1,7 +1,8 @@
 """A block of whose hidden states each rank of a model has its part of the tokens (Megatron, arXiv 2205.05198).
 
-What Megatron gathers and scatters is summed here, because MindSpore has nothing else for a group of ranks on CPU: a part
-with zeros around it to gather, all tokens to scatter. A block sends twice of what it sends where tokens are whole.
+What Megatron gathers and scatters is summed here, because MindSpore has nothing else for a group of ranks on CPU: a
+part with zeros around it to gather, all tokens to scatter. A block sends twice of what it sends where tokens are whole,
+and once more for what tuned modules read.
 """
 
 from functools import cache

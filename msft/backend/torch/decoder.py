@@ -12,9 +12,21 @@ from torch import nn
 from torch.nn import functional
 from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM
 
-from msft.backend import context, names, slices
+from msft.backend import context, names, slices, stages
 from msft.backend.contract import Runtime, Tuning
-from msft.backend.torch import attention, block, distributed, lora, ops, sequence, sharding, vocabulary, zero_parts
+from msft.backend.torch import (
+    attention,
+    block,
+    distributed,
+    elsewhere,
+    lora,
+    ops,
+    replaced,
+    sequence,
+    sharding,
+    vocabulary,
+    zero_parts,
+)
 from msft.errors import InputError
 from msft.models import rope
 from msft.models.adapters import peft_names
@@ -47,6 +59,9 @@ class Decoder:
         self.is_sharded = self.mesh.shards(runtime.strategy)
         self.is_fsdp = self.is_sharded and runtime.strategy == "fsdp"
         source = slices.SlicedSource(source, self.mesh)
+        names.check_modules(tuning.lora.modules if tuning.lora else (), spec)
+        self.hidden_dtype = ops.dtype(names.hidden_dtype(names.EMBEDDING in tuning.parameters, runtime.precision))
+        tuning = stages.own_tuning(tuning, spec, self.mesh)
         # What makes a frozen parameter of a whole tensor that was read; FSDP's are read when all is shared out.
         keep = None if self.is_fsdp else functools.partial(nn.Parameter, requires_grad=False)
         if self.is_sharded and zero_parts.partitions_weights(runtime):
@@ -64,7 +79,6 @@ class Decoder:
         self.adapted = None
         self.adapted_layers: list[nn.Module] = []
         if tuning.lora:
-            names.check_modules(tuning.lora.modules, spec)
             self.adapted = lora.add(self.network, tuning.lora, runtime, self.mesh, keep)
             self.adapted_layers = [self.network.get_submodule(module) for module in tuning.lora.modules]
         if self.is_fsdp:
@@ -91,7 +105,7 @@ class Decoder:
 
     def _fit_modules(self) -> None:
         """Tell the linear modules what they are cut to, and which rank adds a bias that all of a model's have."""
-        for module in family(self.spec.family).linear_modules(self.spec):
+        for module in stages.own(family(self.spec.family).linear_modules(self.spec), self.spec, self.mesh):
             part = self.network.get_submodule(module)
             part.out_features, part.in_features = zero_parts.whole_shape(part.weight)
             part.adds_bias = slices.module_axis(module) == 0 or self.mesh.tensor_rank == 0
@@ -109,11 +123,12 @@ class Decoder:
             if self.is_fsdp:
                 self._warm_up_whole(attend)
                 return time.perf_counter() - began
-            with zero_parts.gathered(model.embed_tokens.parameters()):
-                hidden = model.embed_tokens(positions).detach().requires_grad_()
-            with self._autocast(), zero_parts.gathered(model.layers[0].parameters()):
+            first = model.layers[stages.layers(self.spec, self.mesh).start]
+            settings = {"dtype": self.hidden_dtype, "device": positions.device, "requires_grad": True}
+            hidden = torch.zeros(self._shape_of(tokens), **settings)
+            with self._autocast(), zero_parts.gathered(first.parameters()):
                 rotation = model.rotary_emb(hidden, positions)
-                output = model.layers[0](hidden, position_embeddings=rotation, attend=attend)
+                output = first(hidden, position_embeddings=rotation, attend=attend)
                 torch.autograd.grad(output.sum(), hidden)
         except torch._dynamo.exc.BackendCompilerFailed as error:
             why = str(error).partition("\n")[0]
@@ -136,7 +151,7 @@ class Decoder:
         if self.network.training != training:
             self.network.train(training)
         try:
-            with nullcontext() if adapter else self.adapted.disable_adapter():
+            with nullcontext() if adapter or self.adapted is None else self.adapted.disable_adapter():
                 yield
         finally:
             self.dropout_keys = None
@@ -145,47 +160,89 @@ class Decoder:
                 sharding.free(self.network)
 
     def hidden(
-        self, input_ids: np.ndarray, position_ids: np.ndarray, segment_ids: np.ndarray, is_shared: bool = False
+        self,
+        input_ids: np.ndarray,
+        position_ids: np.ndarray,
+        segment_ids: np.ndarray,
+        is_shared: bool = False,
+        taken: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Return the final hidden states [rows, length, hidden] of int32 [rows, length] arrays, 0 on padding.
 
         Real tokens alone are computed, in one line of tokens; attention is causal and stays within a segment. Of rows
         that are shared those of other ranks are 0 too. On the ranks of a model that is cut, gradients of them are
-        shares.
+        shares. The last stage of a pipeline goes on with what it has `taken` of the one before.
         """
         part = self._part(segment_ids, is_shared)
         if len(part.places):
-            states = self.parts.enter(self._line(input_ids, position_ids, part, is_shared))
+            states = self.parts.enter(self._line(input_ids, position_ids, part, is_shared, taken))
             return self._padded(states, part.places, segment_ids.shape)
         if not (self.is_sharded or is_shared):
             return torch.zeros(*segment_ids.shape, self.spec.hidden_size, device=self.runtime.device)
+        states = self.parts.enter(self.through(input_ids, position_ids, segment_ids, is_shared, taken))
+        return (states[:, :1] * 0).expand(*segment_ids.shape, -1)
+
+    def through(
+        self,
+        input_ids: np.ndarray,
+        position_ids: np.ndarray,
+        segment_ids: np.ndarray,
+        is_shared: bool,
+        taken: torch.Tensor | None,
+    ) -> torch.Tensor:
+        """Return the hidden states [1, tokens, hidden] behind the layers of this rank's stage, without padding.
+
+        `taken` are those before them (None: the embeddings).
+        """
+        part = self._part(segment_ids, is_shared)
+        if len(part.places):
+            return self._line(input_ids, position_ids, part, is_shared, taken)
         # The other ranks have tokens, and need this one to gather the weights, or keys and values.
-        states = self._line(input_ids * 0, position_ids, part.stand_in(), is_shared and part.most > 0)
-        return (self.parts.enter(states)[:, :1] * 0).expand(*segment_ids.shape, -1)
+        return self._line(input_ids * 0, position_ids, part.stand_in(), is_shared and part.most > 0, taken)
+
+    def hidden_shape(self, segment_ids: np.ndarray, is_shared: bool) -> tuple[int, ...]:
+        """Return the shape of the hidden states of this rank's tokens between two layers."""
+        return self._shape_of(int(self._computed(segment_ids, is_shared).pieces[-1, 1]))
+
+    def set_dropout(self, segment_ids: np.ndarray, is_shared: bool) -> None:
+        """Count dropout as on a batch's way forward, for blocks that are computed again when others have been."""
+        self._count_dropout(self._computed(segment_ids, is_shared))
+
+    def _shape_of(self, tokens: int) -> tuple[int, ...]:
+        own = self.mesh.own_tokens(tokens)
+        return 1, own.stop - own.start, self.spec.hidden_size
+
+    def _computed(self, segment_ids: np.ndarray, is_shared: bool) -> context.Part:
+        part = self._part(segment_ids, is_shared)
+        return self._filled(part if len(part.places) else part.stand_in(), is_shared)
 
     def _part(self, segment_ids: np.ndarray, is_shared: bool) -> context.Part:
         """What this rank computes of a batch."""
         ranks = (self.mesh.context, self.mesh.context_rank) if is_shared else (1, 0)
         return context.part(segment_ids, *ranks)
 
-    def _line(self, input_ids, position_ids, part: context.Part, is_shared: bool = False) -> torch.Tensor:
-        """The final hidden states [1, tokens, hidden] of a part, this rank's alone where each has its own.
+    def _filled(self, part: context.Part, is_shared: bool) -> context.Part:
+        """A part as long as a multiple of the ranks that have their own."""
+        return part.filled(self.mesh.tensor if self.mesh.is_sequence_cut else 1, is_shared)
 
-        The line is filled up to a multiple of the ranks that have their own.
-        """
+    def _line(self, input_ids, position_ids, part: context.Part, is_shared=False, taken=None) -> torch.Tensor:
+        """The final hidden states [1, tokens, hidden] of a part, this rank's alone where each has its own."""
         self._set_frequencies(position_ids)
-        part = part.filled(self.mesh.tensor if self.mesh.is_sequence_cut else 1, is_shared)
+        part = self._filled(part, is_shared)
         segments, attention_of = attention.Segments(part.pieces, self.runtime.device), self.attention
         if is_shared:
             # What a block keeps is not kept where it is computed again.
             attention_of = attention.Shared(attention_of, part, not self.runtime.recompute, self.runtime.device)
-        if self.dropout_keys is not None:
-            self._set_dropout(self.tensor(part.take(self.dropout_keys)))
+        self._count_dropout(part)
 
         def attend(layer, query, key, value, scale):
             return attention_of(query, key, value, segments, scale)
 
-        return self._run(part.take(input_ids), part.take(position_ids), attend)
+        return self._run(part.take(input_ids), part.take(position_ids), attend, taken)
+
+    def _count_dropout(self, part: context.Part) -> None:
+        if self.dropout_keys is not None:
+            self._set_dropout(self.tensor(part.take(self.dropout_keys)))
 
     def _embedded(self, input_ids: torch.Tensor) -> torch.Tensor:
         """The embedding of this rank's tokens among int32 [1, tokens]."""
@@ -194,10 +251,11 @@ class Decoder:
             return self.parts.leave(self.vocabulary.embed(table, input_ids))
         return functional.embedding(input_ids[:, self.mesh.own_tokens(input_ids.shape[1])], table)
 
-    def _run(self, input_ids: np.ndarray, position_ids: np.ndarray, attend: Callable) -> torch.Tensor:
+    def _run(self, input_ids: np.ndarray, position_ids: np.ndarray, attend: Callable, taken=None) -> torch.Tensor:
         with self._autocast():
             return self.trunk(
-                input_ids=self.tensor(input_ids),
+                input_ids=self.tensor(input_ids) if taken is None else None,
+                inputs_embeds=taken,
                 position_ids=self.tensor(position_ids),
                 use_cache=False,
                 attend=attend,
@@ -252,7 +310,9 @@ class Decoder:
 
     def is_head_tied(self) -> bool:
         """Whether head and embedding are one tensor."""
-        return self.network.lm_head.weight is self.network.model.embed_tokens.weight
+        if not stages.is_own(names.EMBEDDING, self.spec, self.mesh):
+            return self.spec.tie_word_embeddings
+        return getattr(self.network.lm_head, "weight", None) is self.network.model.embed_tokens.weight
 
     @torch.no_grad()
     def rotate(self, hidden: np.ndarray, position_ids: np.ndarray) -> np.ndarray:
@@ -295,24 +355,27 @@ def _load(
     with torch.device("meta"):
         network = AutoModelForCausalLM.from_config(config, attn_implementation=ATTENTION)
     tuned, precision = set(tuning.parameters), runtime.precision
-    for name, shape in family(spec.family).tensor_shapes(spec).items():
+    elsewhere.leave_out(network, spec, source.mesh)
+    shapes = family(spec.family).tensor_shapes(spec)
+    for name in stages.own(shapes, spec, source.mesh):
         if keep is None:
             kind = ops.dtype(names.computed_dtype(name, name in tuned, precision))
-            parameter = nn.Parameter(torch.empty(shape, dtype=kind, device="meta"), requires_grad=False)
+            parameter = nn.Parameter(torch.empty(shapes[name], dtype=kind, device="meta"), requires_grad=False)
         else:
             parameter = keep(_read(source, name, name in tuned, runtime))
         owner, _, leaf = name.rpartition(".")
         setattr(network.get_submodule(owner), leaf, parameter)
-    network.tie_weights()
+    if stages.is_own(names.EMBEDDING, spec, source.mesh):
+        network.tie_weights()
     _rebuild_rotary(network, config, runtime.device)
     # transformers zeroes the gradient of the padding row, which is a real token where pad = eos.
     network.model.embed_tokens.padding_idx = None
     compute = ops.dtype(precision.compute)
-    for module in family(spec.family).linear_modules(spec):
+    for module in stages.own(family(spec.family).linear_modules(spec), spec, source.mesh):
         part = network.get_submodule(module)
-        part.forward = functools.partial(_linear, part, compute)
+        part.forward = functools.partial(replaced.linear, part, compute)
     for module in network.modules():
-        replacement = REPLACED.get(type(module).__name__)
+        replacement = replaced.FORWARDS.get(type(module).__name__)
         if replacement:
             module.forward = functools.partial(replacement, module, parts)
     return network
@@ -323,30 +386,6 @@ def _read(source, name: str, is_tuned: bool, runtime: Runtime) -> torch.Tensor:
     tensor = ops.from_numpy(source.read(name), runtime.device, "float32" if is_tuned else runtime.precision.parameters)
     # autocast does not widen, and keeps a copy of each weight that it narrows until the backward pass.
     return tensor.to(ops.dtype(names.computed_dtype(name, is_tuned, runtime.precision)))
-
-
-def _linear(part: nn.Module, compute: torch.dtype, hidden: torch.Tensor) -> torch.Tensor:
-    return block.linear(hidden, part.weight, block.bias(part), compute)
-
-
-def _normed(norm: nn.Module, parts: block.Parts, hidden: torch.Tensor) -> torch.Tensor:
-    return parts.rms_norm(hidden, norm.weight, norm.variance_epsilon)
-
-
-def _fed_forward(mlp: nn.Module, parts: block.Parts, hidden: torch.Tensor) -> torch.Tensor:
-    return parts.leave(mlp.down_proj(parts.swiglu(*parts.read(hidden, mlp.gate_proj, mlp.up_proj))))
-
-
-def _mixed(mixer: nn.Module, parts: block.Parts, hidden_states: torch.Tensor, position_embeddings, attend, **_):
-    projected = parts.read(hidden_states, mixer.q_proj, mixer.k_proj, mixer.v_proj)
-    query, key, value = (heads.unflatten(-1, (-1, mixer.head_dim)).transpose(1, 2) for heads in projected)
-    query, key = parts.rotate(query, key, *position_embeddings)
-    mixed = attend(mixer.layer_idx, query, key, value, mixer.scaling)
-    return parts.leave(mixer.o_proj(mixed.transpose(1, 2).flatten(2))), None
-
-
-# transformers' modules whose mathematics `block` does with less memory, and what takes the place of their `forward`.
-REPLACED = {"LlamaRMSNorm": _normed, "LlamaMLP": _fed_forward, "LlamaAttention": _mixed}
 
 
 def _rebuild_rotary(network: nn.Module, config, device: str) -> None:

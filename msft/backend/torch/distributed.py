@@ -22,7 +22,7 @@ _GATHER = getattr(group, "all_gather_single", group.all_gather_into_tensor)
 _SCATTER = getattr(group, "reduce_scatter_single", group.reduce_scatter_tensor)
 
 # The mesh of this process, and its groups of ranks: None = all of them.
-_joined = SimpleNamespace(mesh=Mesh(), replicas=None, tensor=None, context=None, pipeline=None)
+_joined = SimpleNamespace(mesh=Mesh(), replicas=None, tensor=None, context=None, pipeline=None, ends=None)
 
 
 def initialize(
@@ -53,13 +53,15 @@ def initialize(
     for kind, size in (("tensor", tensor), ("context", context), ("pipeline", pipeline)):
         if size > 1:
             setattr(_joined, kind, _own(getattr(mesh, f"{kind}_groups"), rank))
+    if pipeline > 1:
+        _joined.ends = _own(mesh.end_groups, rank)
     return rank, world
 
 
 def _own(groups: list[list[int]], rank: int):
-    """The group that has this rank; every rank makes all of them."""
+    """The group that has this rank (None: no group has); every rank makes all of them."""
     made = [(ranks, group.new_group(ranks, timeout=WAIT)) for ranks in groups]
-    return next(handle for ranks, handle in made if rank in ranks)
+    return next((handle for ranks, handle in made if rank in ranks), None)
 
 
 def mesh() -> Mesh:
@@ -145,6 +147,39 @@ def scatter(values: torch.Tensor) -> torch.Tensor:
     part = values.new_empty(len(values) // _joined.mesh.tensor, *values.shape[1:])
     _SCATTER(part, values, group=_joined.tensor)
     return part.unsqueeze(0)
+
+
+def sum_ends(gradients: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return the gradients summed over the first and the last stage, which alone call this."""
+    return _summed(gradients, _joined.ends)
+
+
+def exchange(
+    given: torch.Tensor | None, shape: tuple[int, ...] | None, dtype: torch.dtype, ahead: bool
+) -> torch.Tensor | None:
+    """Give values to the next stage (`ahead`) or the one before, and return what it gives, of a shape and dtype.
+
+    None: nothing is given, or taken. Both stages call it at once.
+    """
+    neighbour, messages, taken = _joined.mesh.neighbour(ahead), [], None
+    if given is not None:
+        messages.append(group.P2POp(group.isend, given.contiguous(), neighbour))
+    if shape is not None:
+        taken = torch.empty(shape, dtype=dtype, device=_device())
+        messages.append(group.P2POp(group.irecv, taken, neighbour))
+    for work in group.batch_isend_irecv(messages):
+        work.wait()
+    return taken
+
+
+def join_stages(arrays: dict[str, np.ndarray], shapes: dict[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
+    """Return arrays of all stages, float32 of these shapes, of which each rank has some; each is summed over stages."""
+    found = {}
+    for name, shape in shapes.items():
+        own = torch.from_numpy(arrays[name].copy() if name in arrays else np.zeros(shape, np.float32)).to(_device())
+        group.all_reduce(own, group=_joined.pipeline)
+        found[name] = own.cpu().numpy()
+    return found
 
 
 def join(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

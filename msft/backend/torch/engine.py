@@ -2,11 +2,13 @@
 
 from msft.backend.contract import Engine, Runtime, Tuning
 from msft.backend.engine import FrameworkEngine
+from msft.backend.staged import StagedEngine
 from msft.backend.torch import distributed
 from msft.backend.torch.generation import Session
 from msft.backend.torch.model import Model
 from msft.backend.torch.optimizer import AdamW
 from msft.backend.torch.sharded import ShardedAdamW, ShardedEngine, ShardedModel
+from msft.backend.torch.staged import StagedModel
 from msft.models.spec import ModelSpec
 
 
@@ -18,6 +20,8 @@ def build(spec: ModelSpec, source, tuning: Tuning, runtime: Runtime) -> Engine:
 
         return ZeroEngine(spec, source, tuning, runtime)
     kinds = (ShardedModel, ShardedAdamW, ShardedEngine) if is_sharded else (Model, AdamW, FrameworkEngine)
+    if distributed.mesh().pipeline > 1:
+        kinds = (StagedModel, AdamW, StagedEngine)
     model_kind, optimizer_kind, engine_kind = kinds
     model = model_kind(spec, source, tuning, runtime)
     optimizer = optimizer_kind(model, runtime.optimizer, runtime.shard_optimizer)

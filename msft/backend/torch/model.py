@@ -144,10 +144,10 @@ class Model:
         seconds = self.decoder.compile_seconds
         return self.kernels.parts.name + (f" (took {seconds:.1f} s)" if seconds else "")
 
-    def _hidden(self, batch: Batch) -> torch.Tensor:
-        return self.decoder.hidden(batch.input_ids, batch.position_ids, batch.segment_ids, batch.is_shared)
+    def _hidden(self, batch: Batch, taken: torch.Tensor | None = None) -> torch.Tensor:
+        return self.decoder.hidden(batch.input_ids, batch.position_ids, batch.segment_ids, batch.is_shared, taken)
 
-    def _supervised(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+    def _supervised(self, batch: Batch, taken: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
         """The hidden states [n, hidden] of the supervised positions in reading order, and their labels [n].
 
         Where the ranks of a model share the losses, those of this rank's share.
@@ -155,7 +155,7 @@ class Model:
         places = np.flatnonzero(batch.labels != IGNORE)
         places = places[self.mesh.own_losses(len(places))]
         chosen, labels = self.decoder.tensor(places), self.decoder.tensor(batch.labels.flat[places])
-        return self._hidden(batch).flatten(0, 1).index_select(0, chosen), labels
+        return self._hidden(batch, taken).flatten(0, 1).index_select(0, chosen), labels
 
     def _at_head(self, hidden: torch.Tensor, work: Callable, *arguments):
         """What `work` gives for hidden states and more, where the head's weight is at hand."""

@@ -53,7 +53,7 @@ class AdamW:
     def apply(self, gradients: dict[str, torch.Tensor], factor: float, learning_rate: float) -> None:
         """Take one step with `factor` x gradients."""
         settings = self.settings
-        if factor != 1:
+        if factor != 1 and gradients:
             torch._foreach_mul_(list(gradients.values()), factor)
         # Without bias correction is with the correction of a step so late that it is 1.
         taken = self.step if settings.bias_correction else NO_CORRECTION
