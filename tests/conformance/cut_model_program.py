@@ -1,7 +1,7 @@
 """Trains tiny models that are shared out over the processes of a launcher, on either engine.
 
-Run by test_cut_models.py: TENSOR ranks hold one of PIPELINE stages of a model, CONTEXT share the tokens of its rows; and
-by test_sharded.py: SETTINGS (JSON) are the runtime's. What came out is written by the first rank to result.npz; the
+Run by test_cut_models.py: TENSOR ranks hold one of PIPELINE stages of a model, CONTEXT share the tokens of its rows;
+and by test_sharded.py: SETTINGS (JSON) are the runtime's. What came out is written by the first rank to result.npz; the
 state by all of them to parts/, and to taken/ once more when they have taken over that of one process (start.npz). KIND:
 a key of TUNINGS.
 """

@@ -105,6 +105,7 @@ def test_a_cut_model_trains_as_the_whole_one(backend, kind, tensor, workers, set
                 (backend, "full", 2, 2, 4, {"recompute": True}),
                 (backend, "lora", 1, 4, 4, {"recompute": True}),
                 (backend, "lora", 1, 2, 4, {"shard_optimizer": True}),
+                (backend, "full", 2, 2, 4, ALL),
             )
         ),
         pytest.param("torch", "full", 1, 2, 4, {"strategy": "fsdp"}, marks=pytest.mark.slow),
