@@ -123,6 +123,12 @@ def test_ranks_that_share_rows_train_as_one_process(
 
 
 @pytest.mark.slow
+def test_stages_of_a_model_take_rows_that_ranks_share(write_recipe, tmp_path):
+    settings = {"recompute": True}
+    check_equal_to_one_process("torch", "lora", 1, 4, write_recipe("torch"), tmp_path, settings, 2, pipeline=2)
+
+
+@pytest.mark.slow
 def test_a_cut_model_trains_in_bfloat16(write_recipe, tmp_path):
     """The bar is bfloat16's: the sums of a product over ranks are rounded once more."""
     whole = cut_models.engine("torch", "lora", compute="bfloat16")
