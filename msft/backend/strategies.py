@@ -58,10 +58,9 @@ def hidden_states(plan: Plan) -> tuple[int, int, int]:
 
 
 def norm(plan: Plan) -> dict[str, Strategy]:
-    """Return the strategies of RMSNorm: fused, (hidden, weight), and as plain operators."""
+    """Return the strategies of RMSNorm's operators."""
     parts = hidden_states(plan)
     return {
-        "fused": (parts, (1,)),
         "square": (parts,),
         "mean": (parts,),
         "epsilon": (parts, ()),

@@ -25,8 +25,6 @@ class Ignored(NamedTuple):
 def ignored_keys(recipe: Recipe, document: Document) -> list[Ignored]:
     """Return what was written and is not used, in the order of the file and the command line."""
     found = [*_marked(recipe, recipe), *_outvoted(recipe)]
-    if semi_auto.is_asked(recipe):
-        found = [(path, why) for path, why in found if path not in {("parallel_config", key) for key in semi_auto.READ}]
     ignored = [Ignored(document.place(path, of_key=True), dotted(path), why) for path, why in found]
     return sorted(ignored, key=lambda entry: (entry.place.order, entry.path))
 

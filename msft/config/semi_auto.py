@@ -17,8 +17,6 @@ ONLY_ASCEND = (
     "MindSpore's semi-automatic mode exists on Ascend alone; parallel_mode 0 computes the same layout with explicit "
     "collectives here"
 )
-# Keys of `parallel_config` that are read here, whatever they mean without this mode.
-READ = ("context_parallel", "micro_batch_num", "use_seq_parallel", "vocab_emb_dp")
 
 
 def is_asked(recipe: Recipe, workers: int = 1) -> bool:
@@ -86,7 +84,7 @@ def lines(found: "Plan", spec: "ModelSpec") -> list[str]:
         "shard": {
             "wq, wk, wv, w1, w3": strategies.column(found)["product"],
             "wo, w2": strategies.row(found)["product"],
-            "norms": strategies.norm(found)["fused"],
+            "norms": strategies.norm(found)["weight"],
             "attention": strategies.attention(found)["fused"],
             "embedding": strategies.embedding(found, spec.vocab_size),
             "head": strategies.head(found, spec.vocab_size),

@@ -32,7 +32,7 @@ def all_strategies(plan, spec):
     half, pair = (*by_head[:3], size // 2), ((ROWS, LENGTH, 1), (ROWS, 1, LENGTH))
     logits = (tokens, vocab)
     norm = dict.fromkeys(("square", "mean", "rsqrt"), (states,)) | {"epsilon": (states, ())}
-    norm |= {"fused": (states, (hidden,)), "weight": (states, (hidden,)), "scale": (states, states)}
+    norm |= {"weight": (states, (hidden,)), "scale": (states, states)}
     attention = {
         "split_heads": ((ROWS, LENGTH, heads, size),),
         "merge_heads": (by_head,),
@@ -113,7 +113,7 @@ def test_data_2_x_model_4_is_mindformers():
     assert attention["mask"] == ((2, 1, 1, 1), (2, 4, 1, 1))
     assert attention["fused"] == ((2, 4, 1, 1), (2, 4, 1, 1), (2, 4, 1, 1), (2, 1, 1, 1))
     assert strategies.feed_forward(plan)["multiply"] == ((2, 4), (2, 4))
-    assert strategies.norm(plan)["fused"] == ((2, 1, 1), (1,))
+    assert strategies.norm(plan)["weight"] == ((2, 1, 1), (1,))
     assert strategies.residual(plan) == ((2, 1, 1), (2, 1, 1))
     assert strategies.embedding(plan, 96) == ((4, 1), (2, 1))
     assert strategies.head(plan, 96) == ((2, 1), (4, 1))
@@ -141,7 +141,7 @@ def test_vocab_emb_dp_and_a_vocabulary_that_does_not_divide_are_left_whole():
 
 def test_sequence_parallelism_deals_tokens_where_nothing_else_is_cut():
     plan = PLANS["sequence parallel"]
-    assert strategies.norm(plan)["fused"] == ((2, 4, 1), (1,))
+    assert strategies.norm(plan)["weight"] == ((2, 4, 1), (1,))
     assert strategies.residual(plan) == ((2, 4, 1), (2, 4, 1))
     assert strategies.row(plan)["product"] == ((2, 4), (1, 4))
     assert strategies.row(plan)["product_output"] == ((8, 1),)

@@ -82,7 +82,9 @@ LAUNCH = (
     Step("msft launch configs/quickstart.yaml --nproc_per_node 2", instead=" --dry-run"),
     Step("msft launch configs/quickstart.yaml --hostfile hosts", instead=" --dry-run"),
 )
-BLOCKS = (INSTALL, QUICKSTART, EXTRAS, WORKFLOW, PARITY, GOLDEN, ESTIMATE, LAUNCH)
+# The second command needs 8 NPUs: here it is refused for its device.
+SEMI_AUTO = (Step("msft estimate"), Step("msft verify_layout", instead=f"{SMALL} 2>&1 || test $? = 2"))
+BLOCKS = (INSTALL, QUICKSTART, EXTRAS, WORKFLOW, SEMI_AUTO, PARITY, GOLDEN, ESTIMATE, LAUNCH)
 
 # What stands in the text between backquotes: whole commands, and flags to add to the commands above.
 SUITES = ("make test", "make test-faults", "make test-netns", "make test-mindformers", "make test-deepspeed")
@@ -318,17 +320,17 @@ def test_a_dry_run_tells_the_plan_and_starts_nothing(quickstart):
 
 
 def test_the_estimate_tells_the_best_layout(checkout):
-    checkout.run_block(6)
-    (said,) = (checkout.said[command] for command, _ in in_block(6))
+    checkout.run_block(7)
+    (said,) = (checkout.said[command] for command, _ in in_block(7))
     found = json.loads((checkout.path / "output" / "estimate.json").read_text())
     assert f"because: {found['reason']}" in said
     assert f"tensor {found['best']['layout']['tensor']} x pipeline {found['best']['layout']['pipeline']}" in said
 
 
 def test_both_engines_are_the_same_run(quickstart):
-    quickstart.run_block(4)
     quickstart.run_block(5)
-    said = [quickstart.said[adapted(command, step)] for number in (4, 5) for command, step in in_block(number)]
+    quickstart.run_block(6)
+    said = [quickstart.said[adapted(command, step)] for number in (5, 6) for command, step in in_block(number)]
     assert "parity: torch and mindspore are the same run" in said[0]
     assert said[1].count("are the same run") == 2
     assert "parity: torch (recorded) and mindspore are the same run" in said[3]
@@ -340,8 +342,8 @@ def test_both_engines_are_the_same_run(quickstart):
 def test_the_launchers_lines_are_those_of_the_hostfile(quickstart):
     """The processes themselves are started in the workflow, and by tests/conformance."""
     (quickstart.path / "hosts").write_text(f"127.0.0.9 slots=8\n{socket.gethostname()} slots=8\n")
-    quickstart.run_block(7)
-    first, second = (quickstart.said[adapted(command, step)] for command, step in in_block(7))
+    quickstart.run_block(8)
+    first, second = (quickstart.said[adapted(command, step)] for command, step in in_block(8))
     assert "msft train --config configs/quickstart.yaml --hang_timeout 600" in first
     assert "8118" in second and "127.0.0.9" in second
 
@@ -377,6 +379,13 @@ def test_the_workflow_trains_all_weights_then_adapters_then_on_several_processes
     model = AutoModelForCausalLM.from_pretrained(output / "earlier" / "run-1" / "model").state_dict()
     base = read_safetensors(workflow.path / LLAMA)
     assert all((value.float().numpy() != base[name]).any() for name, value in model.items())
+
+
+def test_parallel_mode_1_is_told_anywhere_and_refused_beside_ascend(workflow):
+    workflow.run_block(4)
+    told, refused = (workflow.said[adapted(command, step)] for command, step in in_block(4))
+    assert "parallel_mode: semi_auto_parallel" in told
+    assert "parallel.parallel_mode: 1: MindSpore's semi-automatic mode exists on Ascend alone" in refused
 
 
 def test_the_workflows_merged_ckpt_is_what_peft_merges(workflow):

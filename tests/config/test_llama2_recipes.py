@@ -77,12 +77,17 @@ def test_a_plain_yaml_reader_sees_our_own_keys_only_where_they_are_marked(path):
     "path", [path for path in FILES if path.stem != "finetune_llama2_70b"], ids=lambda path: path.stem
 )
 def test_layouts_for_8_to_64_devices(path, devices):
-    """As the recipe stands for its own number of devices, with another data_parallel for others; 70B is cut over 8."""
+    """As the recipe stands for its own number of devices, with another data_parallel for others.
+
+    70B is cut over 8, with its tokens and its vocabulary.
+    """
     own = 64 if "70b" in path.stem else 8
     tensor = 8 if "70b" in path.stem else 1
     data = devices // tensor
     recipe = load_recipe(path, [] if devices == own else ["--parallel_config.data_parallel", str(data)])
-    assert layout(recipe, derive.model_spec(recipe), devices) == Layout(data, tensor)
+    assert layout(recipe, derive.model_spec(recipe), devices) == Layout(
+        data, tensor, sequence=tensor > 1, vocabulary=tensor > 1
+    )
 
 
 @pytest.mark.parametrize("devices", [32, 64, 128])

@@ -81,7 +81,7 @@ def test_torch_and_a_single_process_say_that_it_does_nothing(tmp_path):
 
 def test_what_the_mode_reads_is_not_called_useless_and_what_it_overrides_is(tmp_path):
     found = ignored(load(tmp_path, f"{ASKED}{CUT}", "--train_dataset.padding", "bucket"))
-    assert not {f"parallel_config.{key}" for key in semi_auto.READ} & found.keys()
+    assert not [path for path in found if path.startswith("parallel_config.")]
     assert "one length" in found["train_dataset.padding"]
 
 

@@ -140,7 +140,7 @@ def test_a_cut_model_trains_in_bfloat16(write_recipe, tmp_path):
 
 
 def check_equal_to_one_process(backend, kind, tensor, workers, recipe, folder, settings, parts=1, pipeline=1):
-    alike = {name: settings[name] for name in ("max_grad_norm", "compute") if name in settings}
+    alike = {name: settings[name] for name in ("max_grad_norm", "compute", "eps") if name in settings}
     whole = cut_models.engine(backend, kind, **alike)
     shown, staged = settings.get("strategy") != "deepspeed", pipeline > 1
     expected = cut_models.measure(whole, lambda batch: batch, gradients=shown, staged=staged)
