@@ -32,7 +32,9 @@ HELD = {
 # Of MindSpore's attention on CPU, whose functions are compiled for each number of keys: softmax weights, gathered keys.
 WEIGHTS, GATHERED = 12, 4.5
 # Keys and values of all devices that share rows: as they come and in the order of the line, with their gradients.
+# Torch's attention on CPU then takes tiles of scores, each longer than the one before, whose pages stay.
 GATHERED_WHOLE = 4
+TILES_LEFT = 10
 # Its dropout: random bits, masks and what they leave, of each feature under a mask, in the functions of all ways.
 DROPPED = 37
 # Its joined q, k, v and gate, up matrices, for the way there and back.
@@ -55,6 +57,8 @@ def of_block(sizes: Sizes, work: Work, layout: Layout) -> float:
     if work.parts > 1:
         keys = 2 * spec.num_key_value_heads * spec.head_dim / tensor
         found += GATHERED_WHOLE * work.tokens * work.parts * keys * compute
+        if work.kind == "cpu" and work.backend == "torch":
+            found += TILES_LEFT * spec.num_attention_heads / tensor * kept.TORCH_TILE * work.length * compute
     if layout.sequence_parallel:
         # What modules read of all tokens, and its gradient.
         found += 2 * kept.tokens_held(work) * spec.hidden_size * compute

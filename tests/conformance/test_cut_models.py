@@ -105,6 +105,7 @@ def test_a_cut_model_trains_as_the_whole_one(backend, kind, tensor, workers, set
                 (backend, "full", 2, 2, 4, {"recompute": True}),
                 (backend, "lora", 1, 4, 4, {"recompute": True}),
                 (backend, "lora", 1, 2, 4, {"shard_optimizer": True}),
+                (backend, "full", 2, 2, 4, ALL),
             )
         ),
         pytest.param("torch", "full", 1, 2, 4, {"strategy": "fsdp"}, marks=pytest.mark.slow),
@@ -119,6 +120,12 @@ def test_ranks_that_share_rows_train_as_one_process(
     Of the batch of three tokens a rank of four has none.
     """
     check_equal_to_one_process(backend, kind, tensor, workers, write_recipe(backend), tmp_path, settings, parts)
+
+
+@pytest.mark.slow
+def test_stages_of_a_model_take_rows_that_ranks_share(write_recipe, tmp_path):
+    settings = {"recompute": True}
+    check_equal_to_one_process("torch", "lora", 1, 4, write_recipe("torch"), tmp_path, settings, 2, pipeline=2)
 
 
 @pytest.mark.slow

@@ -102,7 +102,7 @@ class AdamW:
 
     def describe(self) -> dict[str, str]:
         """Say what was applied."""
-        dealt = f", dealt to {distributed.mesh().data} processes" if self.shard else ""
+        dealt = f", dealt to {distributed.mesh().replicas} processes" if self.shard else ""
         form = "torch's AdamW" if self.settings.bias_correction else "FP32StateAdamWeightDecay (no bias correction)"
         decayed = f"{len(self.decayed)} of {len(self.model.tuned)} tensors decayed"
         return {"optimizer": f"{form}, float32 moments{dealt}, {decayed}"}
