@@ -1,6 +1,6 @@
 """The shared engine where a model's layers are dealt to the stages of a pipeline."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -53,15 +53,16 @@ class StagedEngine(FrameworkEngine):
         own = {name: array for name, array in arrays.items() if name != names.EMBEDDING or self.mesh.stage == 0}
         return self.distributed.join_stages(own, shapes)
 
-    def export_weights(self) -> dict[str, np.ndarray]:
+    def export_weights(self, names: Iterable[str] | None = None) -> dict[str, np.ndarray]:
         """See `contract.Engine.export_weights`."""
-        return self._whole(self.model.export_tuned(self.model.tuned_shapes()))
+        shapes, held = self._shapes(), self.model.tuned_shapes()
+        chosen = list(shapes if names is None else names)
+        own = self.model.export_tuned([name for name in chosen if name in held])
+        return self._from_stages(self.distributed.join(own), {name: shapes[name] for name in chosen})
 
     def export_adapter(self) -> dict[str, np.ndarray]:
         """See `contract.Engine.export_adapter`."""
-        own = self.model.export_tuned([name for name in self.model.tuned_shapes() if ".lora_" in name])
-        shapes = {name: shape for name, shape in self._shapes().items() if ".lora_" in name}
-        return self._from_stages(self.distributed.join(own), shapes)
+        return self.export_weights([name for name in self._shapes() if ".lora_" in name])
 
     def _parameter(self, name: str, dtype: str) -> np.ndarray:
         shapes = family(self._spec.family).tensor_shapes(self._spec)

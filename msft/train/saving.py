@@ -177,7 +177,7 @@ class Saver:
         output_dir, tuning, base = self.prepared.output_dir, self.prepared.tuning, self.prepared.weights.path
         adapter = output_dir / outputs.ADAPTER if tuning.lora else None
         model = output_dir / outputs.MODEL if tuning.parameters or base is None else None
-        if self.session.mesh.replica_rank and not self.session.engine.is_sharded:
+        if self.session.mesh.replica_rank and not self._is_gathered:
             return adapter, model
         with self._tuned_weights() as weights:
             # Without moments, which need not fit into one process's memory where they are dealt out.
@@ -191,9 +191,14 @@ class Saver:
                         write_lora(adapter, self.prepared.spec, tuning, state, str((model or base).resolve()))
         return adapter, model
 
+    @property
+    def _is_gathered(self) -> bool:
+        """Whether no rank has whole weights."""
+        return self.session.mesh.parts > 1 or self.session.engine.is_sharded
+
     def _tuned_weights(self):
         """A context with the tuned tensors, whole on the first rank."""
-        if self.session.engine.is_sharded:
+        if self._is_gathered:
             return gathering.whole_tensors(self.session)
         return nullcontext(self.session.engine.export_weights())
 

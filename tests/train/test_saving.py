@@ -1,6 +1,7 @@
-"""Protects the end of a run with dealt moments: results are made of the weights alone, by the ranks of one model."""
+"""Protects the end of a run whose processes hold parts: results are made of the weights alone, one tensor at a time."""
 
-from pathlib import Path
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import numpy as np
@@ -30,26 +31,51 @@ def results(write_recipe, tiny_model, tmp_path):
         spec=read_spec(tiny_model),
     )
 
-    def write(rank, engine):
-        session = SimpleNamespace(engine=engine, rank=rank, mesh=Mesh(2, 2, rank), world=4)
+    def write(rank, engine, sums=None, mesh=None):
+        distributed = SimpleNamespace(sum_numbers=sums)
+        mesh = mesh or Mesh(2, 2, rank)
+        session = SimpleNamespace(engine=engine, rank=rank, mesh=mesh, world=4, distributed=distributed)
         return Saver(prepared, session, None, {}, {}).results()
 
     return write
 
 
-def test_the_first_rank_writes_what_the_ranks_of_its_model_export(results, tiny_model):
+def test_the_first_rank_writes_what_the_ranks_gather_one_tensor_at_a_time(results, tiny_model):
     rows, columns = llama.tensor_shapes(read_spec(tiny_model))[f"{MODULE}.weight"]
     shapes = dict(zip(peft_names(MODULE), ((2, columns), (rows, 2)), strict=True))
     arrays = {name: np.full(shape, 3, np.float32) for name, shape in shapes.items()}
-    calls = []
+    asked = []
+
+    def export_weights(names):
+        asked.append(names)
+        return {name: arrays[name] for name in names}
+
     # The moments are not asked for.
-    engine = SimpleNamespace(export_weights=lambda: calls.append(1) or arrays, is_sharded=False)
-    adapter, model = results(1, engine)
-    assert model is None and not Path(adapter).exists() and calls == [1]
-    adapter, _ = results(0, engine)
-    _, found = read_adapter(adapter, "llama")
+    def engine():
+        return SimpleNamespace(export_weights=export_weights, tuned_shapes=lambda: shapes, is_sharded=False)
+
+    barrier, said, rank_of = threading.Barrier(4, timeout=20), [0.0] * 4, threading.local()
+
+    def sums(numbers):
+        said[rank_of.value] = numbers[0]
+        barrier.wait()
+        total = sum(said)
+        barrier.wait()
+        return [total]
+
+    def write(rank):
+        rank_of.value = rank
+        return results(rank, engine(), sums)
+
+    with ThreadPoolExecutor(4) as pool:
+        written = list(pool.map(write, range(4)))
+    assert {model for _, model in written} == {None}
+    assert all(len(names) == 1 for names in asked)
+    _, found = read_adapter(written[0][0], "llama")
     assert all(np.array_equal(found[name], array) for name, array in arrays.items())
 
 
-def test_ranks_with_other_rows_have_nothing_to_give(results, tmp_path):
-    assert results(2, SimpleNamespace(is_sharded=False)) == (tmp_path / "adapter", None)
+def test_processes_that_hold_no_parts_give_nothing_beside_the_first(results, tmp_path):
+    """Each has the whole model: the first one's will do."""
+    engine = SimpleNamespace(is_sharded=False)
+    assert results(2, engine, mesh=Mesh(4, 1, 2)) == (tmp_path / "adapter", None)
