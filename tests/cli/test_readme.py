@@ -20,115 +20,28 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from msft.models.llama import to_mindformers
+from tests.cli.readme import (
+    ACTIVATE,
+    BLOCKS,
+    CHAT_MODEL,
+    DRY_RUN,
+    FLAGS,
+    INSTALL,
+    LAYOUTS,
+    LLAMA,
+    README,
+    ROOT,
+    SIZES,
+    TARGETS,
+    adapted,
+    blocks,
+    command_of,
+    fences,
+    in_block,
+    spans,
+)
 from tests.data.text_folders import CHATML, train_sentencepiece, write_config
 from tests.launch.jobs import alone
-
-ROOT = Path(__file__).parents[2]
-README = (ROOT / "README.md").read_text(encoding="utf-8")
-CHAT_MODEL, LLAMA = "models/SmolLM2-135M-Instruct", "Llama-2-7b-hf"
-
-
-class Step(NamedTuple):
-    """A command by its first words; `end` of it is replaced by `instead`, so an empty `end` means added words."""
-
-    start: str
-    end: str = ""
-    instead: str = ""
-
-
-# What turns the recipes of Llama 2 7B into those of the small model, on a machine without accelerator.
-SIZES = {"hidden_size": 32, "num_layers": 2, "num_heads": 4, "vocab_size": 320, "intermediate_size": 48}
-DTYPES = dict.fromkeys(("compute_dtype", "param_init_type", "softmax_compute_type", "rotary_dtype"), "float32")
-SMALL = " --device cpu" + "".join(f" --model.model_config.{key} {value}" for key, value in (SIZES | DTYPES).items())
-# The recipes' learning rates suit 7B models; on this one a few steps of them would change nothing that can be seen.
-FASTER = f"{SMALL} --lr_schedule.learning_rate 0.01"
-
-CUT = f'--parallel_config.model_parallel 2 {FASTER} --output_dir output/cut" 2'
-
-# Every command of the README's bash blocks, in order, and the words that the test changes in it.
-INSTALL = (Step("make demo"), Step("make test"))  # not run here
-ACTIVATE = Step("source .venv/bin/activate")
-QUICKSTART = (
-    ACTIVATE,
-    Step("msft llama_preprocess"),
-    Step("msft train configs/quickstart.yaml --backend torch"),
-    Step("msft generate", instead=" --max_new_tokens 16"),
-    Step("msft merge"),
-)
-EXTRAS = (Step("pip install"),)  # not run here
-WORKFLOW = (
-    Step("convert_weight"),
-    Step("python tools/preprocess/alpaca_converter.py"),
-    Step("python tools/preprocess/llama_preprocess.py"),
-    Step("python run_finetune.py --config configs/llama2/finetune_llama2_7b.yaml", instead=FASTER),
-    Step("python run_finetune.py --config configs/llama2/lora_llama2_7b.yaml", instead=FASTER),
-    # Two processes in place of eight: the machines that run the tests have two cores.
-    Step("bash scripts/msrun/msrun_launcher.sh", end='" 8', instead=f'{FASTER} --parallel_config.data_parallel 2" 2'),
-    Step("bash scripts/msrun/msrun_launcher.sh", end='4 --parallel_config.model_parallel 2" 8', instead=f"1 {CUT}"),
-    Step("msft merge"),
-)
-FEW = " --steps 2 --device cpu"
-PARITY = (
-    Step("msft parity configs/quickstart.yaml", instead=FEW),
-    Step("msft parity --model", end=" --steps 3", instead=FEW),
-)
-GOLDEN = (
-    Step("msft parity configs/quickstart.yaml --engines torch", instead=FEW),
-    Step("msft parity configs/quickstart.yaml --engines mindspore", instead=" --device cpu"),
-    Step("msft parity configs/quickstart.yaml --perturb", instead=f"{FEW} --backend torch"),
-)
-ESTIMATE = (Step("msft estimate"),)
-LAUNCH = (
-    Step("msft launch configs/quickstart.yaml --nproc_per_node 2", instead=" --dry-run"),
-    Step("msft launch configs/quickstart.yaml --hostfile hosts", instead=" --dry-run"),
-)
-# The second command needs 8 NPUs: here it is refused for its device.
-SEMI_AUTO = (Step("msft estimate"), Step("msft verify_layout", instead=f"{SMALL} 2>&1 || test $? = 2"))
-BLOCKS = (INSTALL, QUICKSTART, EXTRAS, WORKFLOW, SEMI_AUTO, PARITY, GOLDEN, ESTIMATE, LAUNCH)
-
-# What stands in the text between backquotes: whole commands, and flags to add to the commands above.
-SUITES = ("make test", "make test-faults", "make test-netns", "make test-mindformers", "make test-deepspeed")
-BENCH = ("make bench DATA=alpaca.json", 'make bench DATA=alpaca.json QUESTIONS="startup conversion"')
-TARGETS = ("make demo", "make demo BACKEND=torch", "make model", *SUITES, *BENCH)  # not run here
-DRY_RUN = "msft train RECIPE --dry_run"
-FLAGS = ("--backend mindspore", "--optimizer.weight_decay 0.1", "--backend torch", "--device cpu")
-
-
-def commands(block):
-    """The commands of a bash block as one line each, without comments."""
-    lines = re.sub(r" *\\\n *", " ", block).splitlines()
-    return [line for line in lines if line.strip() and not line.startswith("#")]
-
-
-def fences():
-    """(language, text) of every fenced block."""
-    return re.findall(r"^ *```(\w*)\n(.*?)^ *```$", README, flags=re.M | re.S)
-
-
-def blocks():
-    return [commands(text) for language, text in fences() if language == "bash"]
-
-
-def spans():
-    """What stands between backquotes in the text and has a space in it or begins as a flag."""
-    text = re.sub(r"^ *```.*?^ *```$", "", README, flags=re.M | re.S)
-    return [span for span in re.findall(r"`([^`\n]+)`", text) if " " in span or span.startswith("-")]
-
-
-def adapted(command, step):
-    assert command.startswith(step.start) and command.endswith(step.end), f"{command!r} is not as {step} says"
-    return command.removesuffix(step.end) + step.instead
-
-
-def command_of(block, start):
-    """The adapted command of a block that starts so."""
-    (number,) = [number for number, step in enumerate(BLOCKS[block]) if step.start.startswith(start)]
-    return adapted(blocks()[block][number], BLOCKS[block][number])
-
-
-def in_block(number):
-    """(command, step) of a block."""
-    return zip(blocks()[number], BLOCKS[number], strict=True)
 
 
 class Checkout(NamedTuple):
@@ -243,7 +156,7 @@ def test_every_command_is_known_here():
             adapted(command, step)
     programs = {step.start.split()[0] for block in BLOCKS for step in block}
     assert {span for span in spans() if span.split()[0] in programs} == {*TARGETS, DRY_RUN}
-    assert {span for span in spans() if span.startswith("-")} == set(FLAGS)
+    assert {span for span in spans() if span.startswith("-")} == {*FLAGS, *LAYOUTS}
 
 
 @pytest.mark.parametrize("target", sorted({step.start for step in INSTALL} | set(TARGETS)))
@@ -320,17 +233,17 @@ def test_a_dry_run_tells_the_plan_and_starts_nothing(quickstart):
 
 
 def test_the_estimate_tells_the_best_layout(checkout):
-    checkout.run_block(7)
-    (said,) = (checkout.said[command] for command, _ in in_block(7))
+    checkout.run_block(8)
+    (said,) = (checkout.said[command] for command, _ in in_block(8))
     found = json.loads((checkout.path / "output" / "estimate.json").read_text())
     assert f"because: {found['reason']}" in said
     assert f"tensor {found['best']['layout']['tensor']} x pipeline {found['best']['layout']['pipeline']}" in said
 
 
 def test_both_engines_are_the_same_run(quickstart):
-    quickstart.run_block(5)
     quickstart.run_block(6)
-    said = [quickstart.said[adapted(command, step)] for number in (5, 6) for command, step in in_block(number)]
+    quickstart.run_block(7)
+    said = [quickstart.said[adapted(command, step)] for number in (6, 7) for command, step in in_block(number)]
     assert "parity: torch and mindspore are the same run" in said[0]
     assert said[1].count("are the same run") == 2
     assert "parity: torch (recorded) and mindspore are the same run" in said[3]
@@ -342,8 +255,8 @@ def test_both_engines_are_the_same_run(quickstart):
 def test_the_launchers_lines_are_those_of_the_hostfile(quickstart):
     """The processes themselves are started in the workflow, and by tests/conformance."""
     (quickstart.path / "hosts").write_text(f"127.0.0.9 slots=8\n{socket.gethostname()} slots=8\n")
-    quickstart.run_block(8)
-    first, second = (quickstart.said[adapted(command, step)] for command, step in in_block(8))
+    quickstart.run_block(9)
+    first, second = (quickstart.said[adapted(command, step)] for command, step in in_block(9))
     assert "msft train --config configs/quickstart.yaml --hang_timeout 600" in first
     assert "8118" in second and "127.0.0.9" in second
 
@@ -381,11 +294,14 @@ def test_the_workflow_trains_all_weights_then_adapters_then_on_several_processes
     assert all((value.float().numpy() != base[name]).any() for name, value in model.items())
 
 
-def test_parallel_mode_1_is_told_anywhere_and_refused_beside_ascend(workflow):
-    workflow.run_block(4)
-    told, refused = (workflow.said[adapted(command, step)] for command, step in in_block(4))
+def test_a_layout_is_verified_and_parallel_mode_1_told(workflow):
+    with alone():
+        workflow.run_block(4)
+    (verified,) = (workflow.said[adapted(command, step)] for command, step in in_block(4))
+    assert "layout: the same run as one process over 2 steps" in verified
+    workflow.run_block(5)
+    (told,) = (workflow.said[adapted(command, step)] for command, step in in_block(5))
     assert "parallel_mode: semi_auto_parallel" in told
-    assert "parallel.parallel_mode: 1: MindSpore's semi-automatic mode exists on Ascend alone" in refused
 
 
 def test_the_workflows_merged_ckpt_is_what_peft_merges(workflow):
