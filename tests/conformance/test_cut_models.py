@@ -59,7 +59,7 @@ def slow(*case):
     ("backend", "kind", "tensor", "workers", "settings"),
     [
         ("torch", "full", 2, 4, ALL | DEALT),
-        ("mindspore", "full", 2, 2, {}),
+        slow("mindspore", "full", 2, 2, {}),
         ("mindspore", "lora", 2, 2, ALL),
         slow("torch", "bias", 2, 2, {}),
         slow("torch", "full", 2, 2, ALL | {"compile": True}),
@@ -234,9 +234,8 @@ def test_a_run_goes_on_under_any_layout_and_engine(tuned, backends, write_recipe
         assert (right["tokens"], right["supervised"]) == (left["tokens"], left["supervised"])
 
 
-@pytest.mark.parametrize(
-    ("first", "second"), [("torch", "mindspore"), pytest.param("mindspore", "torch", marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("first", "second"), [("torch", "mindspore"), ("mindspore", "torch")])
 def test_a_run_whose_rows_are_shared_logs_as_one_process_and_goes_on_on_the_other_engine(
     first, second, write_recipe, tmp_path, tiny_data
 ):

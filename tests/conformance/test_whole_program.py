@@ -15,7 +15,10 @@ from tests.conformance.tiny_engines import CONFIGS, RUNTIME, batch, build, full,
 WHOLE = replace(RUNTIME, plan=Plan())
 # MindSpore compiles the other engine's blocks for each case; the two engines are held against each other elsewhere.
 ENGINES = ("torch", pytest.param("mindspore", marks=pytest.mark.slow))
-CASES = [("untied", "full"), pytest.param("tied", "full", marks=pytest.mark.slow), ("untied", "lora with dropout")]
+CASES = [
+    ("untied", "full"),
+    *(pytest.param(*case, marks=pytest.mark.slow) for case in (("tied", "full"), ("untied", "lora with dropout"))),
+]
 
 
 def config_of(kind):
@@ -72,6 +75,7 @@ def test_loss_and_gradients_are_those_of_both_engines(kind, tuning, name):
         np.testing.assert_allclose(lengths[1], lengths[0], rtol=1e-4, err_msg=tensor)
 
 
+@pytest.mark.slow
 def test_what_else_an_engine_shows_is_the_same():
     program, engine, rows = whole("tied", "full"), built("torch", "tied", "full"), packed()
     assert program.evaluate(rows)[1] == engine.evaluate(rows)[1]
@@ -98,6 +102,7 @@ def test_steps_are_those_of_the_shared_engine(tuning, name):
     np.testing.assert_allclose(run(program, 1, start=3), run(engine, 1, start=3), rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_step_that_is_not_finite_changes_nothing():
     program = whole("tied", "lora with dropout")
     weights = random_weights(program)
