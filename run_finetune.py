@@ -1,8 +1,7 @@
 """`python run_finetune.py --config X.yaml ...` is `msft train X.yaml ...`."""
 
-import sys
-
 from msft.cli.train import main
+from msft.launch.leave import leave
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

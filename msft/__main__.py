@@ -1,8 +1,7 @@
 """`python -m msft` is the `msft` command."""
 
-import sys
-
 from msft.cli.main import main
+from msft.launch.leave import leave
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

@@ -17,6 +17,7 @@ import numpy as np
 from msft.backend import context
 from msft.backend.contract import Batch
 from msft.cli import guard
+from msft.launch.leave import leave
 from msft.train import sliced
 from tests.conformance import cut_models
 from tests.conformance.tiny_engines import batch
@@ -77,4 +78,4 @@ def main(backend, tensor, shared, pipeline, kind, settings):
 if __name__ == "__main__":
     sizes = (int(os.environ[name]) for name in ("TENSOR", "CONTEXT", "PIPELINE"))
     words = os.environ["BACKEND"], *sizes, os.environ["KIND"], json.loads(os.environ["SETTINGS"])
-    sys.exit(guard.run(lambda _: main(*words), sys.argv[1:]))
+    leave(guard.run(lambda _: main(*words), sys.argv[1:]))

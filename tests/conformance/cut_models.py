@@ -23,9 +23,10 @@ TUNINGS = {
 }
 
 
-def engine(backend, kind, compute="float32", eps=RUNTIME.optimizer.eps, **settings):
-    """An engine of a kind of tuning, computing in a dtype, with AdamW's epsilon and settings of `Runtime`."""
-    precision, optimizer = Precision(parameters=compute, compute=compute), replace(RUNTIME.optimizer, eps=eps)
+def engine(backend, kind, compute="float32", **settings):
+    """An engine of a kind of tuning, computing in a dtype, with settings of `Runtime`."""
+    # So large an epsilon that AdamW makes no step of a gradient that is rounding alone.
+    precision, optimizer = Precision(parameters=compute, compute=compute), replace(RUNTIME.optimizer, eps=1e-5)
     runtime = replace(RUNTIME, precision=precision, optimizer=optimizer, **settings)
     return build(backend, TIED_CONFIG if kind == "tied" else CONFIG, TUNINGS[kind], runtime)
 

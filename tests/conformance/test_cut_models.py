@@ -140,7 +140,7 @@ def test_a_cut_model_trains_in_bfloat16(write_recipe, tmp_path):
 
 
 def check_equal_to_one_process(backend, kind, tensor, workers, recipe, folder, settings, parts=1, pipeline=1):
-    alike = {name: settings[name] for name in ("max_grad_norm", "compute", "eps") if name in settings}
+    alike = {name: settings[name] for name in ("max_grad_norm", "compute") if name in settings}
     whole = cut_models.engine(backend, kind, **alike)
     shown, staged = settings.get("strategy") != "deepspeed", pipeline > 1
     expected = cut_models.measure(whole, lambda batch: batch, gradients=shown, staged=staged)
@@ -162,8 +162,7 @@ def check_equal_to_one_process(backend, kind, tensor, workers, recipe, folder, s
         elif name in ("tuned", "decayed"):
             np.testing.assert_array_equal(found[name], expected[name])
         elif name.startswith(("weights ", "second ", "parameter ", "adapter ", "logprobs")):
-            # AdamW makes a step of any gradient, be it rounding alone.
-            np.testing.assert_allclose(found[name], expected[name], atol=5e-4, err_msg=name)
+            np.testing.assert_allclose(found[name], expected[name], atol=2e-4, err_msg=name)
     assert found_again == pytest.approx([again.loss, again.grad_norm], abs=1e-5)
     return expected
 

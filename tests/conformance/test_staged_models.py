@@ -39,8 +39,6 @@ SEQUENCE, VOCABULARY = {"sequence": True}, {"vocabulary": True}
 def test_a_model_in_stages_trains_as_the_whole_one(
     backend, kind, tensor, parts, pipeline, workers, settings, write_recipe, tmp_path
 ):
-    # So large that a gradient of rounding alone is no step.
-    settings = {"eps": 1e-5, **settings}
     recipe = write_recipe(backend)
     check_equal_to_one_process(backend, kind, tensor, workers, recipe, tmp_path, settings, parts, pipeline)
 

@@ -15,6 +15,7 @@ from msft import console
 from msft.backend.buckets import BUCKET
 from msft.cli import guard
 from msft.errors import RunError
+from msft.launch.leave import leave
 
 
 def check_numbers(distributed, rank):
@@ -71,4 +72,4 @@ def main(backend):
 if __name__ == "__main__":
     if "--debug" in sys.argv:
         main(os.environ["BACKEND"])
-    sys.exit(guard.run(lambda _: main(os.environ["BACKEND"]), sys.argv[1:]))
+    leave(guard.run(lambda _: main(os.environ["BACKEND"]), sys.argv[1:]))

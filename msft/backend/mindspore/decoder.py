@@ -171,8 +171,10 @@ class Decoder:
         return self.tuned[self.tuned_names[name]] if name in self.tuned_names else self.frozen[name]
 
     def is_head_tied(self) -> bool:
-        """Whether head and embedding are one tensor."""
-        return self.spec.tie_word_embeddings
+        """Whether head and embedding are one tensor, which this rank has."""
+        is_here = names.EMBEDDING in self.frozen or names.EMBEDDING in self.tuned_names
+        is_tied = self.spec.tie_word_embeddings and is_here
+        return is_tied and self.parameter(names.HEAD) is self.parameter(names.EMBEDDING)
 
     def rotate(self, hidden: np.ndarray, position_ids: np.ndarray) -> np.ndarray:
         """Apply the rotary embedding to float32 [rows, heads, length, head_dim] at int32 [rows, length]."""
