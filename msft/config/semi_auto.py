@@ -17,6 +17,10 @@ ONLY_ASCEND = (
     "MindSpore's semi-automatic mode exists on Ascend alone; parallel_mode 0 computes the same layout with explicit "
     "collectives here"
 )
+UNTRIED = (
+    "1 was never run by msft's developers; parallel_mode 0 computes the same layout with collectives that are tested, "
+    "and msft verify_layout holds either against one process"
+)
 
 
 def is_asked(recipe: Recipe, workers: int = 1) -> bool:

@@ -77,6 +77,8 @@ def prepare(recipe: Recipe) -> Prepared:
         found.of(_check_output, recipe)
     found.raise_any()
     plan = semi_auto.plan(recipe, spec, processes()) if semi_auto.is_asked(recipe, processes()) else None
+    if plan:
+        console.warn(f"{recipe.source.get(semi_auto.MODE, recipe.name)}: {semi_auto.MODE} {semi_auto.UNTRIED}")
     return Prepared(recipe, spec, tuning, weights, train_data, eval_data, pad_id, resumed, dealt, plan)
 
 

@@ -25,3 +25,11 @@ def test_every_process_has_the_rows_that_data_parallel_ones_share(write_recipe):
     assert {batch.input_ids.shape for batch in first} == {(8, first[0].input_ids.shape[1])}
     numbers = sorted(set(np.concatenate([batch.row_ids[batch.segment_ids > 0] for batch in first])))
     assert numbers == list(range(16))
+
+
+def test_a_mode_that_was_never_run_says_so(write_recipe, monkeypatch, capsys):
+    monkeypatch.setattr("msft.train.prepare.processes", lambda: 2)
+    keys = {"use_parallel": True, "parallel": {"parallel_mode": 1}, "parallel_config": {"model_parallel": 2}}
+    prepared = prepare(load_recipe(write_recipe("mindspore", device="npu", **keys)))
+    assert prepared.plan == Plan(tensor=2)
+    assert "parallel_mode 1 was never run by msft's developers; parallel_mode 0" in capsys.readouterr().err
