@@ -3,10 +3,10 @@
 import numpy as np
 
 from msft.backend.contract import Place
+from msft.backend.names import EMBEDDING
 from msft.backend.strategies import Plan
 from msft.convert.layouts import from_mindspore
 
-EMBEDDING = "model.embed_tokens.weight"
 # Where each process writes how MindSpore cut its parameters; `src_strategy_path_or_dir` reads these files.
 STRATEGY_FILE = "./output/strategy/ckpt_strategy_rank_{rank}.ckpt"
 
