@@ -21,7 +21,7 @@ from msft.backend.contract import (
 )
 from msft.backend.loss_scaler import LossScaler
 from msft.errors import RunError
-from msft.models.families import family
+from msft.models.shapes import tensor_shapes
 
 
 class _Total(NamedTuple):
@@ -171,10 +171,10 @@ class FrameworkEngine:
     def parameters(self) -> Iterator[tuple[str, np.ndarray, str]]:
         """See `contract.Engine.parameters`."""
         tuned, spec = self._shapes(), self.model.decoder.spec
-        base = family(spec.family).tensor_shapes(spec)
+        base = tensor_shapes(spec)
         adapters = [name for name in tuned if name not in base]
-        for name in dict.fromkeys((*base, names.HEAD, *adapters)):
-            dtype = names.computed_dtype(name, name in tuned, self.runtime.precision)
+        for name in dict.fromkeys((*base, spec.head, *adapters)):
+            dtype = names.computed_dtype(name, name in tuned, self.runtime.precision, spec)
             yield name, self._parameter(name, dtype), dtype
 
     def _parameter(self, name: str, dtype: str) -> np.ndarray:

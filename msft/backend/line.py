@@ -74,26 +74,31 @@ class Tiles(NamedTuple):
     `queries` int32 [tiles, TILE] are places in the line of queries, `keys` int32 [tiles, keys] in that of keys;
     `allowed` bool [tiles, TILE, keys] tells which query sees which key. Where a tile is longer than what is left of its
     piece, and in tiles that only fill up, queries repeat another one: `real` bool [tiles, TILE] is False there.
+    `places` int64 [tiles, keys] are the keys' places within their segments.
     """
 
     queries: np.ndarray
     keys: np.ndarray
     allowed: np.ndarray
     real: np.ndarray
+    places: np.ndarray
 
 
-def tiles(pieces: np.ndarray) -> list[Tiles]:
+def tiles(pieces: np.ndarray, window: int = 0) -> list[Tiles]:
     """Return the tiles of pieces (first, end, start, stop), int64 [n, 4], by number of keys; attention is causal.
 
-    Tiles are computed with a few more keys than they see, and a few that only fill up, so that there are few shapes.
+    A query sees no more than `window` tokens, itself included (0 = all before it). Tiles are computed with a few more
+    keys than they see, and a few that only fill up, so that there are few shapes.
     """
     numbers = -(-(pieces[:, 1] - pieces[:, 0]) // TILE)
     first, end, start, stop = np.repeat(pieces, numbers, axis=0).T
     place = np.concatenate([np.arange(number) for number in numbers]) if len(pieces) else first
     first, ahead = first + place * TILE, stop - end
-    seen = np.minimum(first + TILE + ahead, stop) - start
+    begin = np.maximum(start, first + ahead - window + 1) if window else start
+    seen = np.minimum(first + TILE + ahead, stop) - begin
     widths = np.array([_width(-(-int(count) // TILE)) for count in seen], dtype=int)
-    return [_tiles(width, *(of[widths == width] for of in (first, end, start, stop))) for width in np.unique(widths)]
+    pieces = first, end, start, stop, begin
+    return [_tiles(width, window, *(of[widths == width] for of in pieces)) for width in np.unique(widths)]
 
 
 def _width(number: int) -> int:
@@ -101,14 +106,18 @@ def _width(number: int) -> int:
     return min(2 ** (number - 1).bit_length(), -(-number // 8) * 8)
 
 
-def _tiles(width: int, *pieces: np.ndarray) -> Tiles:
-    """The tiles whose first queries are `first`, in pieces with these ends of queries, starts and stops of keys."""
+def _tiles(width: int, window: int, *pieces: np.ndarray) -> Tiles:
+    """The tiles whose first queries are `first`, in pieces with these ends of queries, starts and stops of keys.
+
+    What they see begins at `begin`.
+    """
     fill = rounded_up(len(pieces[0]), 1, 4) - len(pieces[0])
     real = np.arange(len(pieces[0]) + fill)[:, None] < len(pieces[0])
-    first, end, start, stop = (np.pad(of, (0, fill), mode="edge")[:, None] for of in pieces)
-    keys, queries = start + np.arange(width * TILE), first + np.arange(TILE)
+    first, end, start, stop, begin = (np.pad(of, (0, fill), mode="edge")[:, None] for of in pieces)
+    keys, queries = begin + np.arange(width * TILE), first + np.arange(TILE)
     real = real & (queries < end)
     queries = np.where(queries < end, queries, queries[:, :1])
-    allowed = (queries + stop - end)[:, :, None] >= keys[:, None]
-    keys = np.where(keys < stop, keys, 0)
-    return Tiles(queries.astype(np.int32), keys.astype(np.int32), allowed, real)
+    distance = (queries + stop - end)[:, :, None] - keys[:, None]
+    allowed = (distance >= 0) & (distance < window) if window else distance >= 0
+    places, keys = keys - start, np.where(keys < stop, keys, 0)
+    return Tiles(queries.astype(np.int32), keys.astype(np.int32), allowed, real, places)

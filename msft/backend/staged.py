@@ -10,7 +10,7 @@ from msft.backend import names, pipeline, stages
 from msft.backend.contract import Batch, Sampling, StepGradients
 from msft.backend.engine import FrameworkEngine
 from msft.errors import RunError
-from msft.models.families import family
+from msft.models.shapes import tensor_shapes
 
 
 class StagedEngine(FrameworkEngine):
@@ -65,7 +65,7 @@ class StagedEngine(FrameworkEngine):
         return self.export_weights([name for name in self._shapes() if ".lora_" in name])
 
     def _parameter(self, name: str, dtype: str) -> np.ndarray:
-        shapes = family(self._spec.family).tensor_shapes(self._spec)
+        shapes = tensor_shapes(self._spec)
         shape = self._shapes().get(name) or shapes.get(name) or shapes[names.EMBEDDING]
         own = {name: self.model.parameter(name, dtype)} if stages.is_own(name, self._spec, self.mesh) else {}
         return self._from_stages(self.distributed.join(own), {name: shape})[name]

@@ -12,7 +12,7 @@ from msft.backend.mesh import Mesh
 from msft.backend.names import EMBEDDING
 from msft.errors import RunError
 from msft.models.adapters import peft_names
-from msft.models.families import family
+from msft.models.shapes import tensor_shapes
 from msft.models.spec import ModelSpec
 
 _LAYER = re.compile(r"\blayers\.(\d+)\.")
@@ -47,7 +47,7 @@ def own_tuning(tuning: Tuning, spec: ModelSpec, mesh: Mesh) -> Tuning:
 
 def tuned_shapes(spec: ModelSpec, tuning: Tuning) -> dict[str, tuple[int, ...]]:
     """Return the shapes of all tuned tensors of a model, of all its stages."""
-    shapes = family(spec.family).tensor_shapes(spec)
+    shapes = tensor_shapes(spec)
     found = {name: shapes[name] for name in tuning.parameters}
     for module in tuning.lora.modules if tuning.lora else ():
         outputs, inputs = shapes[f"{module}.weight"]

@@ -22,6 +22,7 @@ from msft.errors import InputError, did_you_mean
 from msft.files import atomic_path, write_json
 from msft.models.adapters import PEFT_PREFIX, is_mindformers_adapter, mindformers_to_peft, peft_names
 from msft.models.families import family
+from msft.models.shapes import linear_modules, tensor_shapes
 from msft.models.spec import ModelSpec
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -72,7 +73,7 @@ def adapter_lora(config: dict, weights: dict[str, np.ndarray], where: str, alpha
 
 def check_adapter(lora: Lora, weights: dict[str, np.ndarray], spec: ModelSpec, where: str) -> None:
     """Raise InputError for modules that engines cannot tune in this model, and for factors of other sizes."""
-    shapes, modules = family(spec.family).tensor_shapes(spec), family(spec.family).linear_modules(spec)
+    shapes, modules = tensor_shapes(spec), linear_modules(spec)
     problems = []
     for module in lora.modules:
         if f"{module}.weight" in shapes and module not in modules:
@@ -142,7 +143,7 @@ def _target_modules(lora: Lora, spec: ModelSpec | None) -> list[str]:
     leaves = {module.rsplit(".", 1)[-1] for module in lora.modules}
     if spec is not None:
         selected = {
-            module for module in family(spec.family).linear_modules(spec) if module.rsplit(".", 1)[-1] in leaves
+            module for module in linear_modules(spec) if module.rsplit(".", 1)[-1] in leaves
         }
         if selected == set(lora.modules):
             return sorted(leaves)

@@ -4,7 +4,7 @@ from msft import console
 from msft.convert.dtypes import FLOATS
 from msft.convert.source import TensorSource
 from msft.errors import InputError, did_you_mean
-from msft.models.families import family
+from msft.models.shapes import tensor_shapes
 from msft.models.spec import ModelSpec
 
 MAX_PROBLEMS = 20
@@ -19,7 +19,7 @@ def check_against(spec: ModelSpec, source: TensorSource) -> None:
 
     Left-over rotary buffers are passed over; so is the head of a model whose config ties it, which is said.
     """
-    shapes = family(spec.family).tensor_shapes(spec)
+    shapes = tensor_shapes(spec)
     unexpected = [name for name in source.tensors if name not in shapes and not is_buffer(name)]
     if HEAD in unexpected and source.tensors[HEAD].shape == shapes[EMBEDDING]:
         unexpected.remove(HEAD)

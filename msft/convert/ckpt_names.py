@@ -1,14 +1,12 @@
 """A CKPT's tensors under Hugging Face's names: trainer state left out, concatenated tensors split."""
 
-from types import ModuleType
-
 from msft import console
 from msft.convert.joined import Joined, rows
 from msft.convert.stored import Stored
 from msft.errors import InputError
 from msft.models.adapters import is_mindformers_adapter
-from msft.models.families import family
-from msft.models.llama import MODEL_TYPE
+from msft.models.families import FAMILIES, family
+from msft.models.family import Family
 from msft.models.spec import ModelSpec
 
 _STATE_PREFIXES = ("adam_m.", "adam_v.", "moment1.", "moment2.", "moments.", "accu_grads.")
@@ -26,7 +24,7 @@ def canonical(stored: dict[str, Stored | Joined], spec: ModelSpec | None, where:
     `spec` is needed only to split `w_qkv`. What is left out (optimizer and trainer state, adapters) is said.
     Raises InputError when two tensors get the same name.
     """
-    model = family(spec.family if spec else MODEL_TYPE)
+    model = family(spec.family if spec else "llama")
     result: dict[str, Stored | Joined] = {}
     state, adapters = 0, 0
     for name, entry in stored.items():
@@ -54,13 +52,13 @@ def is_trainer_state(name: str, entry: Stored | Joined) -> bool:
 
 def is_concatenated(name: str) -> bool:
     """Whether a CKPT's tensor is several matrices in one (`qkv_concat`)."""
-    return any(f".{cell}." in name for cell in family(MODEL_TYPE).CONCATENATED)
+    return any(f".{cell}." in name for known in FAMILIES.values() for cell in known.mindformers.concatenated)
 
 
 def _renamed(
-    name: str, entry: Stored | Joined, model: ModuleType, spec: ModelSpec | None, where: str
+    name: str, entry: Stored | Joined, model: Family, spec: ModelSpec | None, where: str
 ) -> dict[str, Stored | Joined]:
-    for cell, modules in model.CONCATENATED.items():
+    for cell, modules in model.mindformers.concatenated.items():
         if f".{cell}." in name:
             names = [name.replace(f".{cell}.", f".{module}.") for module in modules]
             sizes = _split_sizes(name, entry, len(modules), spec, where)
@@ -68,7 +66,7 @@ def _renamed(
             return {
                 new: rows(entry, start, start + size) for new, start, size in zip(names, starts, sizes, strict=True)
             }
-    return {model.from_mindformers(name): entry}
+    return {model.mindformers.read(name): entry}
 
 
 def _split_sizes(name: str, entry: Stored | Joined, parts: int, spec: ModelSpec | None, where: str) -> list[int]:

@@ -1,7 +1,6 @@
 """Which tensors a conversion writes, under which names, and from which parts."""
 
 from collections.abc import Iterator
-from types import ModuleType
 from typing import NamedTuple
 
 import numpy as np
@@ -11,6 +10,8 @@ from msft.convert.source import TensorInfo, TensorSource
 from msft.convert.stored import StoredTensors
 from msft.errors import InputError
 from msft.models.families import family
+from msft.models.family import Family
+from msft.models.shapes import tensor_shapes
 from msft.models.spec import ModelSpec
 
 
@@ -33,7 +34,7 @@ def plan(
     model = family(spec.family)
     groups = _groups(model, spec, mindformers and qkv_concat)
     return [
-        _output(name if not mindformers else model.to_mindformers(name), parts, source, cast) for name, parts in groups
+        _output(name if not mindformers else model.mindformers.write(name), parts, source, cast) for name, parts in groups
     ]
 
 
@@ -52,14 +53,14 @@ def _arrays(source: TensorSource, name: str) -> Iterator[np.ndarray]:
         yield source.read(name)
 
 
-def _groups(model: ModuleType, spec: ModelSpec, concatenated: bool) -> list[tuple[str, tuple[str, ...]]]:
-    names = list(model.tensor_shapes(spec))
+def _groups(model: Family, spec: ModelSpec, concatenated: bool) -> list[tuple[str, tuple[str, ...]]]:
+    names = list(tensor_shapes(spec))
     if not concatenated:
         return [(name, (name,)) for name in names]
     groups: dict[str, tuple[str, ...]] = {}
     for name in names:
         joined = name
-        for cell, modules in model.CONCATENATED.items():
+        for cell, modules in model.mindformers.concatenated.items():
             for module in modules:
                 joined = joined.replace(f".{module}.", f".{cell}.")
         groups[joined] = (*groups.get(joined, ()), name)

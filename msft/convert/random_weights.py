@@ -5,7 +5,7 @@ import hashlib
 import numpy as np
 
 from msft.convert.source import TensorInfo
-from msft.models.families import family
+from msft.models.shapes import tensor_shapes
 from msft.models.spec import ModelSpec
 
 
@@ -16,7 +16,7 @@ class RandomWeights:
     """
 
     def __init__(self, spec: ModelSpec, seed: int):
-        shapes = family(spec.family).tensor_shapes(spec)
+        shapes = tensor_shapes(spec)
         self.tensors = {name: TensorInfo(shape, "float32") for name, shape in shapes.items()}
         self.deviation = np.float32(spec.initializer_range)
         self.seed = seed

@@ -7,7 +7,7 @@ from msft.backend.contract import Precision, Tuning
 from msft.backend.names import HEAD
 from msft.config import derive
 from msft.config.schema import Recipe
-from msft.models.families import family
+from msft.models.shapes import tensor_shapes
 from msft.models.spec import ModelSpec
 
 EMBEDDING = "model.embed_tokens.weight"
@@ -88,7 +88,7 @@ class Work(NamedTuple):
 
 def sizes_of(spec: ModelSpec, tuning: Tuning) -> Sizes:
     """Count a model's parameters and what its blocks keep for the tuned ones."""
-    shapes = family(spec.family).tensor_shapes(spec)
+    shapes = tensor_shapes(spec)
     tuned = set(tuning.parameters)
 
     def share(names) -> Share:

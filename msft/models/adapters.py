@@ -4,7 +4,7 @@ PEFT: `base_model.model.<module>.lora_A.weight` (rank, in) and `lora_B.weight` (
 `<dense>.mindpet_delta_lora_a` and `_b`, with the same shapes.
 """
 
-from types import ModuleType
+from msft.models.family import Family
 
 PEFT_PREFIX = "base_model.model."
 _SUFFIXES = {".lora_A.weight": ".mindpet_delta_lora_a", ".lora_B.weight": ".mindpet_delta_lora_b"}
@@ -20,20 +20,20 @@ def is_mindformers_adapter(name: str) -> bool:
     return name.endswith(tuple(_SUFFIXES.values()))
 
 
-def peft_to_mindformers(name: str, family: ModuleType) -> str:
+def peft_to_mindformers(name: str, family: Family) -> str:
     """Return MindFormers' name for PEFT's name of an adapter tensor."""
     for peft, mindformers in _SUFFIXES.items():
         if name.endswith(peft):
             # The dot lets the family's map see a whole module name.
-            module = family.to_mindformers(name.removeprefix(PEFT_PREFIX).removesuffix(peft) + ".")
+            module = family.mindformers.write(name.removeprefix(PEFT_PREFIX).removesuffix(peft) + ".")
             return module.removesuffix(".") + mindformers
     raise ValueError(f"{name!r} is no adapter tensor")
 
 
-def mindformers_to_peft(name: str, family: ModuleType) -> str:
+def mindformers_to_peft(name: str, family: Family) -> str:
     """Return PEFT's name for MindFormers' name of an adapter tensor."""
     for peft, mindformers in _SUFFIXES.items():
         if name.endswith(mindformers):
-            module = family.from_mindformers(name.removesuffix(mindformers) + ".")
+            module = family.mindformers.read(name.removesuffix(mindformers) + ".")
             return PEFT_PREFIX + module.removesuffix(".") + peft
     raise ValueError(f"{name!r} is no adapter tensor")

@@ -1,16 +1,16 @@
-"""The registry: `model_type` of a config.json -> the family's module."""
-
-from types import ModuleType
+"""The registry: `model_type` of a config.json -> the family."""
 
 from msft.errors import InputError, did_you_mean
-from msft.models import llama
+from msft.models import gemma, gemma2, llama, mistral, qwen2, qwen3
+from msft.models.family import Family
 from msft.models.spec import ModelSpec
 
-FAMILIES: dict[str, ModuleType] = {llama.MODEL_TYPE: llama}
+MODULES = (llama, mistral, qwen2, qwen3, gemma, gemma2)
+FAMILIES: dict[str, Family] = {module.FAMILY.model_type: module.FAMILY for module in MODULES}
 
 
-def family(name: str, where: str = "--model") -> ModuleType:
-    """Return the module of a model family by its `model_type`; raises InputError naming the known ones."""
+def family(name: str, where: str = "--model") -> Family:
+    """Return a model family by its `model_type`; raises InputError naming the known ones."""
     if name not in FAMILIES:
         known = ", ".join(sorted(FAMILIES))
         raise InputError(f"{where}: unknown model family {name!r:.80}{did_you_mean(name, FAMILIES)} (known: {known})")

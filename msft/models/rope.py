@@ -13,7 +13,7 @@ from msft.models.spec import ModelSpec
 
 
 def frequencies(spec: ModelSpec, length: int) -> tuple[np.ndarray, float]:
-    """Return the inverse frequencies, float32 [head_dim / 2], and the factor on cosine and sine.
+    """Return the inverse frequencies, float32 [rotary_dim / 2], and the factor on cosine and sine.
 
     `length` is the longest sequence of the batch: only the dynamic kind depends on it.
     Raises InputError as `check` does.
@@ -57,13 +57,27 @@ def is_number(value) -> bool:
 def tables(spec: ModelSpec, position_ids: np.ndarray, longest: int | None = None) -> tuple[np.ndarray, np.ndarray]:
     """Return cosine and sine, float32 [rows, length, head_dim], for position ids int32 [rows, length].
 
-    Both halves of the last axis hold the same angles, as transformers' rotate_half layout wants. `longest` is the
-    length of the text that they are of, where not its last position is among them.
+    Both features of a pair have the same angle: those of the two halves of what is turned, or neighbours. What is not
+    turned has a cosine of 1 and a sine of 0. `longest` is the length of the text that they are of, where not its last
+    position is among them.
     """
+    still = ((0, 0),) * position_ids.ndim + ((0, spec.head_dim - spec.rotary_dim),)
+    if not spec.rotary_dim:
+        return np.ones((*position_ids.shape, spec.head_dim), np.float32), np.zeros(
+            (*position_ids.shape, spec.head_dim), np.float32
+        )
     inverse, factor = frequencies(spec, longest or int(position_ids.max()) + 1)
     angles = position_ids.astype(np.float32)[..., None] * inverse
-    angles = np.concatenate([angles, angles], axis=-1)
-    return np.cos(angles) * np.float32(factor), np.sin(angles) * np.float32(factor)
+    angles = np.repeat(angles, 2, axis=-1) if spec.neighbours else np.concatenate([angles, angles], axis=-1)
+    cosine, sine = np.cos(angles) * np.float32(factor), np.sin(angles) * np.float32(factor)
+    return np.pad(cosine, still, constant_values=1), np.pad(sine, still)
+
+
+def signs(spec: ModelSpec) -> np.ndarray:
+    """Return -1 for the features of a head that are the first of a pair, else 1, float32 [head_dim]."""
+    found, half = np.ones(spec.head_dim, np.float32), spec.rotary_dim // 2
+    found[: spec.rotary_dim : 2 if spec.neighbours else 1][:half] = -1
+    return found
 
 
 def _inverse(base: float, dim: int) -> np.ndarray:
@@ -72,21 +86,21 @@ def _inverse(base: float, dim: int) -> np.ndarray:
 
 
 def _default(spec: ModelSpec, scaling: dict, length: int) -> tuple[np.ndarray, float]:
-    return _inverse(spec.rope_theta, spec.head_dim), 1.0
+    return _inverse(spec.rope_theta, spec.rotary_dim), 1.0
 
 
 def _linear(spec: ModelSpec, scaling: dict, length: int) -> tuple[np.ndarray, float]:
-    return _inverse(spec.rope_theta, spec.head_dim) / np.float32(scaling["factor"]), 1.0
+    return _inverse(spec.rope_theta, spec.rotary_dim) / np.float32(scaling["factor"]), 1.0
 
 
 def _dynamic(spec: ModelSpec, scaling: dict, length: int) -> tuple[np.ndarray, float]:
-    dim, factor = spec.head_dim, scaling["factor"]
+    dim, factor = spec.rotary_dim, scaling["factor"]
     stretch = max(length, spec.max_position_embeddings) / spec.max_position_embeddings
     return _inverse(spec.rope_theta * (factor * stretch - (factor - 1)) ** (dim / (dim - 2)), dim), 1.0
 
 
 def _llama3(spec: ModelSpec, scaling: dict, length: int) -> tuple[np.ndarray, float]:
-    inverse = _inverse(spec.rope_theta, spec.head_dim)
+    inverse = _inverse(spec.rope_theta, spec.rotary_dim)
     low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
     turns = scaling["original_max_position_embeddings"] * inverse / (2 * math.pi)
     # Fast frequencies stay, slow ones are divided, those between are blended.
@@ -95,7 +109,7 @@ def _llama3(spec: ModelSpec, scaling: dict, length: int) -> tuple[np.ndarray, fl
 
 
 def _yarn(spec: ModelSpec, scaling: dict, length: int) -> tuple[np.ndarray, float]:
-    dim, base = spec.head_dim, spec.rope_theta
+    dim, base = spec.rotary_dim, spec.rope_theta
     original = scaling.get("original_max_position_embeddings") or spec.max_position_embeddings
     factor = scaling["factor"]
 

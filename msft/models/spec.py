@@ -1,13 +1,76 @@
 """The engine-neutral description of a decoder."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Block:
+    """What a decoder's layer is made of: Hugging Face's names of its modules within the layer, and how they act.
+
+    The defaults are Llama's. `project` gives queries, keys and values one after another, as three modules or as one;
+    where one module `is_grouped`, its outputs stand by key head (the queries that share it, the key, the value).
+    `head_norms` norm each head of the queries and of the keys before they are turned. `expand` is a gate and what it
+    lets through (two modules, or one that gives both), or where the feed-forward is not `is_gated`, one module.
+    `merged_norm` and `contracted_norm` norm what attention and feed-forward give ('' = there is none). Where the two
+    are `is_parallel`, both read the block's input. `biased` are the modules with a bias. Weights of modules that are
+    `is_transposed` are [inputs, outputs].
+    """
+
+    attention_norm: str = "input_layernorm"
+    project: tuple[str, ...] = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
+    is_grouped: bool = False
+    head_norms: tuple[str, ...] = ()
+    merge: str = "self_attn.o_proj"
+    merged_norm: str = ""
+    feed_norm: str = "post_attention_layernorm"
+    expand: tuple[str, ...] = ("mlp.gate_proj", "mlp.up_proj")
+    contract: str = "mlp.down_proj"
+    contracted_norm: str = ""
+    activation: str = "silu"
+    is_gated: bool = True
+    is_parallel: bool = False
+    is_transposed: bool = False
+    biased: tuple[str, ...] = ()
+
+    @property
+    def modules(self) -> tuple[str, ...]:
+        """The linear modules in the order of their use."""
+        return (*self.project, self.merge, *self.expand, self.contract)
+
+    @property
+    def norms(self) -> tuple[str, ...]:
+        """The norms over hidden states, without those over heads."""
+        named = (self.attention_norm, self.merged_norm, self.feed_norm, self.contracted_norm)
+        return tuple(dict.fromkeys(name for name in named if name))
+
+
+@dataclass(frozen=True)
+class Outside:
+    """Hugging Face's names of what stands around a decoder's layers; '' = there is none.
+
+    `layers` is what the layers' numbers stand behind. `positions` is a table of learned positions, whose row
+    `first_position` is the first one's.
+    """
+
+    embedding: str = "model.embed_tokens"
+    positions: str = ""
+    first_position: int = 0
+    embedding_norm: str = ""
+    layers: str = "model.layers"
+    norm: str = "model.norm"
+    head: str = "lm_head"
 
 
 @dataclass(frozen=True)
 class ModelSpec:
     """Everything an engine needs to build a decoder; sizes are counts, names are Hugging Face's.
 
-    `rope_scaling` is Hugging Face's rope parameters without `rope_theta` (None = plain rotary embedding).
+    `norm` is 'rms' (RMSNorm, weights of which `norm_offset` is added to) or 'layer' (LayerNorm, with a bias).
+    `rope_scaling` is Hugging Face's rope parameters without `rope_theta` (None = plain rotary embedding), of which the
+    first `rotary_dim` features of a head are turned (0 = none), in pairs of one of each half, or of `neighbours`.
+    `has_alibi` adds ALiBi's slopes (arXiv 2108.12409) to scores. Scores are products times `attention_scale`, squashed
+    to +-`attention_cap` where there is one, as logits are to `head_cap`. `windows` has for each layer how many tokens a
+    query sees, itself included (0 = all before it). Embeddings are multiplied by `embedding_scale`.
     `hf_config` is the whole `config.json`, kept to be written back beside exported weights.
     """
 
@@ -19,15 +82,39 @@ class ModelSpec:
     num_attention_heads: int
     num_key_value_heads: int
     head_dim: int
-    rms_norm_eps: float
+    norm_eps: float
     rope_theta: float
     rope_scaling: dict | None
+    rotary_dim: int
     max_position_embeddings: int
     tie_word_embeddings: bool
-    attention_bias: bool
-    mlp_bias: bool
     initializer_range: float
     bos_token_id: int | None
     eos_token_ids: tuple[int, ...]
     pad_token_id: int | None
     hf_config: dict
+    attention_scale: float
+    windows: tuple[int, ...]
+    block: Block = field(default_factory=Block)
+    outside: Outside = field(default_factory=Outside)
+    norm: str = "rms"
+    norm_offset: float = 0.0
+    neighbours: bool = False
+    has_alibi: bool = False
+    attention_cap: float | None = None
+    head_cap: float | None = None
+    embedding_scale: float = 1.0
+
+    @property
+    def embedding(self) -> str:
+        """The embedding's tensor."""
+        return f"{self.outside.embedding}.weight"
+
+    @property
+    def head(self) -> str:
+        """The head's tensor; a tied one is the embedding's."""
+        return f"{self.outside.head}.weight"
+
+    def layer(self, number: int) -> str:
+        """Return what the names of a layer's modules begin with, as in 'model.layers.0.'."""
+        return f"{self.outside.layers}.{number}."

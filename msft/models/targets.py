@@ -10,6 +10,8 @@ from fnmatch import fnmatchcase
 
 from msft.errors import InputError, did_you_mean
 from msft.models.families import family
+from msft.models.family import Family
+from msft.models.shapes import linear_modules, tensor_shapes
 from msft.models.spec import ModelSpec
 
 
@@ -27,9 +29,9 @@ def lora_modules(
     Raises InputError for a pattern that is no regular expression or matches nothing.
     """
     kind = family(spec.family)
-    modules = kind.linear_modules(spec)
+    modules = linear_modules(spec)
     if patterns is None:
-        wanted = set(kind.DEFAULT_LORA_TARGETS)
+        wanted = set(kind.lora_targets)
         chosen = [module for module in modules if _leaf(module) in wanted]
     else:
         patterns = [patterns] if isinstance(patterns, str) else list(patterns)
@@ -86,8 +88,8 @@ def tuned_parameters(
     Raises InputError for a pattern that matches neither a parameter nor an adapter.
     """
     kind = family(spec.family)
-    names = {name: (name, kind.to_mindformers(name)) for name in kind.tensor_shapes(spec)}
-    adapters = [pair for module in kind.linear_modules(spec) for pair in _adapter_names(module, kind)] if lora else []
+    names = {name: (name, kind.mindformers.write(name)) for name in tensor_shapes(spec)}
+    adapters = [pair for module in linear_modules(spec) for pair in _adapter_names(module, kind)] if lora else []
     known = [*names.values(), *adapters]
     idle = [
         (place, pattern)
@@ -110,9 +112,9 @@ def _leaf(path: str) -> str:
     return path.rsplit(".", 1)[-1]
 
 
-def _names(module: str, kind) -> tuple[str, ...]:
+def _names(module: str, kind: Family) -> tuple[str, ...]:
     """The four names of a module: leaf and path, Hugging Face's and MindFormers'."""
-    mindformers = kind.to_mindformers(module + ".").removesuffix(".")
+    mindformers = kind.mindformers.write(module + ".").removesuffix(".")
     return (_leaf(module), module, _leaf(mindformers), mindformers)
 
 
@@ -132,7 +134,7 @@ def _hits(regex: re.Pattern, names: Sequence[str]) -> bool:
     return any(regex.match(name) for name in names)
 
 
-def _refuse_idle(compiled: list[re.Pattern], names: dict, kind, where: str) -> None:
+def _refuse_idle(compiled: list[re.Pattern], names: dict, kind: Family, where: str) -> None:
     idle = [regex.pattern for regex in compiled if not any(_hits(regex, every) for every in names.values())]
     if idle or not compiled:
         known = _existing(list(names), kind)
@@ -147,15 +149,15 @@ def _near(pattern: str, leaves: Sequence[str]) -> str:
     return did_you_mean(words[-1], leaves) if words else ""
 
 
-def _existing(modules: Sequence[str], kind) -> str:
+def _existing(modules: Sequence[str], kind: Family) -> str:
     leaves = dict.fromkeys(map(_leaf, modules))
-    theirs = ", ".join(kind.MINDFORMERS_LEAF[leaf] for leaf in leaves if leaf in kind.MINDFORMERS_LEAF)
+    theirs = ", ".join(kind.mindformers.leaves[leaf] for leaf in leaves if leaf in kind.mindformers.leaves)
     return f"there are {', '.join(leaves)}; in MindFormers' names {theirs}"
 
 
-def _excluded(module: str, excluding: list[re.Pattern], kind) -> bool:
+def _excluded(module: str, excluding: list[re.Pattern], kind: Family) -> bool:
     """MindFormers skips a cell, and all inside it, when a pattern matches the cell's own name."""
-    for path in (module, kind.to_mindformers(module + ".").removesuffix(".")):
+    for path in (module, kind.mindformers.write(module + ".").removesuffix(".")):
         parts = path.split(".")
         names = {*parts, *(".".join(parts[: end + 1]) for end in range(len(parts)))}
         if any(_hits(regex, tuple(names)) for regex in excluding):
@@ -163,9 +165,9 @@ def _excluded(module: str, excluding: list[re.Pattern], kind) -> bool:
     return False
 
 
-def _adapter_names(module: str, kind) -> tuple[tuple[str, str], tuple[str, str]]:
+def _adapter_names(module: str, kind: Family) -> tuple[tuple[str, str], tuple[str, str]]:
     """What PEFT and MindFormers call the A and the B of a module's adapter."""
-    cell = kind.to_mindformers(module + ".")
+    cell = kind.mindformers.write(module + ".")
     return tuple((f"{module}.lora_{x}.weight", f"{cell}mindpet_delta_lora_{x.lower()}") for x in "AB")
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 
 from msft.convert.source import TensorSource
-from msft.models.families import family
+from msft.models.shapes import linear_modules
 from msft.models.spec import ModelSpec
 
 
@@ -12,7 +12,7 @@ class PerturbedWeights:
 
     def __init__(self, base: TensorSource, spec: ModelSpec):
         self.base, self.tensors = base, base.tensors
-        self.name = f"{family(spec.family).linear_modules(spec)[0]}.weight"
+        self.name = f"{linear_modules(spec)[0]}.weight"
 
     def read(self, name: str) -> np.ndarray:
         """Return one tensor."""

@@ -14,7 +14,7 @@ from msft.config.layout import without_effect
 from msft.config.schema import Recipe
 from msft.data.batches import BatchStream, evaluation_batches
 from msft.launch import heartbeat
-from msft.models.families import family
+from msft.models.shapes import tensor_shapes
 from msft.models.spec import ModelSpec
 from msft.train import schedules
 from msft.train.prepare import Prepared, launched, processes
@@ -143,7 +143,7 @@ def schedule(recipe: Recipe, stream: BatchStream) -> schedules.Resolved:
 
 def parameter_counts(spec: ModelSpec, tuning: Tuning) -> tuple[int, int]:
     """Return (all, tuned) numbers of parameters; adapters count in both."""
-    shapes = family(spec.family).tensor_shapes(spec)
+    shapes = tensor_shapes(spec)
     adapters = 0
     if tuning.lora:
         adapters = sum(tuning.lora.rank * sum(shapes[f"{module}.weight"]) for module in tuning.lora.modules)

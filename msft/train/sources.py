@@ -18,7 +18,7 @@ from msft.convert.random_weights import RandomWeights
 from msft.convert.source import TensorSource
 from msft.errors import InputError
 from msft.models.adapters import is_mindformers_adapter
-from msft.models.families import family
+from msft.models.shapes import tensor_shapes
 from msft.models.spec import ModelSpec
 from msft.train import checkpoint, manifest
 from msft.train.located import located
@@ -75,7 +75,7 @@ def open_all(recipe: Recipe, spec: ModelSpec, resumed: Path | None) -> Weights:
         base_path = resumed
     sliced = given or (resumed if base_path is None else None)
     parts = base_parts(sliced)
-    whole = set(parts) >= set(family(spec.family).tensor_shapes(spec))
+    whole = set(parts) >= set(tensor_shapes(spec))
     if base_path is None and not whole and (recipe.run_mode != "train" or adapter_path):
         why = f"{adapter_path} is an adapter without its base model" if adapter_path else f"run_mode {recipe.run_mode}"
         if parts:

@@ -10,6 +10,7 @@ from msft.backend.mesh import Mesh
 from msft.backend.names import EMBEDDING, HEAD, hidden_dtype
 from msft.errors import RunError
 from msft.models import llama
+from msft.models.shapes import tensor_shapes
 
 SIZES = {
     "model_type": "llama",
@@ -39,7 +40,7 @@ def test_stages_have_as_many_layers_each_and_what_stands_before_and_behind():
 @pytest.mark.parametrize("tied", [False, True])
 def test_every_tensor_has_a_place_and_counts_once(tied):
     spec = spec_of(tie_word_embeddings=tied)
-    shapes, held, counted = llama.tensor_shapes(spec), Counter(), Counter()
+    shapes, held, counted = tensor_shapes(spec), Counter(), Counter()
     for rank in range(8):
         mesh = Mesh(tensor=2, rank=rank, pipeline=4)
         own = stages.own(shapes, spec, mesh)

@@ -17,13 +17,14 @@ from msft.convert.open import open_weights, read_spec
 from msft.convert.stored import StoredTensors
 from msft.models import llama
 from msft.models.adapters import peft_names, peft_to_mindformers
+from msft.models.shapes import tensor_shapes
 from tests.convert.mindspore_ranks import llama_cuts, write_distributed
 
 KEY = "--src_strategy_path_or_dir"
 
 
 def arrays_of(source):
-    return {llama.to_mindformers(name): source.read(name) for name in source.tensors}
+    return {llama.MINDFORMERS.write(name): source.read(name) for name in source.tensors}
 
 
 def cut(folder, arrays):
@@ -42,7 +43,7 @@ def distributed(tiny_model, tmp_path_factory):
 @pytest.fixture(scope="module")
 def factors(tiny_model):
     """LoRA factors of attention's matrices under PEFT's names."""
-    generator, shapes, result = np.random.default_rng(0), llama.tensor_shapes(read_spec(tiny_model)), {}
+    generator, shapes, result = np.random.default_rng(0), tensor_shapes(read_spec(tiny_model)), {}
     for name, (rows, columns) in [(name, shapes[name]) for name in shapes if ".self_attn." in name]:
         first, second = peft_names(name.removesuffix(".weight"))
         result[first] = generator.normal(0, 0.3, (4, columns)).astype(np.float32)
@@ -53,7 +54,7 @@ def factors(tiny_model):
 @pytest.fixture(scope="module")
 def distributed_lora(tiny_model, factors, tmp_path_factory):
     """Base model and adapter in one distributed checkpoint, as MindFormers' LoRA training saves them."""
-    adapters = {peft_to_mindformers(name, llama): array for name, array in factors.items()}
+    adapters = {peft_to_mindformers(name, llama.FAMILY): array for name, array in factors.items()}
     return cut(tmp_path_factory.mktemp("lora"), arrays_of(open_weights(tiny_model)) | adapters)
 
 
@@ -221,7 +222,7 @@ def _write_whole(path, model, factors):
     import mindspore
 
     arrays = arrays_of(open_weights(model)) | {
-        peft_to_mindformers(name, llama): array for name, array in factors.items()
+        peft_to_mindformers(name, llama.FAMILY): array for name, array in factors.items()
     }
     mindspore.save_checkpoint(
         [{"name": name, "data": mindspore.Tensor(array)} for name, array in arrays.items()], str(path)

@@ -14,8 +14,8 @@ from msft.backend.contract import Lora
 from msft.cli.generate import main
 from msft.convert.adapter import write_adapter
 from msft.convert.open import read_spec
-from msft.models import llama
 from msft.models.adapters import peft_names
+from msft.models.shapes import linear_modules, tensor_shapes
 
 ENGINES = ("torch", "mindspore")
 
@@ -29,8 +29,8 @@ def generate(*words):
 def adapter(tiny_model, tmp_path_factory):
     """A LoRA adapter of random numbers large enough to change what the tiny model says."""
     spec = read_spec(tiny_model)
-    modules = tuple(name for name in llama.linear_modules(spec) if name.endswith(("q_proj", "gate_proj")))
-    shapes, generator = llama.tensor_shapes(spec), np.random.default_rng(0)
+    modules = tuple(name for name in linear_modules(spec) if name.endswith(("q_proj", "gate_proj")))
+    shapes, generator = tensor_shapes(spec), np.random.default_rng(0)
     weights = {}
     for module in modules:
         rows, columns = shapes[f"{module}.weight"]

@@ -19,6 +19,7 @@ from msft.convert.weights import write_ckpt, write_hf_folder
 from msft.models import llama
 from msft.models.adapters import peft_names, peft_to_mindformers
 from msft.models.families import spec_from_hf
+from msft.models.shapes import linear_modules, tensor_shapes
 
 CONFIG = {
     "architectures": ["LlamaForCausalLM"],
@@ -35,7 +36,7 @@ CONFIG = {
     "eos_token_id": 2,
 }
 SPEC = spec_from_hf(CONFIG)
-MODULES = tuple(module for module in llama.linear_modules(SPEC) if not module.endswith("k_proj"))
+MODULES = tuple(module for module in linear_modules(SPEC) if not module.endswith("k_proj"))
 LORA = Lora(4, 6.0, 0.1, MODULES)
 
 
@@ -48,7 +49,7 @@ def base(tmp_path):
 def factors():
     rng, result = np.random.default_rng(0), {}
     for module in MODULES:
-        rows, columns = llama.tensor_shapes(SPEC)[f"{module}.weight"]
+        rows, columns = tensor_shapes(SPEC)[f"{module}.weight"]
         first, second = peft_names(module)
         result[first] = rng.normal(size=(4, columns)).astype(np.float32)
         result[second] = rng.normal(size=(rows, 4)).astype(np.float32)
@@ -113,7 +114,7 @@ def ckpt_adapter(path, weights, base=()):
     keep = Cast(None)
     with open(path, "wb") as file:
         writer = CkptWriter(file)
-        for name, array in [*base, *((peft_to_mindformers(name, llama), array) for name, array in weights.items())]:
+        for name, array in [*base, *((peft_to_mindformers(name, llama.FAMILY), array) for name, array in weights.items())]:
             writer.add(name, TensorInfo(array.shape, array.dtype.name), keep.pieces(name, array))
         writer.close()
 
@@ -121,7 +122,7 @@ def ckpt_adapter(path, weights, base=()):
 def test_ckpt_in_and_out(base, adapter, tmp_path, capsys):
     """Base and adapter in one CKPT, as MindFormers' network.ckpt holds them; the alpha has to be given."""
     source = open_weights(base)
-    tensors = [(llama.to_mindformers(name), source.read(name)) for name in source.tensors]
+    tensors = [(llama.MINDFORMERS.write(name), source.read(name)) for name in source.tensors]
     ckpt_adapter(tmp_path / "network.ckpt", factors(), tensors)
     arguments = (tmp_path / "network.ckpt", tmp_path / "network.ckpt", tmp_path / "merged.ckpt", "--config", str(base))
     assert merge(*arguments) == 2

@@ -19,7 +19,7 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from msft.models.llama import to_mindformers
+from msft.models.llama import MINDFORMERS
 from tests.cli.readme import (
     ACTIVATE,
     BLOCKS,
@@ -266,9 +266,9 @@ def test_the_workflows_ckpt_holds_the_base_model(workflow):
 
     base = read_safetensors(workflow.path / LLAMA)
     ckpt = mindspore.load_checkpoint(str(workflow.path / "llama2_7b.ckpt"))
-    assert set(ckpt) == {to_mindformers(name) for name in base}
+    assert set(ckpt) == {MINDFORMERS.write(name) for name in base}
     for name, value in base.items():
-        np.testing.assert_array_equal(ckpt[to_mindformers(name)].asnumpy(), value)
+        np.testing.assert_array_equal(ckpt[MINDFORMERS.write(name)].asnumpy(), value)
 
 
 def test_the_workflows_mindrecord_holds_every_row(workflow):
@@ -310,9 +310,9 @@ def test_the_workflows_merged_ckpt_is_what_peft_merges(workflow):
     expected = merged_by_peft(workflow.path / LLAMA, workflow.path / "output" / "adapter")
     base = read_safetensors(workflow.path / LLAMA)
     merged = mindspore.load_checkpoint(str(workflow.path / "llama2_7b_tuned.ckpt"))
-    assert set(merged) == {to_mindformers(name) for name in expected}
+    assert set(merged) == {MINDFORMERS.write(name) for name in expected}
     for name, value in expected.items():
-        ours = merged[to_mindformers(name)].asnumpy()
+        ours = merged[MINDFORMERS.write(name)].asnumpy()
         assert ours.dtype == np.float16
         np.testing.assert_allclose(ours, value, rtol=1e-3, atol=1e-6, err_msg=name)
         tuned = name.endswith(tuple(f"{leaf}_proj.weight" for leaf in "qkvo"))

@@ -6,13 +6,14 @@ import numpy as np
 
 from msft.backend.contract import IGNORE, EngineState, Lora, Precision, Tuning
 from msft.models import llama
+from msft.models.shapes import linear_modules
 from tests.conformance.tiny_engines import RUNTIME, TIED, UNTIED, batch, build, full
 
 LAYERS = {"num_hidden_layers": 4}
 CONFIG = {**UNTIED, **LAYERS, "num_key_value_heads": 4}
 TIED_CONFIG = {**TIED, **LAYERS}
 RATE = 1e-2
-MODULES = tuple(llama.linear_modules(llama.spec_from_hf(CONFIG)))
+MODULES = tuple(linear_modules(llama.spec_from_hf(CONFIG)))
 # One rank of a model adds these.
 BIASES = tuple(name for name in full(CONFIG).parameters if name.endswith("o_proj.bias"))
 TUNINGS = {

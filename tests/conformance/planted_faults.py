@@ -53,7 +53,7 @@ def rotary_halves_swapped(engine, monkeypatch):
 def norm_epsilon_wrong(engine, monkeypatch):
     def spoil(spec, source, tuning, runtime):
         config = {**spec.hf_config, "rms_norm_eps": 1e-4}
-        return replace(spec, rms_norm_eps=1e-4, hf_config=config), source, tuning, runtime
+        return replace(spec, norm_eps=1e-4, hf_config=config), source, tuning, runtime
 
     _build_from(engine, monkeypatch, spoil)
 

@@ -11,7 +11,8 @@ from msft.backend.contract import Lora, Runtime, Tuning
 from msft.convert.random_weights import RandomWeights
 from msft.data.batches import BatchStream
 from msft.data.dataset import InMemoryDataset
-from msft.models.families import family, spec_from_hf
+from msft.models.families import spec_from_hf
+from msft.models.shapes import linear_modules, tensor_shapes
 from tests.conftest import TINY
 
 ENGINES = ("torch", "mindspore")
@@ -27,8 +28,8 @@ def engine(request):
     @cache
     def build(dropout=None):
         spec = spec_from_hf(SPEC)
-        modules = family("llama").linear_modules(spec)
-        full = Tuning(parameters=tuple(family("llama").tensor_shapes(spec)))
+        modules = linear_modules(spec)
+        full = Tuning(parameters=tuple(tensor_shapes(spec)))
         tuning = full if dropout is None else Tuning(lora=Lora(4, 8.0, dropout, tuple(modules)))
         module = importlib.import_module(f"msft.backend.{request.param}.engine")
         built = module.build(spec, RandomWeights(spec, 0), tuning, Runtime(seed=5))

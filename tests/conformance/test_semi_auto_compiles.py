@@ -12,7 +12,7 @@ import pytest
 
 from msft.backend import slices
 from msft.convert import strategy
-from msft.models.llama import tensor_shapes
+from msft.models.shapes import tensor_shapes
 from tests.conformance.tiny_engines import UNTIED, spec_of
 
 WIDE = {**UNTIED, "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 8}

@@ -10,6 +10,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from msft.backend.contract import Batch, Lora, Optimizer, Runtime, Tuning
 from msft.convert.random_weights import RandomWeights
 from msft.models import llama
+from msft.models.shapes import linear_modules, tensor_shapes
 
 ENGINES = ("torch", "mindspore")
 LLAMA3 = {
@@ -62,7 +63,7 @@ def spec_of(config):
 
 
 def attention_modules(config):
-    names_of_all = llama.linear_modules(spec_of(config))
+    names_of_all = linear_modules(spec_of(config))
     return tuple(name for name in names_of_all if name.endswith(("q_proj", "v_proj", "down_proj")))
 
 
@@ -71,7 +72,7 @@ def lora(config, dropout=0.0):
 
 
 def full(config):
-    return Tuning(parameters=tuple(llama.tensor_shapes(spec_of(config))))
+    return Tuning(parameters=tuple(tensor_shapes(spec_of(config))))
 
 
 def build(engine, config, tuning, runtime=RUNTIME):

@@ -12,7 +12,7 @@ from msft.convert.dtypes import Cast
 from msft.convert.open import open_weights, read_spec
 from msft.convert.weights import shards, write_ckpt, write_hf_folder
 from msft.errors import InputError, RunError
-from msft.models import llama
+from msft.models.shapes import tensor_shapes
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -31,7 +31,7 @@ def awkward_folder(tmp_path, spec, config, dtype):
 
     folder = tmp_path / "in"
     folder.mkdir()
-    arrays = {name: awkward(shape, dtype, seed) for seed, (name, shape) in enumerate(llama.tensor_shapes(spec).items())}
+    arrays = {name: awkward(shape, dtype, seed) for seed, (name, shape) in enumerate(tensor_shapes(spec).items())}
     infos = {name: TensorInfo(array.shape, dtype) for name, array in arrays.items()}
     assert all(byte_count(infos[name]) == array.nbytes for name, array in arrays.items())
     with open(folder / "model.safetensors", "wb") as file:

@@ -13,7 +13,6 @@ import pytest
 from msft.convert import safetensors_file
 from msft.convert.open import open_weights
 from msft.convert.source import TensorInfo
-from msft.models import llama
 from msft.models.families import spec_from_hf
 
 CONFIG = {
@@ -34,6 +33,7 @@ LARGEST = 72000 * 2048 * 4  # over CKPT's 512 MiB slices
 RUN = """
 import re, sys
 from msft.cli.convert_weight import main
+from msft.models.shapes import tensor_shapes
 code = main(sys.argv[1:])
 print(int(re.search(r"VmHWM:\\s+(\\d+) kB", open("/proc/self/status").read())[1]) * 1024)
 sys.exit(code)
@@ -44,7 +44,7 @@ sys.exit(code)
 def folder(tmp_path):
     """Shards whose tensors are holes in the file but for a stripe at both ends, so that making them costs nothing."""
     shards: dict[int, dict[str, TensorInfo]] = {}
-    for name, shape in llama.tensor_shapes(spec_from_hf(CONFIG)).items():
+    for name, shape in tensor_shapes(spec_from_hf(CONFIG)).items():
         layer = int(name.split(".")[2]) + 1 if ".layers." in name else 0
         shards.setdefault(layer, {})[name] = TensorInfo(shape, "float32")
     weight_map = {}

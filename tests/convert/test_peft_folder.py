@@ -16,12 +16,13 @@ from msft.convert.source import TensorInfo
 from msft.errors import InputError
 from msft.models import llama
 from msft.models.adapters import peft_names, peft_to_mindformers
+from msft.models.shapes import linear_modules, tensor_shapes
 
 LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
 def factors(spec, modules, rank=4, dtype=np.float32) -> dict[str, np.ndarray]:
-    shapes, rng, result = llama.tensor_shapes(spec), np.random.default_rng(3), {}
+    shapes, rng, result = tensor_shapes(spec), np.random.default_rng(3), {}
     for module in modules:
         rows, columns = shapes[f"{module}.weight"]
         first, second = peft_names(module)
@@ -31,7 +32,7 @@ def factors(spec, modules, rank=4, dtype=np.float32) -> dict[str, np.ndarray]:
 
 
 def all_of(spec, *leaves):
-    return tuple(module for module in llama.linear_modules(spec) if module.rsplit(".", 1)[-1] in leaves)
+    return tuple(module for module in linear_modules(spec) if module.rsplit(".", 1)[-1] in leaves)
 
 
 CASES = {
@@ -97,7 +98,7 @@ def test_rslora_is_folded_into_alpha(spec):
 
 def write_ckpt_adapter(path, spec, weights, base: dict[str, np.ndarray] = {}):  # noqa: B006
     keep = Cast(None)
-    arrays = {peft_to_mindformers(name, llama): array for name, array in weights.items()}
+    arrays = {peft_to_mindformers(name, llama.FAMILY): array for name, array in weights.items()}
     with open(path, "wb") as file:
         writer = CkptWriter(file)
         for name, array in {**base, **arrays, "global_step": np.array(3)}.items():
@@ -108,7 +109,7 @@ def write_ckpt_adapter(path, spec, weights, base: dict[str, np.ndarray] = {}):  
 
 def test_mindformers_adapters_in_a_ckpt(tmp_path, spec, expected, capsys):
     weights = factors(spec, CASES["mixed"](spec), dtype=np.float16)
-    base = {llama.to_mindformers(name): array for name, array in expected.items()}
+    base = {llama.MINDFORMERS.write(name): array for name, array in expected.items()}
     arrays = write_ckpt_adapter(tmp_path / "network.ckpt", spec, weights, base)
     assert "model.layers.0.attention.wq.mindpet_delta_lora_a" in arrays
     assert "model.layers.1.attention.wv.mindpet_delta_lora_b" in arrays

@@ -25,7 +25,7 @@ from tests.convert.mindspore_ranks import Cut, llama_cuts, slices, strategy_byte
 
 @pytest.fixture(scope="session")
 def arrays(expected):
-    return {llama.to_mindformers(name): array for name, array in expected.items()}
+    return {llama.MINDFORMERS.write(name): array for name, array in expected.items()}
 
 
 def stages_of(arrays, count):

@@ -8,7 +8,8 @@ from msft.backend.contract import Lora, Precision, Tuning
 from msft.estimate import kept
 from msft.estimate.layout import Layout
 from msft.estimate.sizes import Work, sizes_of
-from msft.models.families import family, spec_from_hf
+from msft.models.families import spec_from_hf
+from msft.models.shapes import linear_modules, tensor_shapes
 from tests.conftest import TINY
 
 SPEC = spec_from_hf(TINY)
@@ -19,11 +20,11 @@ def work(backend="torch", rows=2, length=24, recompute=False, kind="cpu", comput
 
 
 def full():
-    return sizes_of(SPEC, Tuning(tuple(family("llama").tensor_shapes(SPEC))))
+    return sizes_of(SPEC, Tuning(tuple(tensor_shapes(SPEC))))
 
 
 def adapted():
-    modules = tuple(name for name in family("llama").linear_modules(SPEC) if ".self_attn." in name)
+    modules = tuple(name for name in linear_modules(SPEC) if ".self_attn." in name)
     return sizes_of(SPEC, Tuning(lora=Lora(4, 8.0, 0.0, modules)))
 
 
@@ -57,8 +58,8 @@ def test_what_torchs_block_saves_is_what_autograd_holds(rows, length):
     ids = np.random.default_rng(0).integers(1, SPEC.vocab_size, (rows, length), dtype=np.int32)
     places = np.tile(np.arange(length, dtype=np.int32), (rows, 1))
     batch = Batch(ids, ids, places, np.ones_like(ids), np.zeros_like(ids))
-    tuned = Tuning(tuple(family("llama").tensor_shapes(SPEC)))
-    modules = tuple(name for name in family("llama").linear_modules(SPEC) if ".self_attn." in name)
+    tuned = Tuning(tuple(tensor_shapes(SPEC)))
+    modules = tuple(name for name in linear_modules(SPEC) if ".self_attn." in name)
     for tuning, sizes in ((tuned, full()), (Tuning(lora=Lora(4, 8.0, 0.0, modules)), adapted())):
         model = Model(SPEC, RandomWeights(SPEC, 0), tuning, Runtime())
         weights = {parameter.untyped_storage().data_ptr() for parameter in model.decoder.network.parameters()}
@@ -88,7 +89,7 @@ def test_what_mindspores_block_keeps_is_what_its_trace_holds():
     ids = np.random.default_rng(0).integers(1, SPEC.vocab_size, (rows, length), dtype=np.int32)
     places = np.tile(np.arange(length, dtype=np.int32), (rows, 1))
     batch = Batch(ids, ids, places, np.ones_like(ids), np.zeros_like(ids))
-    modules = tuple(name for name in family("llama").linear_modules(SPEC) if ".self_attn." in name)
+    modules = tuple(name for name in linear_modules(SPEC) if ".self_attn." in name)
     for recompute in (False, True):
         tuning, runtime = Tuning(lora=Lora(4, 8.0, 0.0, modules)), Runtime(recompute=recompute)
         trace = Model(SPEC, RandomWeights(SPEC, 0), tuning, runtime)._forward(batch, keep=True)

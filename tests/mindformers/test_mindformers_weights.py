@@ -8,7 +8,7 @@ import pytest
 
 from msft.convert import ckpt
 from msft.convert.stored import StoredTensors
-from msft.models.llama import to_mindformers
+from msft.models.llama import MINDFORMERS
 
 pytestmark = pytest.mark.mindformers
 
@@ -42,7 +42,7 @@ def test_every_tensor_has_the_name_that_mindformers_converter_gives_it(oracle, t
     names = list(tiny.state)
     (tmp_path / "names.json").write_text(json.dumps(names))
     oracle("converter.py", "names", tmp_path / "names.json", tmp_path / "out.json")
-    assert [to_mindformers(name) for name in names] == json.loads((tmp_path / "out.json").read_text())
+    assert [MINDFORMERS.write(name) for name in names] == json.loads((tmp_path / "out.json").read_text())
 
 
 def test_joined_tensors_are_those_of_mindformers_converter(oracle, tiny, joined, tmp_path):

@@ -6,6 +6,7 @@ from msft.errors import InputError
 from msft.models import llama
 from msft.models.adapters import mindformers_to_peft, peft_names, peft_to_mindformers
 from msft.models.families import spec_from_hf
+from msft.models.shapes import linear_modules, tensor_shapes
 
 CONFIG = {
     "model_type": "llama",
@@ -35,15 +36,15 @@ def test_shapes_equal_transformers(change):
     model = LlamaForCausalLM(LlamaConfig(**config))
     spec = spec_from_hf(config)
     theirs = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
-    assert dict(sorted(llama.tensor_shapes(spec).items())) == dict(sorted(theirs.items()))
+    assert dict(sorted(tensor_shapes(spec).items())) == dict(sorted(theirs.items()))
 
 
 def test_names_go_to_mindformers_and_back():
     spec = spec_from_hf({**CONFIG, "attention_bias": True})
-    names = list(llama.tensor_shapes(spec))
-    theirs = [llama.to_mindformers(name) for name in names]
+    names = list(tensor_shapes(spec))
+    theirs = [llama.MINDFORMERS.write(name) for name in names]
     assert len(set(theirs)) == len(names)
-    assert [llama.from_mindformers(name) for name in theirs] == names
+    assert [llama.MINDFORMERS.read(name) for name in theirs] == names
     assert theirs[0] == "model.tok_embeddings.embedding_weight"
     table = dict(zip(names, theirs, strict=True))
     for ours, expected in {
@@ -64,12 +65,12 @@ def test_names_go_to_mindformers_and_back():
 
 def test_adapter_names_go_to_mindformers_and_back():
     spec = spec_from_hf(CONFIG)
-    for module in llama.linear_modules(spec):
+    for module in linear_modules(spec):
         for name in peft_names(module):
-            assert mindformers_to_peft(peft_to_mindformers(name, llama), llama) == name
+            assert mindformers_to_peft(peft_to_mindformers(name, llama.FAMILY), llama.FAMILY) == name
     assert peft_names("model.layers.3.mlp.up_proj")[0] == "base_model.model.model.layers.3.mlp.up_proj.lora_A.weight"
     assert (
-        peft_to_mindformers("base_model.model.model.layers.3.mlp.up_proj.lora_B.weight", llama)
+        peft_to_mindformers("base_model.model.model.layers.3.mlp.up_proj.lora_B.weight", llama.FAMILY)
         == "model.layers.3.feed_forward.w3.mindpet_delta_lora_b"
     )
 
@@ -153,4 +154,4 @@ def test_configs_that_would_give_another_model_are_refused(change, message):
 
 def test_nulls_count_as_absent():
     spec = spec_from_hf({**CONFIG, "rms_norm_eps": None, "initializer_range": None, "max_position_embeddings": None})
-    assert (spec.rms_norm_eps, spec.initializer_range, spec.max_position_embeddings) == (1e-6, 0.02, 2048)
+    assert (spec.norm_eps, spec.initializer_range, spec.max_position_embeddings) == (1e-6, 0.02, 2048)

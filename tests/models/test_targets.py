@@ -6,7 +6,8 @@ import pytest
 
 from msft.errors import InputError
 from msft.models.families import spec_from_hf
-from msft.models.llama import MINDFORMERS_LEAF, tensor_shapes, to_mindformers
+from msft.models.llama import MINDFORMERS
+from msft.models.shapes import tensor_shapes
 from msft.models.targets import lora_modules, trained_adapters, tuned_parameters
 
 SPEC = spec_from_hf(
@@ -65,7 +66,7 @@ def test_a_list_is_a_choice_and_order_is_the_models():
 def test_leaf_patterns_choose_what_mindformers_chooses():
     """MindFormers walks the cells and takes a linear one when re.match(pattern, its own name)."""
     for pattern in (".*wq|.*wk|.*wv|.*wo", "w.*", ".*w[qv]", "wq$|w2", ".+o"):
-        theirs = {leaf for leaf, cell in MINDFORMERS_LEAF.items() if re.match(pattern, cell)}
+        theirs = {leaf for leaf, cell in MINDFORMERS.leaves.items() if re.match(pattern, cell)}
         assert {module.rsplit(".", 1)[1] for module in lora_modules(pattern, SPEC)} >= theirs
 
 
@@ -148,7 +149,7 @@ def test_freeze_follows_mindpets_rule_for_each_parameter():
     include, exclude = ["*wq*", "*.1?.*"], ["*attention.w*", "*.11.*"]
     free = []
     for name in ALL:
-        theirs, trained = to_mindformers(name), False
+        theirs, trained = MINDFORMERS.write(name), False
         frozen, freed = (any(fnmatch(theirs, pattern) for pattern in patterns) for patterns in (include, exclude))
         if frozen and not freed:
             trained = False

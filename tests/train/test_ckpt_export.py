@@ -9,6 +9,7 @@ from msft.backend.contract import EngineState
 from msft.convert.open import open_weights, read_spec
 from msft.models import llama
 from msft.models.adapters import peft_names
+from msft.models.shapes import tensor_shapes
 from msft.train import ckpt_export
 
 MODULE = "model.layers.1.self_attn.v_proj"
@@ -36,7 +37,7 @@ def test_mindspore_reads_base_and_adapter(tmp_path, tiny_model, spec):
     assert path == tmp_path / "checkpoint" / "rank_0" / "tiny_rank_0-2_3.ckpt"
     found = {name: value.asnumpy() for name, value in mindspore.load_checkpoint(str(path), crc_check=True).items()}
     base = open_weights(tiny_model, spec)
-    expected = {llama.to_mindformers(name): base.read(name) for name in llama.tensor_shapes(spec)}
+    expected = {llama.MINDFORMERS.write(name): base.read(name) for name in tensor_shapes(spec)}
     expected["model.norm_out.weight"] = norm
     expected["model.layers.1.attention.wv.mindpet_delta_lora_a"] = first
     expected["model.layers.1.attention.wv.mindpet_delta_lora_b"] = second

@@ -12,8 +12,8 @@ from msft.backend.mesh import Mesh
 from msft.config.load import load_recipe
 from msft.convert.adapter import read_adapter
 from msft.convert.open import read_spec
-from msft.models import llama
 from msft.models.adapters import peft_names
+from msft.models.shapes import tensor_shapes
 from msft.train.saving import Saver
 
 MODULE = "model.layers.0.self_attn.q_proj"
@@ -41,7 +41,7 @@ def results(write_recipe, tiny_model, tmp_path):
 
 
 def test_the_first_rank_writes_what_the_ranks_gather_one_tensor_at_a_time(results, tiny_model):
-    rows, columns = llama.tensor_shapes(read_spec(tiny_model))[f"{MODULE}.weight"]
+    rows, columns = tensor_shapes(read_spec(tiny_model))[f"{MODULE}.weight"]
     shapes = dict(zip(peft_names(MODULE), ((2, columns), (rows, 2)), strict=True))
     arrays = {name: np.full(shape, 3, np.float32) for name, shape in shapes.items()}
     asked = []

@@ -21,6 +21,7 @@ from msft.errors import InputError
 from msft.files import write_json
 from msft.models import llama
 from msft.models.adapters import peft_names, peft_to_mindformers
+from msft.models.shapes import tensor_shapes
 from msft.train import checkpoint, manifest, outputs, sliced, sources
 
 MODULES = ("model.layers.0.self_attn.q_proj", "model.layers.1.self_attn.v_proj")
@@ -35,7 +36,7 @@ def spec(tiny_model):
 
 @pytest.fixture
 def factors(spec):
-    shapes = llama.tensor_shapes(spec)
+    shapes = tensor_shapes(spec)
     generator = np.random.default_rng(0)
     result = {}
     for module in MODULES:
@@ -79,8 +80,8 @@ def test_a_peft_folder_stands_on_the_pretrained_model(write_recipe, tiny_model, 
 
 def test_mindformers_ckpt_with_base_and_adapter_gives_both(write_recipe, spec, factors, tmp_path):
     base = RandomWeights(spec, 5)
-    tensors = {llama.to_mindformers(name): base.read(name) for name in base.tensors}
-    tensors |= {peft_to_mindformers(name, llama): array for name, array in factors.items()}
+    tensors = {llama.MINDFORMERS.write(name): base.read(name) for name in base.tensors}
+    tensors |= {peft_to_mindformers(name, llama.FAMILY): array for name, array in factors.items()}
     path = write_tensors(tmp_path / "network.ckpt", tensors)
     found = sources.open_all(recipe_with(write_recipe, path), spec, None)
     assert found.path == found.adapter_path == path
@@ -95,7 +96,7 @@ def test_mindformers_ckpt_with_base_and_adapter_gives_both(write_recipe, spec, f
 
 
 def test_mindformers_ckpt_with_an_adapter_alone_needs_a_base(write_recipe, spec, factors, tiny_model, tmp_path):
-    tensors = {peft_to_mindformers(name, llama): array for name, array in factors.items()}
+    tensors = {peft_to_mindformers(name, llama.FAMILY): array for name, array in factors.items()}
     path = write_tensors(tmp_path / "adapter.ckpt", tensors)
     assert sources.open_all(recipe_with(write_recipe, path), spec, None).path == tiny_model
     with pytest.raises(InputError, match="is an adapter without its base model"):

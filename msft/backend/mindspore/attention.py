@@ -13,9 +13,12 @@ from mindspore import ops as operators
 from msft.backend import line
 from msft.backend.contract import Precision
 from msft.backend.mindspore import distributed
+from msft.models import alibi
 from msft.models.spec import ModelSpec
 
 MASKED = -1e30
+# Where the hyperbolic tangent is 1 in float32.
+FLAT = 10.0
 # Tiles up to this number of keys keep their weights for the way back: a fifth less time for a tenth more memory.
 KEPT = 512
 
@@ -28,17 +31,51 @@ _UPDATE = operators.TensorScatterUpdate()
 _ADD = operators.TensorScatterAdd()
 
 
-def dense(precision: Precision) -> Callable:
-    """Return attention of all queries with all keys that `allowed` names; see `ops.Kernels.attention`."""
-    kind = getattr(mindspore, precision.softmax)
+class Scores(NamedTuple):
+    """What becomes of a query's product with a key: x `scale`, squashed to +-`cap` (0 = not).
+
+    ALiBi adds `slopes` (one for each head, none = no ALiBi) x the key's position.
+    """
+
+    scale: float
+    cap: float
+    slopes: tuple[float, ...]
+
+    @classmethod
+    def of(cls, spec: ModelSpec) -> "Scores":
+        """Return those of a model, or of what a rank has of its heads."""
+        slopes = alibi.slopes(spec.num_attention_heads) if spec.has_alibi else ()
+        return cls(spec.attention_scale, spec.attention_cap or 0.0, slopes)
+
+
+def capped(values, cap: float):
+    """Return values squashed to +-`cap` (0 = as they are); it can be compiled."""
+    return _tanh(values / cap) * cap if cap else values
+
+
+def _tanh(values):
+    """The hyperbolic tangent; MindSpore's own is 1e-4 off on CPU."""
+    values = operators.clip_by_value(values, -FLAT, FLAT)
+    return operators.sinh(values) / operators.cosh(values)
+
+
+def dense(scores_of: Scores, precision: Precision) -> Callable:
+    """Return attention of all queries with all keys that are allowed.
+
+    (query [rows, heads, length, dim], key, value [rows, kv_heads, keys, dim], allowed [rows, length, keys]) -> mixed.
+    """
+    kind, (scale, cap, slopes) = getattr(mindspore, precision.softmax), scores_of
 
     def attention(query, key, value, allowed):
         rows, heads, length, dim = query.shape
         groups, keys = key.shape[1], key.shape[2]
         # Grouped heads share one product: the queries of a group stand below one another.
         query = query.reshape(rows, groups, heads // groups * length, dim)
-        scores = _PRODUCT_B(query, key).astype(kind) * (dim**-0.5)
+        scores = capped(_PRODUCT_B(query, key).astype(kind) * scale, cap)
         scores = scores.reshape(rows, groups, heads // groups, length, keys)
+        if slopes:
+            by_head = Tensor(slopes, kind).reshape(groups, heads // groups, 1, 1)
+            scores = scores + by_head * operators.arange(keys).astype(kind)
         bias = operators.where(allowed, Tensor(0.0, kind), Tensor(MASKED, kind))
         scores = scores + bias.expand_dims(1).expand_dims(1)
         weights = operators.softmax(scores, -1).astype(value.dtype)
@@ -48,24 +85,29 @@ def dense(precision: Precision) -> Callable:
     return attention
 
 
-def fused_dense(query: Tensor, key: Tensor, value: Tensor, allowed: Tensor) -> Tensor:
-    """`dense` by Ascend's flash attention."""
-    return operators.flash_attention_score(
-        query,
-        key,
-        value,
-        query.shape[1],
-        attn_mask=operators.logical_not(allowed).expand_dims(1),
-        scalar_value=query.shape[-1] ** -0.5,
-        input_layout="BNSD",
-    )
+def fused_dense(scores_of: Scores) -> Callable:
+    """Return `dense` by Ascend's flash attention."""
+
+    def attention(query, key, value, allowed):
+        return operators.flash_attention_score(
+            query,
+            key,
+            value,
+            query.shape[1],
+            attn_mask=operators.logical_not(allowed).expand_dims(1),
+            scalar_value=scores_of.scale,
+            input_layout="BNSD",
+        )
+
+    return attention
 
 
 class TilePlan(NamedTuple):
     """What is computed for `line.Tiles`: int32 places of heads, and `bias` [tiles, 1, heads of a group x TILE, keys].
 
     `queries`, `keys`, `values` are places in [length x (heads + 2 kv_heads), dim], `mixed` in [length x heads, dim];
-    `upper` too, but lies behind the last for a query that only repeats another.
+    `upper` too, but lies behind the last for a query that only repeats another. With ALiBi `bias` is
+    [tiles, kv_heads, heads of a group x TILE, keys].
     """
 
     queries: Tensor
@@ -83,15 +125,15 @@ class TiledAttention:
     The weights of tiles with more than KEPT keys are computed again backwards.
     """
 
-    def __init__(self, spec: ModelSpec, precision: Precision):
-        self.heads, self.kv_heads = spec.num_attention_heads, spec.num_key_value_heads
-        self.kind = getattr(mindspore, precision.softmax)
-        self.functions = _compiled(self.heads, self.kv_heads, spec.head_dim, precision.softmax)
+    def __init__(self, spec: ModelSpec, precision: Precision, window: int = 0):
+        self.heads, self.kv_heads, self.window = spec.num_attention_heads, spec.num_key_value_heads, window
+        self.kind, self.scores = getattr(mindspore, precision.softmax), Scores.of(spec)
+        self.functions = _compiled(self.heads, self.kv_heads, spec.head_dim, self.scores, precision.softmax)
 
     def plan(self, found: line.Line) -> list[TilePlan]:
         """Return what both ways need to know of a line."""
         length = _whole(len(found.input_ids))
-        return [self._plan(tiles, found.order, length) for tiles in line.tiles(found.pieces)]
+        return [self._plan(tiles, found.order, length) for tiles in line.tiles(found.pieces, self.window)]
 
     def forward(self, heads: Tensor, plan: list[TilePlan]) -> tuple[Tensor, list[Tensor | None]]:
         """Return the mixed values [length, heads x dim], and the weights that are kept for the way back."""
@@ -148,8 +190,11 @@ class TiledAttention:
         mixed = (tiles.queries[:, None, None] * heads + by_head).reshape(stacked)
         upper = np.where(np.tile(tiles.real, (1, group))[:, None], mixed, length * heads)
         places = (queries, keys, keys + groups, mixed, upper)
-        bias = Tensor(np.where(allowed, 0, MASKED).astype(np.float32)).astype(self.kind)
-        return TilePlan(*(Tensor(place.astype(np.int32)) for place in places), bias)
+        bias = np.where(allowed, np.float32(0), np.float32(MASKED))
+        if self.scores.slopes:
+            slopes = np.repeat(np.reshape(self.scores.slopes, (groups, group)), line.TILE, axis=1)[..., None]
+            bias = bias + (slopes * tiles.places[:, None, None]).astype(np.float32)
+        return TilePlan(*(Tensor(place.astype(np.int32)) for place in places), Tensor(bias).astype(self.kind))
 
 
 class SharedTiledAttention(TiledAttention):
@@ -182,9 +227,9 @@ def _whole(length: int) -> int:
 
 
 @cache
-def _compiled(heads: int, kv_heads: int, dim: int, softmax: str):
+def _compiled(heads: int, kv_heads: int, dim: int, scores: Scores, softmax: str):
     """The functions of attention, compiled once in a process for every model of these sizes."""
-    functions = _Tiles(heads, kv_heads, dim, getattr(mindspore, softmax))
+    functions = _Tiles(heads, kv_heads, dim, scores, getattr(mindspore, softmax))
     names = (
         "lengthened",
         "shortened",
@@ -207,9 +252,9 @@ def _compiled(heads: int, kv_heads: int, dim: int, softmax: str):
 class _Tiles:
     """Attention on tiles, each a row of scores as long as its keys, and its gradients."""
 
-    def __init__(self, heads: int, kv_heads: int, dim: int, kind):
+    def __init__(self, heads: int, kv_heads: int, dim: int, scores: Scores, kind):
         self.heads, self.kv_heads, self.dim, self.kind = heads, kv_heads, dim, kind
-        self.scale = dim**-0.5
+        self.scale, self.cap = scores.scale, scores.cap
 
     def lengthened(self, values):
         """With zeros up to a power of two."""
@@ -227,7 +272,7 @@ class _Tiles:
     def weights(self, heads, queries, keys, bias):
         """The softmax of the scores of some tiles [tiles, kv_heads, heads of a group x TILE, keys]."""
         query, key = self.chosen(heads, queries) * self.scale, self.chosen(heads, keys)
-        return _SOFTMAX(_PRODUCT_B(query, key).astype(self.kind) + bias)
+        return _SOFTMAX(capped(_PRODUCT_B(query, key).astype(self.kind), self.cap) + bias)
 
     def mix(self, mixed, weights, heads, values, places):
         """`mixed` with those of some tiles in their places."""
@@ -256,11 +301,18 @@ class _Tiles:
         query, key, value = (self.chosen(heads, at) for at in (queries, keys, values))
         upper, inner = operators.gather(upper, places, 0), operators.gather(inner, places, 0)
         slope = weights * (_PRODUCT_B(upper, value).astype(self.kind) - inner)
+        if self.cap:
+            slope = slope * self.capped_slope(query, key)
         slope, weights = (slope * self.scale).astype(heads.dtype), weights.astype(heads.dtype)
         found = (_PRODUCT(slope, key), _PRODUCT_A(slope, query), _PRODUCT_A(weights, upper))
         rows = operators.concat([part.astype(mindspore.float32).reshape(-1, self.dim) for part in found])
         at = operators.concat([part.reshape(-1, 1) for part in (queries, keys, values)])
         return _ADD(total.reshape(-1, self.dim), at, rows).reshape(total.shape)
+
+    def capped_slope(self, query, key):
+        """The slope of `capped`."""
+        squashed = _tanh(_PRODUCT_B(query * self.scale, key).astype(self.kind) / self.cap)
+        return 1 - squashed * squashed
 
     def keys_of(self, heads):
         """The keys and values among the heads [length, 2 kv_heads x dim]."""
@@ -293,6 +345,7 @@ class FusedAttention:
 
     def __init__(self, spec: ModelSpec):
         self.heads, self.kv_heads, self.dim = spec.num_attention_heads, spec.num_key_value_heads, spec.head_dim
+        self.scale = spec.attention_scale
         self.triangle = np.triu(np.ones((2048, 2048), dtype=np.uint8), 1)
         self.gradient = operators.GradOperation(get_all=True, sens_param=True)(self._mix)
 
@@ -324,7 +377,7 @@ class FusedAttention:
             attn_mask=triangle,
             actual_seq_qlen=ends,
             actual_seq_kvlen=key_ends,
-            scalar_value=self.dim**-0.5,
+            scalar_value=self.scale,
             input_layout="TND",
             sparse_mode=3,
         )

@@ -14,7 +14,8 @@ from mindspore import ops as operators
 
 from msft.backend import slices
 from msft.backend.mindspore import ops
-from msft.backend.mindspore.attention import FusedAttention, TiledAttention
+from msft.backend.mindspore.attention import FusedAttention, Scores, TiledAttention
+from msft.models import spec
 
 ABSENT = -1
 
@@ -53,7 +54,8 @@ class Block:
     """One block of a layout, (name, tuned or not) for each of its tensors, which the methods take in this order.
 
     Where the model is cut over ranks, `reduce` sums what each gives of an output or a gradient; the gradients of norms
-    are then shares of a rank as well.
+    are then shares of a rank as well. Models whose attention and feed-forward are parallel, or whose outputs are
+    normed, are not cut.
     """
 
     def __init__(self, functions, recompute: bool, reduce=None):
@@ -66,34 +68,46 @@ class Block:
         return output, Kept(hidden, None if self.recompute else inner)
 
     def backward(self, gradient: Tensor, kept: Kept, line: LineTensors, tensors: list[Tensor]):
-        """Return the gradient of the input for that of the output, and the tuned tensors' by their places.
+        """Return the gradient of the input for that of the output, and the tuned tensors' as (places, flat tensor).
 
-        Those of several tensors stand one after another in a flat tensor.
+        Those of several tensors stand one after another in a flat tensor; a tensor may be among several.
         """
         functions, hidden = self.functions, kept.hidden
         inner = kept.inner or self._inner(hidden, line, tensors)
+        read = hidden if functions.is_parallel else inner.middle
         by_wide = functions.contract.backward(gradient, inner.wide, line, tensors)
-        by_middle = self._onto(gradient, functions.expand.backward, by_wide, inner.middle, line, tensors)
+        by_read = self._onto(gradient, functions.expand.backward, by_wide, read, line, tensors)
+        by_middle = gradient if functions.is_parallel else by_read
         by_mixed = functions.merge.backward(by_middle, inner.mixed, line, tensors)
         by_heads = line.attention.backward(by_mixed, inner.heads, inner.mixed, inner.weights, line.plan)
         by_turned = functions.turn_back(by_heads, line.cosine, line.sine)
-        by_hidden = self._onto(by_middle, functions.project.backward, by_turned, hidden, line, tensors)
-        found = functions.contract.tuned_gradients(gradient, inner.wide, line, tensors)
-        found |= functions.expand.tuned_gradients(by_wide, inner.middle, line, tensors)
-        found |= functions.merge.tuned_gradients(by_middle, inner.mixed, line, tensors)
-        found |= functions.project.tuned_gradients(by_turned, hidden, line, tensors)
-        return by_hidden, found
+        by_hidden = self._onto(by_read, functions.project.backward, by_turned, hidden, line, tensors)
+        found = [
+            functions.contract.tuned_gradients(gradient, inner.wide, line, tensors),
+            functions.expand.tuned_gradients(by_wide, read, line, tensors),
+            functions.merge.tuned_gradients(by_middle, inner.mixed, line, tensors),
+            functions.project.tuned_gradients(by_turned, hidden, line, tensors),
+        ]
+        return by_hidden, [part for part in found if part]
 
     def _inner(self, hidden, line, tensors):
         functions = self.functions
         heads = functions.turn(functions.project.forward(hidden, line, tensors), line.cosine, line.sine)
         mixed, weights = line.attention.forward(heads, line.plan)
         middle = self._onto(hidden, functions.merge.forward, mixed, line, tensors)
-        return Inner(heads, mixed, weights, middle, functions.expand.forward(middle, line, tensors))
+        wide = functions.expand.forward(hidden if functions.is_parallel else middle, line, tensors)
+        return Inner(heads, mixed, weights, middle, wide)
 
     def _onto(self, values, function, *arguments):
         """`values` and what a function gives, summed over the ranks of a model that is cut."""
         return function(*arguments, onto=values) if self.reduce is None else values + self.reduce(function(*arguments))
+
+
+class Form(NamedTuple):
+    """How a family's blocks are made: of which modules, and what becomes of attention's scores."""
+
+    block: spec.Block
+    scores: Scores
 
 
 class Numbers(NamedTuple):
@@ -103,6 +117,7 @@ class Numbers(NamedTuple):
     """
 
     kernels: ops.Kernels
+    form: Form
     heads: int
     kv_heads: int
     dim: int
@@ -110,19 +125,22 @@ class Numbers(NamedTuple):
     scaling: float
     dropout: float
     adapter: bool
+    is_turned: bool
     adds_bias: bool = True
 
 
 @cache
 def functions(numbers: Numbers, layout):
     """Return the compiled functions of all blocks of a layout."""
+    block = numbers.form.block
     return SimpleNamespace(
-        project=Step("project", ("input_layernorm", *_modules("self_attn", "q k v")), numbers, layout),
-        merge=Step("merge", ("self_attn.o_proj",), numbers, layout),
-        expand=Step("expand", ("post_attention_layernorm", *_modules("mlp", "gate up")), numbers, layout),
-        contract=Step("contract", ("mlp.down_proj",), numbers, layout),
+        project=Step("project", (block.attention_norm, *block.project, *block.head_norms), numbers, layout),
+        merge=Step("merge", (block.merge, block.merged_norm), numbers, layout),
+        expand=Step("expand", (block.feed_norm, *block.expand), numbers, layout),
+        contract=Step("contract", (block.contract, block.contracted_norm), numbers, layout),
         turn=mindspore.jit(numbers.kernels.rotary),
         turn_back=mindspore.jit(_turned_back(numbers.kernels.rotary)),
+        is_parallel=block.is_parallel,
     )
 
 
@@ -133,17 +151,14 @@ def _turned_back(rotary):
     return turn_back
 
 
-def _modules(parent: str, words: str) -> list[str]:
-    return [f"{parent}.{word}_proj" for word in words.split()]
-
-
 class Step:
     """One of the parts, a function (values, dropout's keys, *tensors), and its gradients, each compiled when used.
 
-    Of the layout's tensors it takes those whose names start with `starts`.
+    Of the layout's tensors it takes those of its `modules`.
     """
 
-    def __init__(self, part: str, starts: tuple[str, ...], numbers: Numbers, layout):
+    def __init__(self, part: str, modules: tuple[str, ...], numbers: Numbers, layout):
+        starts = tuple(f"{module}." for module in modules if module)
         self.places = tuple(place for place, (name, _) in enumerate(layout) if name.startswith(starts))
         own = tuple(layout[place] for place in self.places)
         tuned = tuple(place for place, (_, is_tuned) in enumerate(own) if is_tuned)
@@ -164,11 +179,11 @@ class Step:
         arguments = gradient, values, line.tokens, *self._own(tensors)
         return self.differentiate(*arguments) if onto is None else self.differentiate_onto(onto, *arguments)
 
-    def tuned_gradients(self, gradient: Tensor, values: Tensor, line: LineTensors, tensors) -> dict[tuple, Tensor]:
-        """Return the gradients of the tuned tensors one after another in a flat tensor, by their places; or nothing."""
+    def tuned_gradients(self, gradient: Tensor, values: Tensor, line: LineTensors, tensors) -> tuple:
+        """Return the tuned tensors' places, and their gradients one after another in a flat tensor; or nothing."""
         if not self.tuned:
-            return {}
-        return {self.tuned: self.differentiate_tuned(gradient, values, line.tokens, *self._own(tensors))}
+            return ()
+        return self.tuned, self.differentiate_tuned(gradient, values, line.tokens, *self._own(tensors))
 
     def _own(self, tensors):
         return [tensors[place] for place in self.places]
@@ -217,42 +232,96 @@ class Parts:
     """
 
     def __init__(self, numbers: Numbers, layout):
-        self.numbers = numbers
+        self.numbers, self.block = numbers, numbers.form.block
         self.position = {name: position for position, (name, _) in enumerate(layout)}
         self.compute = ops.dtype(numbers.compute)
 
     def project(self):
         """Hidden states -> queries, keys and values, not turned yet [tokens, (heads + 2 kv_heads) x dim]."""
-        return self.normed_linear("input_layernorm", _modules("self_attn", "q k v"))
+        heads_of = self.normed_linear(self.block.attention_norm, self.block.project)
+        ungrouped, normed = self.ungrouped(), self.normed_heads()
+
+        def project(hidden, tokens, *tensors):
+            return normed(ungrouped(heads_of(hidden, tokens, *tensors)), *tensors)
+
+        return project if self.block.is_grouped or self.block.head_norms else heads_of
 
     def merge(self):
         """Attention's mixed values [tokens, heads x dim] -> its output projection."""
-        return self.linear(["self_attn.o_proj"])
+        return self.linear_normed([self.block.merge], self.block.merged_norm)
 
     def expand(self):
         """Hidden states -> the gate and the up projection of their norm, side by side."""
-        return self.normed_linear("post_attention_layernorm", _modules("mlp", "gate up"))
+        return self.normed_linear(self.block.feed_norm, self.block.expand)
 
     def first_norm(self):
         """Hidden states -> what `project` reads where that has no norm."""
-        return self.norm_alone("input_layernorm")
+        return self.norm_alone(self.block.attention_norm)
 
     def second_norm(self):
         """Hidden states -> what `expand` reads where that has no norm."""
-        return self.norm_alone("post_attention_layernorm")
+        return self.norm_alone(self.block.feed_norm)
 
     def contract(self):
-        """What `expand` gives -> the down projection of its SwiGLU."""
-        swiglu, linear = self.numbers.kernels.swiglu, self.linear(["mlp.down_proj"])
+        """What `expand` gives -> the down projection of what its gate lets through."""
+        kernels, linear = self.numbers.kernels, self.linear_normed([self.block.contract], self.block.contracted_norm)
 
         def contract(wide, tokens, *tensors):
+            return linear(kernels.activated(wide), tokens, *tensors)
+
+        def contract_gated(wide, tokens, *tensors):
             gate, up = operators.split(wide, wide.shape[1] // 2, 1)
-            return linear(swiglu(gate, up), tokens, *tensors)
+            return linear(kernels.gated(gate, up), tokens, *tensors)
 
-        return contract
+        return contract_gated if self.block.is_gated else contract
 
-    def normed_linear(self, norm: str, modules: list[str]):
-        """`linear` of the RMSNorm of its input, or of its input where the norm stands apart."""
+    def ungrouped(self):
+        """Heads by key head (its queries, the key, the value) -> all queries, all keys, all values."""
+        groups, dim, is_grouped = self.numbers.kv_heads, self.numbers.dim, self.block.is_grouped
+        group = self.numbers.heads // groups
+
+        def ungrouped(heads):
+            if not is_grouped:
+                return heads
+            count = heads.shape[0]
+            parts = operators.split(heads.reshape(count, groups, (group + 2) * dim), (group * dim, dim, dim), 2)
+            flat = ()
+            for part in parts:
+                flat = flat + (part.reshape(count, -1),)
+            return operators.concat(flat, 1)
+
+        return ungrouped
+
+    def normed_heads(self):
+        """Heads side by side -> the same with queries and keys normed, each head by itself."""
+        names, dim = self.block.head_norms, self.numbers.dim
+        sizes = self.numbers.heads * dim, self.numbers.kv_heads * dim, self.numbers.kv_heads * dim
+        norms = [self.norm(name) for name in names]
+
+        def normed_heads(heads, *tensors):
+            if not names:
+                return heads
+            query, key, value = operators.split(heads, sizes, 1)
+            query = norms[0](query.reshape(-1, dim), *tensors).reshape(query.shape)
+            key = norms[1](key.reshape(-1, dim), *tensors).reshape(key.shape)
+            return operators.concat((query, key, value), 1)
+
+        return normed_heads
+
+    def linear_normed(self, modules, norm: str):
+        """`linear`, and where there is one, the norm of what it gives."""
+        linear = self.linear(modules)
+        if not norm:
+            return linear
+        normed = self.norm(norm)
+
+        def linear_normed(hidden, tokens, *tensors):
+            return normed(linear(hidden, tokens, *tensors), *tensors)
+
+        return linear_normed
+
+    def normed_linear(self, norm: str, modules):
+        """`linear` of the norm of its input, or of its input where the norm stands apart."""
         if f"{norm}.weight" not in self.position:
             return self.linear(modules)
         normed, linear = self.norm(norm), self.linear(modules)
@@ -263,7 +332,7 @@ class Parts:
         return normed_linear
 
     def norm_alone(self, name: str):
-        """The RMSNorm of its input, in the compute dtype of what reads it."""
+        """The norm of its input, in the compute dtype of what reads it."""
         normed, compute = self.norm(name), self.compute
 
         def norm_alone(hidden, tokens, *tensors):
@@ -272,17 +341,21 @@ class Parts:
         return norm_alone
 
     def norm(self, name: str):
-        """(hidden, *tensors) -> its RMSNorm."""
-        weight, rms_norm = self.position[f"{name}.weight"], self.numbers.kernels.rms_norm
+        """(hidden, *tensors) -> its norm."""
+        weight, bias = self.position[f"{name}.weight"], self.position.get(f"{name}.bias", ABSENT)
+        normed = self.numbers.kernels.normed
 
         def norm(hidden, *tensors):
-            return rms_norm(hidden, tensors[weight])
+            return normed(hidden, tensors[weight])
 
-        return norm
+        def norm_biased(hidden, *tensors):
+            return normed(hidden, tensors[weight], tensors[bias])
 
-    def linear(self, modules: list[str]):
+        return norm if bias == ABSENT else norm_biased
+
+    def linear(self, modules):
         """W hidden + bias + scaling x B A dropout(hidden) of modules with one input, side by side."""
-        compute = self.compute
+        compute, is_transposed = self.compute, self.block.is_transposed
         weights, biases, adapter = self._all(modules, "weight"), self._all(modules, "bias"), self._adapter(modules)
         biased = ABSENT not in biases and (self.numbers.adds_bias or slices.module_axis(modules[0]) == 0)
         if ABSENT in biases and any(place != ABSENT for place in biases):
@@ -290,18 +363,21 @@ class Parts:
 
         def linear(hidden, tokens, *tensors):
             hidden = hidden.astype(compute)
-            result = ops.linear(hidden, _joined(tensors, weights))
+            if is_transposed:
+                result = ops.product(hidden, tensors[weights[0]].astype(compute))
+            else:
+                result = ops.linear(hidden, _joined(tensors, weights))
             if biased:
                 result = result + _joined(tensors, biases).astype(compute)
             return adapter(result, hidden, tokens, tensors)
 
         return linear
 
-    def _all(self, modules: list[str], leaf: str) -> tuple[int, ...]:
+    def _all(self, modules, leaf: str) -> tuple[int, ...]:
         """The places of a tensor of each module."""
         return tuple(self.position.get(f"{module}.{leaf}", ABSENT) for module in modules)
 
-    def _adapter(self, modules: list[str]):
+    def _adapter(self, modules):
         """(result, hidden, tokens, tensors) -> the result with what the adapters of modules side by side add."""
         leaves = ("weight", "lora_A.weight", "lora_B.weight", "features")
         weights, reducers, expanders, features = (self._all(modules, leaf) for leaf in leaves)
@@ -325,6 +401,8 @@ class Parts:
             if not (numbers.adapter and adapted):
                 return result
             reduced = reduce(hidden, tokens, tensors) * numbers.scaling
+            if len(sides) == 1:
+                return result + ops.linear(reduced, tensors[expanding[0]])
             return result + ops.linear(reduced, _side_by_side(tensors, sides, expanding))
 
         return adapter

@@ -8,10 +8,12 @@ from functools import cache, partial
 
 import mindspore
 import numpy as np
+from mindspore import Tensor
 from mindspore import ops as operators
 
 from msft.backend.contract import Precision
-from msft.backend.mindspore import block, ops
+from msft.backend.mindspore import attention, block, ops
+from msft.models.spec import ModelSpec
 
 # Layers in one compiled function: each call costs as much as a small product, each layer 0.1 s of compiling.
 GROUP = 6
@@ -21,13 +23,31 @@ class CachedBlocks:
     """The compiled functions of a decoder's generation, and which layers share one."""
 
     def __init__(self, decoder, numbers: block.Numbers):
-        layers, half = decoder.spec.num_hidden_layers, decoder.spec.head_dim // 2
+        spec = decoder.spec
         self.prompt = partial(_prompt, numbers, decoder.runtime.precision)
         self.tokens = partial(_tokens, numbers, decoder.runtime.precision)
-        self.finish = _finish(numbers.kernels.rms_norm)
-        self.groups = [group.tolist() for group in np.array_split(np.arange(layers), -(-layers // GROUP))]
-        # Exchanges the halves of a head and negates the second, as one product instead of four small operators.
-        self.turn = decoder.tensor(np.kron([[0, -1], [1, 0]], np.eye(half)).astype(np.float32))
+        self.finish = _finish(numbers.kernels.normed, spec.norm == "layer", spec.head_cap or 0.0)
+        self.groups = _groups(spec.windows)
+        # Exchanges the features of a pair and negates one, as one product instead of four small operators.
+        self.turn = decoder.tensor(_turn(spec))
+
+
+def _groups(windows: tuple[int, ...]) -> list[list[int]]:
+    """Layers that share a compiled function, one after another; those of a group have one window."""
+    runs = np.flatnonzero(np.diff(windows)) + 1
+    found = []
+    for run in np.split(np.arange(len(windows)), runs):
+        found += [group.tolist() for group in np.array_split(run, -(-len(run) // GROUP))]
+    return found
+
+
+def _turn(spec: ModelSpec) -> np.ndarray:
+    """What a head is multiplied by for the part of it that the sine is for, float32 [head_dim, head_dim]."""
+    half, turned = spec.rotary_dim // 2, spec.rotary_dim
+    turn = np.zeros((spec.head_dim, spec.head_dim), np.float32)
+    pair = np.array([[0, -1], [1, 0]])
+    turn[:turned, :turned] = np.kron(np.eye(half), pair) if spec.neighbours else np.kron(pair, np.eye(half))
+    return turn
 
 
 @cache
@@ -38,7 +58,7 @@ def _prompt(numbers: block.Numbers, precision: Precision, layout):
     places, keys, values, *tensors) -> hidden.
     """
     project, leave = _project(numbers, precision, layout), _leave(numbers, layout)
-    put, attention, dim = operators.ScatterNdUpdate(), numbers.kernels.cached_attention, numbers.dim
+    put, attend, dim = operators.ScatterNdUpdate(), _of_prompts(numbers, precision), numbers.dim
 
     def by_head(heads, rows, length):
         return heads.reshape(rows, length, -1, dim).transpose(0, 2, 1, 3)
@@ -50,7 +70,7 @@ def _prompt(numbers: block.Numbers, precision: Precision, layout):
         query, key, value = by_head(query, rows, length), by_head(key, rows, length), by_head(value, rows, length)
         keys = put(keys, places, key.reshape(-1, dim))
         values = put(values, places, value.reshape(-1, dim))
-        mixed = operators.depend(attention(query, key, value, allowed), (keys, values))
+        mixed = operators.depend(attend(query, key, value, allowed), (keys, values))
         mixed = mixed.transpose(0, 2, 1, 3).reshape(rows * length, -1)
         return leave(flat, mixed, places, tensors).reshape(rows, length, features)
 
@@ -79,7 +99,7 @@ def _tokens(numbers: block.Numbers, precision: Precision, layouts):
 
 def _token(numbers, precision, layout):
     project, leave = _project(numbers, precision, layout), _leave(numbers, layout)
-    put, attention = operators.ScatterNdUpdate(), _attention(numbers, precision)
+    put, attend = operators.ScatterNdUpdate(), _attention(numbers, precision)
     dim, groups = numbers.dim, numbers.kv_heads
 
     def token(hidden, cosine, sine, turn, bias, places, keys, values, *tensors):
@@ -89,7 +109,7 @@ def _token(numbers, precision, layout):
         values = put(values, places, value.reshape(-1, dim))
         # Grouped heads share one product: the queries of a group stand below one another.
         query, keys, values = (tensor.reshape(rows * groups, -1, dim) for tensor in (query, keys, values))
-        mixed = attention(query, keys, values, bias).reshape(rows, -1)
+        mixed = attend(query, keys, values, bias).reshape(rows, -1)
         return leave(hidden, mixed, places, tensors)
 
     return token
@@ -100,30 +120,54 @@ def _project(numbers, precision, layout):
 
     Each module has a product of its own here: to join the weights would read them twice.
     """
-    parts, rotary, dim = block.Parts(numbers, layout), _rotary(precision), numbers.dim
-    norm, linears = parts.norm("input_layernorm"), [parts.linear([f"self_attn.{name}_proj"]) for name in "qkv"]
-    query_of, key_of, value_of = linears
+    parts, form, dim = block.Parts(numbers, layout), numbers.form.block, numbers.dim
+    rotary = _rotary(precision) if numbers.is_turned else _as_it_is
+    norm, linears = parts.norm(form.attention_norm), [parts.linear([module]) for module in form.project]
+    ungrouped, normed_heads = parts.ungrouped(), parts.normed_heads()
+    sizes = numbers.heads * dim, numbers.kv_heads * dim, numbers.kv_heads * dim
+    is_fused, has_norms = len(linears) == 1, bool(form.head_norms)
+
+    def heads_of(normed, places, tensors):
+        if is_fused:
+            heads = ungrouped(linears[0](normed, places, *tensors))
+            heads = normed_heads(heads, *tensors) if has_norms else heads
+            return operators.split(heads, sizes, 1)
+        query = linears[0](normed, places, *tensors)
+        key = linears[1](normed, places, *tensors)
+        value = linears[2](normed, places, *tensors)
+        if has_norms:
+            return operators.split(normed_heads(operators.concat((query, key, value), 1), *tensors), sizes, 1)
+        return query, key, value
 
     def project(hidden, cosine, sine, turn, places, tensors):
         count, normed = hidden.shape[0], norm(hidden, *tensors)
-        query = rotary(query_of(normed, places, *tensors).reshape(count, -1, dim), cosine, sine, turn)
-        key = rotary(key_of(normed, places, *tensors).reshape(count, -1, dim), cosine, sine, turn)
-        return query, key, value_of(normed, places, *tensors)
+        query, key, value = heads_of(normed, places, tensors)
+        query = rotary(query.reshape(count, -1, dim), cosine, sine, turn)
+        key = rotary(key.reshape(count, -1, dim), cosine, sine, turn)
+        return query, key, value
 
     return project
 
 
+def _as_it_is(heads, cosine, sine, turn):
+    return heads
+
+
 def _leave(numbers, layout):
     """(hidden, mixed [n, ...], places, tensors) -> hidden states behind attention's output and the feed-forward."""
-    parts, swiglu = block.Parts(numbers, layout), numbers.kernels.swiglu
-    output_of, norm = parts.linear(["self_attn.o_proj"]), parts.norm("post_attention_layernorm")
-    gate_of, up_of, down_of = (parts.linear([f"mlp.{name}_proj"]) for name in ("gate", "up", "down"))
+    parts, form, kernels = block.Parts(numbers, layout), numbers.form.block, numbers.kernels
+    output_of, norm = parts.merge(), parts.norm(form.feed_norm)
+    expanding, contract = [parts.linear([module]) for module in form.expand], parts.contract()
+    down_of = parts.linear_normed([form.contract], form.contracted_norm)
+    has_two, is_parallel = len(expanding) == 2, form.is_parallel
 
     def leave(hidden, mixed, places, tensors):
-        hidden = hidden + output_of(mixed, places, *tensors)
-        normed = norm(hidden, *tensors)
-        wide = swiglu(gate_of(normed, places, *tensors), up_of(normed, places, *tensors))
-        return hidden + down_of(wide, places, *tensors)
+        middle = hidden + output_of(mixed, places, *tensors)
+        normed = norm(hidden if is_parallel else middle, *tensors)
+        if has_two:
+            gate, up = expanding[0](normed, places, *tensors), expanding[1](normed, places, *tensors)
+            return middle + down_of(kernels.gated(gate, up), places, *tensors)
+        return middle + contract(expanding[0](normed, places, *tensors), places, *tensors)
 
     return leave
 
@@ -139,22 +183,40 @@ def _rotary(precision):
     return rotary
 
 
+def _of_prompts(numbers, precision):
+    """Attention of whole prompts, by the chosen kernels."""
+    if numbers.kernels.is_attention_fused:
+        return attention.fused_dense(numbers.form.scores)
+    return attention.dense(numbers.form.scores, precision)
+
+
 def _attention(numbers, precision):
-    kind, scale = ops.dtype(precision.softmax), numbers.dim**-0.5
+    kind, (scale, cap, slopes), groups = ops.dtype(precision.softmax), numbers.form.scores, numbers.kv_heads
     scores_of, mix = operators.BatchMatMul(transpose_b=True), operators.BatchMatMul()
 
-    def attention(query, keys, values, bias):
-        scores = scores_of(query, keys).astype(kind) * scale + bias.astype(kind)
-        return mix(operators.softmax(scores, -1).astype(values.dtype), values)
+    def attend(query, keys, values, bias):
+        found = attention.capped(scores_of(query, keys).astype(kind) * scale, cap)
+        if slopes:
+            capacity = found.shape[2]
+            added = Tensor(slopes, kind).reshape(1, groups, -1, 1) * operators.arange(capacity).astype(kind)
+            found = (found.reshape(-1, groups, added.shape[2], capacity) + added).reshape(found.shape)
+        found = found + bias.astype(kind)
+        return mix(operators.softmax(found, -1).astype(values.dtype), values)
 
-    return attention
+    return attend
 
 
 @cache
-def _finish(rms_norm):
-    """(hidden [rows, hidden], norm, head) -> the logits, float32 [rows, vocabulary], compiled."""
+def _finish(normed, is_biased: bool, cap: float):
+    """(hidden [rows, hidden], head, the norm's tensors) -> the logits, float32 [rows, vocabulary], compiled."""
 
-    def finish(hidden, norm, head):
-        return ops.linear(rms_norm(hidden, norm).astype(head.dtype), head).astype(mindspore.float32)
+    def finish(hidden, head, weight):
+        return logits(normed(hidden, weight), head)
 
-    return mindspore.jit(finish)
+    def finish_biased(hidden, head, weight, bias):
+        return logits(normed(hidden, weight, bias), head)
+
+    def logits(hidden, head):
+        return attention.capped(ops.linear(hidden.astype(head.dtype), head).astype(mindspore.float32), cap)
+
+    return mindspore.jit(finish_biased if is_biased else finish)

@@ -7,33 +7,30 @@ the depth (a graph of all 30 layers of a 135M model takes 50 s). Real tokens alo
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import cache
-from types import SimpleNamespace
 from typing import NamedTuple
 
 import mindspore
 import numpy as np
 from mindspore import Tensor
-from mindspore import ops as operators
 
 from msft.backend import context, line, names, slices, stages
 from msft.backend.contract import Lora, Runtime, Tuning
-from msft.backend.mindspore import block, distributed, ops, sequence, vocabulary
+from msft.backend.mindspore import attention, block, distributed, ops, outside, sequence, vocabulary
 from msft.backend.mindspore.cached_block import CachedBlocks
 from msft.models import rope
 from msft.models.adapters import peft_names
-from msft.models.families import family
+from msft.models.shapes import tensor_shapes
 from msft.models.spec import ModelSpec
 
 
 class Trace(NamedTuple):
     """A line's way through the decoder: what each block kept, the last block's output, and the hidden states' norm.
 
-    `last` is of this rank's tokens where each has its part of them.
+    `tensors` are what the blocks of a window take. `last` is of this rank's tokens where each has its part of them.
     """
 
     line: line.Line
-    tensors: block.LineTensors
+    tensors: dict[int, block.LineTensors]
     kept: list[block.Kept]
     last: Tensor
     hidden: Tensor
@@ -62,16 +59,16 @@ class Decoder:
         self.frozen: dict[str, Tensor] = {}
         self.tuned_names: dict[str, str] = {}
         names.check_modules(tuning.lora.modules if tuning.lora else (), spec)
-        self.hidden_dtype = ops.dtype(names.hidden_dtype(names.EMBEDDING in tuning.parameters, runtime.precision))
+        self.hidden_dtype = ops.dtype(names.hidden_dtype(spec.embedding in tuning.parameters, runtime.precision))
         tuning = stages.own_tuning(tuning, spec, self.mesh)
         tuned, source = set(tuning.parameters), slices.SlicedSource(source, self.mesh)
-        for name in stages.own(family(spec.family).tensor_shapes(spec), spec, self.mesh):
+        for name in stages.own(tensor_shapes(spec), spec, self.mesh):
             self._place(name, source.read(name), name if name in tuned else None)
         if tuning.lora:
             self._add_lora(tuning.lora)
         self.layers = [self._layer(number) for number in stages.layers(spec, self.mesh)]
-        self.attentions = {is_shared: ops.line_attention(self.own, runtime, is_shared) for is_shared in (False, True)}
-        self.functions = _functions(kernels)
+        self.windows = [spec.windows[number] for number in stages.layers(spec, self.mesh)]
+        self.entrance, self.norm = outside.Entrance(self), outside.Norm(self, spec.outside.norm)
         self.cached_blocks = CachedBlocks(self, self._numbers(0.0, True))
         self.dropout_keys: np.ndarray | None = None
         self.adapter = True
@@ -101,15 +98,14 @@ class Decoder:
         stage of a pipeline goes on with the hidden states that it has `taken`.
         """
         found, tensors = self._line(input_ids, position_ids, segment_ids, is_shared=is_shared)
-        hidden, all_kept = self._embedded(found) if taken is None else taken, []
-        for apply, names_of_layer in self._blocks():
-            hidden, kept = apply.forward(hidden, tensors, [*map(self.parameter, names_of_layer)])
+        hidden, all_kept = self.entrance.forward(found) if taken is None else taken, []
+        for apply, names_of_layer, window in self._blocks():
+            hidden, kept = apply.forward(hidden, tensors[window], [*map(self.parameter, names_of_layer)])
             if keep:
                 all_kept.append(kept)
         if not self.mesh.is_last_stage:
             return Trace(found, tensors, all_kept, hidden, hidden)
-        normed = self.enter(self.functions.norm(hidden, self.parameter("model.norm.weight")))
-        return Trace(found, tensors, all_kept, hidden, normed)
+        return Trace(found, tensors, all_kept, hidden, self.enter(self.norm.forward(hidden)))
 
     def backward(self, gradient: Tensor, trace: Trace) -> tuple[dict[str, Tensor], Tensor]:
         """Return the gradients of the tuned tensors but the head, by canonical name, for that of `trace.hidden`.
@@ -119,22 +115,17 @@ class Decoder:
         """
         found, flats = {}, []
         if self.mesh.is_last_stage:
-            gradient, weight = self.leave(gradient), self.parameter("model.norm.weight")
-            if "model.norm.weight" in self.tuned_names:
-                name = self.tuned_names["model.norm.weight"]
-                found[name] = self.functions.norm_backward_tuned(gradient, trace.last, weight)
-            gradient = self.functions.norm_backward(gradient, trace.last, weight)
-        for apply, names_of_layer in reversed([*self._blocks()]):
+            gradient, found = self.norm.backward(self.leave(gradient), trace.last)
+        for apply, names_of_layer, window in reversed([*self._blocks()]):
             tensors = [*map(self.parameter, names_of_layer)]
-            gradient, by_place = apply.backward(gradient, trace.kept.pop(), trace.tensors, tensors)
-            flats += [
-                (flat, [self.tuned_names[names_of_layer[at]] for at in places]) for places, flat in by_place.items()
-            ]
-        if self.mesh.stage == 0 and names.EMBEDDING in self.tuned_names:
-            found[self.tuned_names[names.EMBEDDING]] = self._embed_backward(gradient, trace.line)
+            gradient, parts = apply.backward(gradient, trace.kept.pop(), trace.tensors[window], tensors)
+            flats += [(flat, [self.tuned_names[names_of_layer[at]] for at in places]) for places, flat in parts]
+        if self.mesh.stage == 0:
+            found |= self.entrance.backward(gradient, trace.line)
         # At the end, because these operators do not wait for what is computed before them.
         while flats:
-            found |= self._parts_of(*flats.pop())
+            for name, part in self._parts_of(*flats.pop()).items():
+                found[name] = found[name] + part if name in found else part
         return found, gradient
 
     def hidden_shape(self, segment_ids: np.ndarray, is_shared: bool) -> tuple[int, ...]:
@@ -148,33 +139,32 @@ class Decoder:
     ) -> Iterator[tuple[str, np.ndarray]]:
         """Yield the name and the output of the embedding, of each block and of the last norm, as `by_position`."""
         found, tensors = self._line(input_ids, position_ids, segment_ids)
-        hidden = self._embedded(found)
-        yield "model.embed_tokens", by_position(self.enter(hidden), found, segment_ids)
-        for number, (apply, names_of_layer) in enumerate(self._blocks()):
-            hidden, _ = apply.forward(hidden, tensors, [*map(self.parameter, names_of_layer)])
-            yield f"model.layers.{number}", by_position(self.enter(hidden), found, segment_ids)
-        hidden = self.functions.norm(hidden, self.parameter("model.norm.weight"))
-        yield "model.norm", by_position(self.enter(hidden), found, segment_ids)
+        hidden, around = self.entrance.forward(found), self.spec.outside
+        yield around.embedding, by_position(self.enter(hidden), found, segment_ids)
+        for number, (apply, names_of_layer, window) in enumerate(self._blocks()):
+            hidden, _ = apply.forward(hidden, tensors[window], [*map(self.parameter, names_of_layer)])
+            yield self.spec.layer(number).removesuffix("."), by_position(self.enter(hidden), found, segment_ids)
+        yield around.norm, by_position(self.enter(self.norm.forward(hidden)), found, segment_ids)
 
     def head_weight(self) -> Tensor:
         """Return the matrix that `head` takes, [vocabulary, hidden] in the compute dtype: one copy for many calls."""
-        return self.parameter(names.HEAD).astype(ops.dtype(self.runtime.precision.compute))
+        return self.parameter(self.spec.head).astype(ops.dtype(self.runtime.precision.compute))
 
     def head(self, hidden: Tensor, weight: Tensor) -> Tensor:
         """Return the logits, float32 [..., vocabulary], or this rank's of them."""
-        return self.functions.project(hidden, weight)
+        return _project(hidden, weight, self.spec.head_cap or 0.0)
 
     def parameter(self, name: str) -> Tensor:
         """Return a tensor by its name in the model, tuned or frozen; a tied head is the embedding."""
-        if name == names.HEAD and self.spec.tie_word_embeddings:
-            name = names.EMBEDDING
+        if name == self.spec.head and self.spec.tie_word_embeddings:
+            name = self.spec.embedding
         return self.tuned[self.tuned_names[name]] if name in self.tuned_names else self.frozen[name]
 
     def is_head_tied(self) -> bool:
         """Whether head and embedding are one tensor, which this rank has."""
-        is_here = names.EMBEDDING in self.frozen or names.EMBEDDING in self.tuned_names
+        is_here = self.spec.embedding in self.frozen or self.spec.embedding in self.tuned_names
         is_tied = self.spec.tie_word_embeddings and is_here
-        return is_tied and self.parameter(names.HEAD) is self.parameter(names.EMBEDDING)
+        return is_tied and self.parameter(self.spec.head) is self.parameter(self.spec.embedding)
 
     def rotate(self, hidden: np.ndarray, position_ids: np.ndarray) -> np.ndarray:
         """Apply the rotary embedding to float32 [rows, heads, length, head_dim] at int32 [rows, length]."""
@@ -190,13 +180,23 @@ class Decoder:
         """Return an array on the device, dtype kept."""
         return Tensor(np.ascontiguousarray(array))
 
-    def _line(self, *arrays: np.ndarray, is_shared: bool = False) -> tuple[line.Line, block.LineTensors]:
+    def _line(self, *arrays: np.ndarray, is_shared: bool = False) -> tuple[line.Line, dict[int, block.LineTensors]]:
+        """A line, and what the blocks of each window take of it."""
         ranks = (self.mesh.context, self.mesh.context_rank) if is_shared else (1, 0)
         parts = self.mesh.tensor if self.mesh.is_sequence_cut else 1
-        found, attention = line.line(*arrays, *ranks, parts), self.attentions[is_shared]
+        found = line.line(*arrays, *ranks, parts)
         keys = np.zeros(1, np.int32) if self.dropout_keys is None else found.fill(self.dropout_keys)
-        tables = self._rotary(found.position_ids, *arrays[1:])
-        return found, block.LineTensors(*tables, self.tensor(keys), attention, attention.plan(found))
+        shared = *self._rotary(found.position_ids, *arrays[1:]), self.tensor(keys)
+        longest, tensors = max(found.pieces[:, 3] - found.pieces[:, 2], default=0), {}
+        for window in sorted(set(self.windows)):
+            # What no example is longer than is no window.
+            needed = window if window < longest else 0
+            if needed != window and needed in tensors:
+                tensors[window] = tensors[needed]
+                continue
+            mixer = ops.line_attention(self.own, self.runtime, is_shared, needed)
+            tensors[window] = block.LineTensors(*shared, mixer, mixer.plan(found))
+        return found, tensors
 
     def _parts_of(self, flat: Tensor, tuned: list[str]) -> dict[str, Tensor]:
         """A flat tensor of gradients as tensors of the tuned tensors' shapes."""
@@ -207,27 +207,10 @@ class Decoder:
         parts = [flat[end - self.tuned[name].size : end] for name, end in zip(tuned, ends, strict=True)]
         return {name: part.reshape(shape) for (name, shape), part in zip(shapes.items(), parts, strict=True)}
 
-    def _embedded(self, found: line.Line) -> Tensor:
-        """The embedding of this rank's tokens."""
-        table = self.parameter(names.EMBEDDING)
-        if self.vocabulary:
-            return self.leave(self.vocabulary.embed(table, self.tensor(found.input_ids)))
-        return self.functions.embed(table, self._own_ids(found))
-
-    def _embed_backward(self, gradient: Tensor, found: line.Line) -> Tensor:
-        """The embedding's gradient for that of this rank's tokens."""
-        table = self.parameter(names.EMBEDDING)
-        if self.vocabulary:
-            return self.vocabulary.embed_backward(self.enter(gradient), self.tensor(found.input_ids), table)
-        return self.functions.embed_backward(gradient, self._own_ids(found), table)
-
-    def _own_ids(self, found: line.Line) -> Tensor:
-        return self.tensor(found.input_ids[self.mesh.own_tokens(len(found.input_ids))])
-
     def _blocks(self):
-        """Each layer's compiled block and the names of its tensors."""
-        for layout, names_of_layer in self.layers:
-            yield self._block(layout), names_of_layer
+        """Each layer's compiled block, the names of its tensors, and its window."""
+        for (layout, names_of_layer), window in zip(self.layers, self.windows, strict=True):
+            yield self._block(layout), names_of_layer, window
 
     def _rotary(self, own: np.ndarray, position_ids: np.ndarray, segment_ids: np.ndarray) -> tuple[Tensor, Tensor]:
         """The rotary tables for a line's positions [tokens], as long as the batch's longest example wants them."""
@@ -244,7 +227,7 @@ class Decoder:
 
     def _add_lora(self, lora: Lora) -> None:
         for module in lora.modules:
-            rows, columns = self.parameter(f"{module}.weight").shape
+            rows, columns = self.parameter(f"{module}.weight").shape[:: -1 if self.spec.block.is_transposed else 1]
             name_a, name_b = peft_names(module)
             first, keys = slices.adapter_start(module, columns, lora, self.runtime.seed, self.mesh)
             self._place(f"{module}.lora_A.weight", first, name_a)
@@ -253,7 +236,7 @@ class Decoder:
 
     def _layer(self, number: int) -> tuple[tuple[tuple[str, bool], ...], list[str]]:
         """A layer's layout, (name within the layer, tuned or not) for each tensor, and the tensors' whole names."""
-        prefix = f"model.layers.{number}."
+        prefix = self.spec.layer(number)
         own = [name for name in (*self.frozen, *self.tuned_names) if name.startswith(prefix)]
         return tuple((name.removeprefix(prefix), name in self.tuned_names) for name in own), own
 
@@ -265,7 +248,9 @@ class Decoder:
     def _numbers(self, dropout: float, adapter: bool) -> block.Numbers:
         own, compute, adds_bias = self.own, self.runtime.precision.compute, self.mesh.tensor_rank == 0
         heads = own.num_attention_heads, own.num_key_value_heads, own.head_dim
-        return block.Numbers(self.kernels, *heads, compute, self.scaling, dropout, adapter, adds_bias)
+        form = block.Form(own.block, attention.Scores.of(own))
+        turned = bool(own.rotary_dim)
+        return block.Numbers(self.kernels, form, *heads, compute, self.scaling, dropout, adapter, turned, adds_bias)
 
 
 def _own(spec: ModelSpec, tensor: int) -> ModelSpec:
@@ -281,43 +266,10 @@ def by_position(values: Tensor, found: line.Line, segment_ids: np.ndarray) -> np
     return placed.reshape(*segment_ids.shape, -1)
 
 
-@cache
-def _functions(kernels: ops.Kernels):
-    """What stands before and behind the blocks, compiled once in a process."""
-    norm_backward, norm_backward_tuned = _norm_backward(kernels.rms_norm)
-    return SimpleNamespace(
-        embed=mindspore.jit(_embed),
-        embed_backward=mindspore.jit(_embed_backward),
-        norm=mindspore.jit(kernels.rms_norm),
-        norm_backward=mindspore.jit(norm_backward),
-        norm_backward_tuned=mindspore.jit(norm_backward_tuned),
-        project=mindspore.jit(_project),
-    )
-
-
 def _as_it_is(values: Tensor) -> Tensor:
     return values
 
 
-def _embed(table, input_ids):
-    return operators.gather(table, input_ids, 0)
-
-
-def _embed_backward(gradient, input_ids, table):
-    return operators.unsorted_segment_sum(gradient.astype(table.dtype), input_ids, table.shape[0])
-
-
-def _norm_backward(rms_norm):
-    gradient_of = ops.gradient(rms_norm)
-
-    def by_hidden(gradient, hidden, weight):
-        return gradient_of(hidden, weight, gradient)[0]
-
-    def by_weight(gradient, hidden, weight):
-        return gradient_of(hidden, weight, gradient)[1]
-
-    return by_hidden, by_weight
-
-
-def _project(hidden, weight):
-    return ops.linear(hidden.astype(weight.dtype), weight).astype(mindspore.float32)
+@mindspore.jit
+def _project(hidden, weight, cap):
+    return attention.capped(ops.linear(hidden.astype(weight.dtype), weight).astype(mindspore.float32), cap)

@@ -33,11 +33,12 @@ class Session:
         seen = (slots <= slots[:, None]) & (slots >= padding[:, None, None])
         # A padding query sees itself, so that its softmax has something to sum.
         seen |= slots == slots[:, None]
-        positions = np.maximum(slots[None, :] - padding[:, None], 0)
-        turn = self.decoder.cached_blocks.turn
-        shared = [*self._tables(positions), turn, self.decoder.tensor(seen), self._places(length)]
-        hidden = self._embedded(input_ids)
+        positions = np.maximum(slots[None, :] - padding[:, None], 0).astype(np.int32)
+        first, last = [*self._tables(positions), self.decoder.cached_blocks.turn], self._places(length)
+        near = {window: self.decoder.tensor(seen & self._near(slots[:, None], slots, window)) for window in self.windows}
+        hidden = self.decoder.entrance.of(input_ids, positions)
         for number, (layout, _) in enumerate(self.decoder.layers):
+            shared = *first, near[self.decoder.windows[number]], last
             hidden = self.decoder.cached_blocks.prompt(layout)(hidden, *shared, *self._layer(number))
         return self._logits(hidden[:, -1])
 
@@ -45,19 +46,30 @@ class Session:
         """Take one more token for each row, int32 [rows]; return the next logits, float32 [rows, vocabulary]."""
         slots, blocks = np.arange(self.capacity), self.decoder.cached_blocks
         seen = (slots <= self.slot) & (slots >= self.padding[:, None])
-        bias = np.where(seen, 0.0, MASKED).astype(np.float32)[:, None].repeat(self.heads, axis=0)
-        shared = [*self._tables(self.next_positions[:, None]), blocks.turn, self.decoder.tensor(bias), self._places(1)]
+        biases = {window: self._bias(seen & self._near(self.slot, slots, window)) for window in self.windows}
+        positions = self.next_positions[:, None].astype(np.int32)
+        first, last = [*self._tables(positions), blocks.turn], self._places(1)
         self.next_positions = self.next_positions + 1
-        hidden = self._embedded(tokens)
+        hidden = self.decoder.entrance.of(tokens, positions[:, 0])
         for group in blocks.groups:
             layouts = tuple(self.decoder.layers[number][0] for number in group)
             tensors = [tensor for number in group for tensor in self._layer(number)]
+            shared = *first, biases[self.decoder.windows[group[0]]], last
             hidden = blocks.tokens(layouts)(hidden, *shared, *tensors)
         return self._logits(hidden)
 
-    def _embedded(self, input_ids: np.ndarray) -> Tensor:
-        embed = self.decoder.functions.embed
-        return embed(self.decoder.parameter("model.embed_tokens.weight"), self.decoder.tensor(input_ids))
+    @property
+    def windows(self) -> set[int]:
+        """The windows of the decoder's layers; 0 = none."""
+        return set(self.decoder.windows)
+
+    def _near(self, queries, keys: np.ndarray, window: int) -> np.ndarray:
+        """Which keys are within a window before queries, by their slots."""
+        return queries - keys < (window or self.capacity)
+
+    def _bias(self, seen: np.ndarray) -> Tensor:
+        """What hides the slots that a row's token does not see, [rows x kv_heads, 1, capacity]."""
+        return self.decoder.tensor(np.where(seen, 0.0, MASKED).astype(np.float32)[:, None].repeat(self.heads, axis=0))
 
     def _tables(self, positions: np.ndarray) -> list[Tensor]:
         """Rotary tables [rows x length, 1, head_dim] for positions [rows, length]."""
@@ -75,8 +87,8 @@ class Session:
         return [*self.caches[number], *map(self.decoder.parameter, self.decoder.layers[number][1])]
 
     def _logits(self, hidden: Tensor) -> np.ndarray:
-        norm = self.decoder.parameter("model.norm.weight")
-        return self.decoder.cached_blocks.finish(hidden, norm, self.weight).asnumpy()
+        tensors = map(self.decoder.parameter, self.decoder.norm.names)
+        return self.decoder.cached_blocks.finish(hidden, self.weight, *tensors).asnumpy()
 
     def _empty(self, places: int) -> list[list[Tensor]]:
         spec, runtime = self.decoder.spec, self.decoder.runtime

@@ -9,7 +9,7 @@ from mindspore import ops as operators
 
 from msft.backend import names, random, slices
 from msft.backend.contract import IGNORE, Batch, Runtime, Tuning
-from msft.backend.mindspore import distributed, ops
+from msft.backend.mindspore import attention, distributed, ops
 from msft.backend.mindspore.decoder import Decoder, Trace, by_position
 from msft.backend.mindspore.device import bind_threads
 from msft.models.spec import ModelSpec
@@ -19,7 +19,8 @@ class Model:
     """A decoder and its losses; `tuned` holds the tuned tensors under canonical names."""
 
     def __init__(self, spec: ModelSpec, source, tuning: Tuning, runtime: Runtime):
-        self.runtime = runtime
+        self.spec, self.runtime = spec, runtime
+        self.cap = spec.head_cap or 0.0
         self.threads = bind_threads(runtime)
         self.kernels = ops.kernels(spec, runtime)
         self.decoder = Decoder(spec, source, tuning, runtime, self.kernels)
@@ -29,8 +30,8 @@ class Model:
         self.partial = {name for name in self.tuned if slices.is_partial(name, self.mesh) or "layernorm" in name}
         # Of a tied head each rank has a share of the gradient, and unless it has its own tokens alone, the whole one of
         # the embedding.
-        self.shares_tied = self.mesh.shares_losses and self.decoder.is_head_tied() and names.EMBEDDING in self.tuned
-        self.partial |= {names.EMBEDDING} if self.shares_tied else set()
+        self.shares_tied = self.mesh.shares_losses and self.decoder.is_head_tied() and self.spec.embedding in self.tuned
+        self.partial |= {self.spec.embedding} if self.shares_tied else set()
 
     @property
     def tuned(self) -> dict[str, Tensor]:
@@ -52,7 +53,7 @@ class Model:
             gradients, _ = self.decoder.backward(by_hidden, trace)
         # The head's own gradient is known already; a tied head is reached through the embedding as well.
         if by_head is not None:
-            name = names.HEAD if names.HEAD in self.tuned else names.EMBEDDING
+            name = self.spec.head if self.spec.head in self.tuned else self.spec.embedding
             if self.shares_tied and not self.mesh.is_sequence_cut:
                 gradients[name] = gradients[name] / self.mesh.tensor
             gradients[name] = gradients[name] + by_head if name in gradients else by_head
@@ -144,7 +145,7 @@ class Model:
             if entropy:
                 found = entropy.token_losses(_chunk_logits(trace.hidden, weight, positions), labels)
             else:
-                found = _chunk_losses(trace.hidden, weight, positions, labels)
+                found = _chunk_losses(trace.hidden, weight, positions, labels, self.cap)
             losses.append(ops.to_numpy(found))
         own = self.mesh.own_losses(batch.supervised)
         found = np.zeros(batch.supervised, np.float32)
@@ -171,8 +172,8 @@ class Model:
 
     def _whole_chunk(self, total: Tensor, hidden: Tensor, weight: Tensor, chunk: tuple[Tensor, ...]):
         """`total` with a chunk's gradients and losses, and the head's gradient."""
-        total = _chunk_gradients(total, hidden, weight, *chunk)
-        return total, _chunk_head_gradient(hidden, weight, *chunk) if self._is_head_tuned() else None
+        total = _chunk_gradients(total, hidden, weight, *chunk, self.cap)
+        return total, _chunk_head_gradient(hidden, weight, *chunk, self.cap) if self._is_head_tuned() else None
 
     def _cut_chunk(self, total: Tensor, hidden: Tensor, weight: Tensor, chunk: tuple[Tensor, ...]):
         """`_whole_chunk` by this rank's rows of the head."""
@@ -183,7 +184,7 @@ class Model:
         return total, _head_gradient(hidden, weight, positions, by_logits) if self._is_head_tuned() else None
 
     def _is_head_tuned(self) -> bool:
-        return names.HEAD in self.tuned or (self.decoder.is_head_tied() and names.EMBEDDING in self.tuned)
+        return self.spec.head in self.tuned or (self.decoder.is_head_tied() and self.spec.embedding in self.tuned)
 
     def _chunks(self, trace: Trace, batch: Batch):
         """Places in the line of supervised positions, their labels, and which are real, `LOSS_CHUNK` at a time.
@@ -204,14 +205,14 @@ class Model:
 
 
 @mindspore.jit
-def _chunk_losses(hidden, weight, positions, labels):
-    return ops.token_losses(_logits(hidden, weight, positions), labels)
+def _chunk_losses(hidden, weight, positions, labels, cap):
+    return ops.token_losses(attention.capped(_logits(hidden, weight, positions), cap), labels)
 
 
 @mindspore.jit
-def _chunk_gradients(total, hidden, weight, positions, labels, scales):
+def _chunk_gradients(total, hidden, weight, positions, labels, scales, cap):
     """`total` [length, hidden + 1] with a chunk's gradients for the hidden states, and its losses behind them."""
-    losses, by_logits = ops.token_losses_and_gradient(_logits(hidden, weight, positions), labels, scales)
+    losses, by_logits = _losses_and_gradient(_logits(hidden, weight, positions), labels, scales, cap)
     return _added(total, weight, positions, losses, by_logits, scales)
 
 
@@ -228,14 +229,23 @@ def _added(total, weight, positions, losses, by_logits, scales):
 
 
 @mindspore.jit
-def _chunk_head_gradient(hidden, weight, positions, labels, scales):
-    _, by_logits = ops.token_losses_and_gradient(_logits(hidden, weight, positions), labels, scales)
+def _chunk_head_gradient(hidden, weight, positions, labels, scales, cap):
+    _, by_logits = _losses_and_gradient(_logits(hidden, weight, positions), labels, scales, cap)
     return _by_head(hidden, weight, positions, by_logits)
 
 
 @mindspore.jit
 def _head_gradient(hidden, weight, positions, by_logits):
     return _by_head(hidden, weight, positions, by_logits)
+
+
+def _losses_and_gradient(logits, labels, scales, cap):
+    """Losses, and the gradient of logits that are squashed to +-`cap` before."""
+    squashed = attention.capped(logits, cap)
+    losses, gradient = ops.token_losses_and_gradient(squashed, labels, scales)
+    if cap:
+        gradient = gradient * (1 - squashed * squashed / (cap * cap))
+    return losses, gradient
 
 
 def _by_head(hidden, weight, positions, by_logits):

@@ -6,6 +6,7 @@ The fused kernels exist on Ascend only; each plain form has the same shapes and 
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
+from typing import NamedTuple
 
 import mindspore
 import numpy as np
@@ -15,6 +16,7 @@ from mindspore import ops as operators
 from msft.backend import random
 from msft.backend.contract import Precision, Runtime
 from msft.backend.mindspore import attention
+from msft.models import rope
 from msft.models.spec import ModelSpec
 
 # Supervised positions whose logits are made at a time: 256 x 49152 float32 are 50 MB.
@@ -32,67 +34,95 @@ _SUM = operators.ReduceSum()
 class Kernels:
     """The operators that were chosen for a device; `softmax` and `norm` say what these run in.
 
-    rms_norm(hidden, weight), swiglu(gate, up), rotary(heads [tokens, features], cosine, sine, see `rotary_tables`),
-    cached_attention(query [rows, heads, length, dim], key, value [rows, kv_heads, keys, dim], allowed [rows, length,
-    keys]).
+    normed(hidden, weight, and for LayerNorm bias), rotary(heads [tokens, features], cosine, sine, see `rotary_tables`),
+    gated(gate, up) or where the feed-forward has no gate activated(wide).
     """
 
     name: str
     softmax: str
     norm: str
-    rms_norm: Callable
+    normed: Callable
     rotary: Callable
-    swiglu: Callable
-    cached_attention: Callable
+    gated: Callable
+    activated: Callable
     is_attention_fused: bool
 
 
 def kernels(spec: ModelSpec, runtime: Runtime) -> Kernels:
     """Choose kernels for a model on a device: fused ones on Ascend, plain operators elsewhere.
 
-    Ascend's flash attention takes 16-bit floats and head sizes that are multiples of 16; others get plain attention.
+    Ascend's flash attention takes 16-bit floats and head sizes that are multiples of 16, and has neither soft caps nor
+    ALiBi here; others get plain attention, and so do lines with examples that are longer than a layer's window.
     """
-    return _kernels(spec.head_dim, spec.rms_norm_eps, runtime.precision, runtime.device)
+    plain = "soft cap" if spec.attention_cap else "ALiBi" if spec.has_alibi else ""
+    return _kernels(_Form.of(spec), plain, runtime.precision, runtime.device)
+
+
+class _Form(NamedTuple):
+    """What of a model its kernels depend on."""
+
+    head_dim: int
+    rotary_dim: int
+    neighbours: bool
+    norm: str
+    norm_eps: float
+    norm_offset: float
+    activation: str
+
+    @classmethod
+    def of(cls, spec: ModelSpec) -> "_Form":
+        return cls(*(getattr(spec, name) for name in cls._fields[:-1]), spec.block.activation)
 
 
 @cache
-def _kernels(dim: int, eps: float, precision: Precision, device: str) -> Kernels:
-    """The same object for equal arguments, so that what is compiled with it serves every model of a process."""
-    softmax, rotary, dense = precision.softmax, _Rotary(precision, dim), attention.dense(precision)
+def _kernels(form: _Form, plain: str, precision: Precision, device: str) -> Kernels:
+    """The same object for equal arguments, so that what is compiled with it serves every model of a process.
+
+    `plain` says why attention cannot be fused.
+    """
+    softmax, rotary, activate = precision.softmax, _rotary(form, precision), ACTIVATIONS[form.activation]
     if device != "npu":
-        norm = _RmsNorm(precision, eps)
+        norm = _norm(form, precision)
+        gated = _Swiglu() if form.activation == "silu" else _gated(activate)
         name = "plain operators, tiles of queries"
-        return Kernels(name, softmax, precision.norm, norm, rotary, _Swiglu(), dense, False)
+        return Kernels(name, softmax, precision.norm, norm, rotary, gated, activate, False)
     inside = "float32 inside the fused kernel"
-    rms_norm, swiglu = _fused_rms_norm(eps), _fused_swiglu
-    if precision.compute == "float32":
-        name = "fused Ascend norm and SwiGLU, plain attention (float32)"
-    elif dim % 16:
-        name = f"fused Ascend norm and SwiGLU, plain attention (head size {dim})"
+    if form.norm == "rms" and not form.norm_offset:
+        norm, in_norm, fused = _fused_rms_norm(form.norm_eps), inside, "norm"
     else:
-        name = "fused Ascend norm, SwiGLU and flash attention"
-        return Kernels(name, inside, inside, rms_norm, rotary, swiglu, attention.fused_dense, True)
-    return Kernels(name, softmax, inside, rms_norm, rotary, swiglu, dense, False)
+        norm, in_norm, fused = _norm(form, precision), precision.norm, ""
+    gated = _fused_swiglu if form.activation == "silu" else _gated(activate)
+    fused = " and ".join(filter(None, (fused, "SwiGLU" if form.activation == "silu" else "")))
+    plain = plain or ("float32" if precision.compute == "float32" else "")
+    plain = plain or (f"head size {form.head_dim}" if form.head_dim % 16 else "")
+    if plain:
+        name = f"fused Ascend {fused}, plain attention ({plain})" if fused else f"plain operators ({plain})"
+        return Kernels(name, softmax, in_norm, norm, rotary, gated, activate, False)
+    name = f"fused Ascend {fused}, flash attention" if fused else "Ascend's flash attention"
+    return Kernels(name, inside, in_norm, norm, rotary, gated, activate, True)
 
 
 def line_attention(
-    spec: ModelSpec, runtime: Runtime, is_shared: bool
+    spec: ModelSpec, runtime: Runtime, is_shared: bool, window: int = 0
 ) -> attention.TiledAttention | attention.FusedAttention:
-    """Return causal attention within the segments of a line, which ranks may share, by the chosen kernels."""
-    if kernels(spec, runtime).is_attention_fused:
+    """Return causal attention within the segments of a line, which ranks may share, by the chosen kernels.
+
+    A query sees no more than the last `window` tokens (0 = all).
+    """
+    if kernels(spec, runtime).is_attention_fused and not window:
         return (attention.SharedFusedAttention if is_shared else attention.FusedAttention)(spec)
-    return (attention.SharedTiledAttention if is_shared else attention.TiledAttention)(spec, runtime.precision)
+    kind = attention.SharedTiledAttention if is_shared else attention.TiledAttention
+    return kind(spec, runtime.precision, window)
 
 
 def rotary_tables(spec: ModelSpec, cosine: np.ndarray, sine: np.ndarray) -> tuple[Tensor, Tensor]:
     """Return tables for queries, keys and values side by side, [tokens, (heads + 2 kv_heads) x dim].
 
-    `cosine` and `sine` float32 [tokens, dim] hold the same angles in both halves. The sine's first half is negative;
-    values are not turned. Whole tables, because broadcast ones take twice the time on CPU.
+    `cosine` and `sine` float32 [tokens, dim] are those of `rope.tables`. The sine is negative where a feature is the
+    first of a pair; values are not turned. Whole tables, because broadcast ones take twice the time on CPU.
     """
     turned, still = spec.num_attention_heads + spec.num_key_value_heads, spec.num_key_value_heads * spec.head_dim
-    half = spec.head_dim // 2
-    signed = np.concatenate((-sine[:, :half], sine[:, half:]), 1)
+    signed = sine * rope.signs(spec)
     cosine = np.pad(np.tile(cosine, (1, turned)), ((0, 0), (0, still)), constant_values=1)
     return Tensor(cosine), Tensor(np.pad(np.tile(signed, (1, turned)), ((0, 0), (0, still))))
 
@@ -198,22 +228,37 @@ class _Linear(nn.Cell):
 _LINEAR = _Linear()
 
 
-class _RmsNorm(nn.Cell):
-    """RMSNorm over the last axis, in the precision's norm dtype."""
+def _norm(form: _Form, precision: Precision) -> Callable:
+    if form.norm == "layer":
+        return _LayerNorm(precision, form.norm_eps)
+    return _RmsNorm(precision, form.norm_eps, form.norm_offset)
 
-    def __init__(self, precision: Precision, eps: float):
+
+class _RmsNorm(nn.Cell):
+    """RMSNorm over the last axis, in the precision's norm dtype.
+
+    A weight that `offset` is added to is meant in that dtype, as Gemma means it; others in that of the hidden states.
+    """
+
+    def __init__(self, precision: Precision, eps: float, offset: float = 0.0):
         super().__init__()
         self.kind = dtype(precision.norm)
-        self.eps = eps
+        self.eps, self.offset = eps, offset
 
     def construct(self, hidden, weight):
         wide = hidden.astype(self.kind)
-        return (wide * self.scale(wide)).astype(hidden.dtype) * weight.astype(hidden.dtype)
+        normed = wide * self.scale(wide)
+        if self.offset:
+            return (normed * (weight.astype(self.kind) + self.offset)).astype(hidden.dtype)
+        return normed.astype(hidden.dtype) * weight.astype(hidden.dtype)
 
     def bprop(self, hidden, weight, output, gradient):
         wide = hidden.astype(self.kind)
         scale = self.scale(wide)
-        upper = (gradient * weight.astype(gradient.dtype)).astype(self.kind)
+        if self.offset:
+            upper = gradient.astype(self.kind) * (weight.astype(self.kind) + self.offset)
+        else:
+            upper = (gradient * weight.astype(gradient.dtype)).astype(self.kind)
         inner = _MEAN(upper * wide, -1) * scale * scale * scale
         by_weight = _SUM((gradient.astype(self.kind) * (wide * scale)).reshape(-1, weight.shape[0]), 0)
         return (upper * scale - wide * inner).astype(hidden.dtype), by_weight.astype(weight.dtype)
@@ -222,19 +267,93 @@ class _RmsNorm(nn.Cell):
         return operators.rsqrt(_MEAN(operators.square(wide), -1) + self.eps)
 
 
+class _LayerNorm(nn.Cell):
+    """LayerNorm over the last axis, in the precision's norm dtype."""
+
+    def __init__(self, precision: Precision, eps: float):
+        super().__init__()
+        self.kind = dtype(precision.norm)
+        self.eps = eps
+
+    def construct(self, hidden, weight, bias):
+        normed, _ = self.normed(hidden)
+        return normed.astype(hidden.dtype) * weight.astype(hidden.dtype) + bias.astype(hidden.dtype)
+
+    def bprop(self, hidden, weight, bias, output, gradient):
+        normed, scale = self.normed(hidden)
+        wide = gradient.astype(self.kind)
+        upper = wide * weight.astype(self.kind)
+        by_hidden = (upper - _MEAN(upper, -1) - normed * _MEAN(upper * normed, -1)) * scale
+        by_weight = _SUM((wide * normed).reshape(-1, weight.shape[0]), 0)
+        by_bias = _SUM(wide.reshape(-1, weight.shape[0]), 0)
+        return by_hidden.astype(hidden.dtype), by_weight.astype(weight.dtype), by_bias.astype(bias.dtype)
+
+    def normed(self, hidden):
+        wide = hidden.astype(self.kind)
+        wide = wide - _MEAN(wide, -1)
+        scale = operators.rsqrt(_MEAN(operators.square(wide), -1) + self.eps)
+        return wide * scale, scale
+
+
+def _rotary(form: _Form, precision: Precision) -> Callable:
+    """What turns heads side by side; tables do not turn what is not to be turned."""
+    if form.rotary_dim == 0:
+        return _as_it_is
+    return _Rotary(precision, form.head_dim, form.rotary_dim, form.neighbours)
+
+
+def _as_it_is(heads, cosine, sine):
+    return heads
+
+
 class _Rotary(nn.Cell):
     """The rotary embedding of heads side by side, in the precision's rotary dtype."""
 
-    def __init__(self, precision: Precision, dim: int):
+    def __init__(self, precision: Precision, dim: int, turned: int, neighbours: bool = False):
         super().__init__()
         self.kind = dtype(precision.rotary)
-        self.half = dim // 2
+        self.half = 1 if neighbours else turned // 2
+        # Where a head is no multiple of what is turned, the rest of it is swapped with nothing.
+        self.width = 2 * self.half if dim % (2 * self.half) == 0 else dim
 
     def construct(self, heads, cosine, sine):
         wide = heads.astype(self.kind)
-        first, second = operators.split(wide.reshape(-1, 2 * self.half), self.half, 1)
-        swapped = operators.concat((second, first), 1).reshape(heads.shape)
+        rows = wide.reshape(-1, self.width)
+        if self.width == 2 * self.half:
+            first, second = operators.split(rows, self.half, 1)
+            swapped = operators.concat((second, first), 1)
+        else:
+            first, second, rest = operators.split(rows, (self.half, self.half, self.width - 2 * self.half), 1)
+            swapped = operators.concat((second, first, rest), 1)
+        swapped = swapped.reshape(heads.shape)
         return (wide * cosine.astype(self.kind) + swapped * sine.astype(self.kind)).astype(heads.dtype)
+
+
+def _silu(values):
+    return values * operators.sigmoid(values)
+
+
+def _gelu(values):
+    return values * (0.5 * (1 + operators.erf(values * 0.7071067811865476)))
+
+
+def _gelu_tanh(values):
+    # The same by a sigmoid; MindSpore's hyperbolic tangent is 1e-4 off on CPU.
+    return values * operators.sigmoid(1.5957691216057308 * (values + 0.044715 * values * values * values))
+
+
+def _relu(values):
+    return operators.relu(values)
+
+
+ACTIVATIONS = {"silu": _silu, "gelu": _gelu, "gelu_tanh": _gelu_tanh, "relu": _relu}
+
+
+def _gated(activate: Callable) -> Callable:
+    def gated(gate, up):
+        return activate(gate) * up
+
+    return gated
 
 
 class _Swiglu(nn.Cell):

@@ -17,14 +17,14 @@ from msft.backend.mindspore.block import Inner, Kept, LineTensors, Step
 @cache
 def functions(numbers: block.Numbers, layout):
     """Return `block.functions` with norms apart from the modules that read them, for they are gathered in between."""
-    found = vars(block.functions(numbers, layout))
+    found, parts = vars(block.functions(numbers, layout)), numbers.form.block
     return SimpleNamespace(
         **found
         | {
-            "first_norm": Step("first_norm", ("input_layernorm",), numbers, layout),
-            "project": Step("project", ("self_attn.q_", "self_attn.k_", "self_attn.v_"), numbers, layout),
-            "second_norm": Step("second_norm", ("post_attention_layernorm",), numbers, layout),
-            "expand": Step("expand", ("mlp.gate_", "mlp.up_"), numbers, layout),
+            "first_norm": Step("first_norm", (parts.attention_norm,), numbers, layout),
+            "project": Step("project", parts.project, numbers, layout),
+            "second_norm": Step("second_norm", (parts.feed_norm,), numbers, layout),
+            "expand": Step("expand", parts.expand, numbers, layout),
         }
     )
 
@@ -46,17 +46,18 @@ class SequenceBlock(block.Block):
         functions, hidden = self.functions, kept.hidden
         inner = kept.inner or self._inner(hidden, line, tensors)
         whole = distributed.gather(gradient)
-        found = functions.contract.tuned_gradients(whole, inner.wide, line, tensors)
+        found = [functions.contract.tuned_gradients(whole, inner.wide, line, tensors)]
         by_wide = functions.contract.backward(whole, inner.wide, line, tensors)
         steps = functions.second_norm, functions.expand
         by_middle = self._read_back(*steps, by_wide, inner.middle, gradient, line, tensors, found)
         whole = distributed.gather(by_middle)
-        found |= functions.merge.tuned_gradients(whole, inner.mixed, line, tensors)
+        found.append(functions.merge.tuned_gradients(whole, inner.mixed, line, tensors))
         by_mixed = functions.merge.backward(whole, inner.mixed, line, tensors)
         by_heads = line.attention.backward(by_mixed, inner.heads, inner.mixed, inner.weights, line.plan)
         by_turned = functions.turn_back(by_heads, line.cosine, line.sine)
         steps = functions.first_norm, functions.project
-        return self._read_back(*steps, by_turned, hidden, by_middle, line, tensors, found), found
+        by_hidden = self._read_back(*steps, by_turned, hidden, by_middle, line, tensors, found)
+        return by_hidden, [part for part in found if part]
 
     def _inner(self, hidden, line, tensors):
         functions = self.functions
@@ -75,6 +76,6 @@ class SequenceBlock(block.Block):
         normed = norm.forward(hidden, line, tensors)
         normed = distributed.gather(normed) if modules.tuned else distributed.placed(normed)
         by_normed = distributed.scatter(modules.backward(gradient, normed, line, tensors))
-        found |= modules.tuned_gradients(gradient, normed, line, tensors)
-        found |= norm.tuned_gradients(by_normed, hidden, line, tensors)
+        found.append(modules.tuned_gradients(gradient, normed, line, tensors))
+        found.append(norm.tuned_gradients(by_normed, hidden, line, tensors))
         return norm.backward(by_normed, hidden, line, tensors, onto=onto)

@@ -139,7 +139,7 @@ class _Norm(nn.Cell):
     def __init__(self, settings: Settings, name: str):
         super().__init__(auto_prefix=False)
         parts, cut = strategies.norm(settings.plan), settings.cut
-        self.weight, self.eps = settings.tensors[f"{name}.weight"], settings.spec.rms_norm_eps
+        self.weight, self.eps = settings.tensors[f"{name}.weight"], settings.spec.norm_eps
         self.kind = ops.dtype(settings.norm)
         self.square = cut(operators.Square(), parts["square"])
         self.mean = cut(operators.ReduceMean(keep_dims=True), parts["mean"])

@@ -15,7 +15,7 @@ from msft.backend.strategies import Plan
 from msft.errors import RunError
 from msft.models import rope
 from msft.models.adapters import peft_names
-from msft.models.families import family
+from msft.models.shapes import tensor_shapes
 from msft.models.spec import ModelSpec
 
 
@@ -45,7 +45,7 @@ class WholeModel:
         self.tuned: dict[str, Parameter] = {}
         self.programs: dict[tuple[str, bool, bool], nn.Cell] = {}
         tuned = set(tuning.parameters)
-        for name in family(spec.family).tensor_shapes(spec):
+        for name in tensor_shapes(spec):
             self._place(name, source.read(name), name if name in tuned else None)
         if tuning.lora:
             names.check_modules(tuning.lora.modules, spec)

@@ -53,7 +53,7 @@ class CachedBlock:
         return hidden + self.down(functional.silu(self.gate(normed)).mul_(self.up(normed)))
 
     def _norm(self, hidden, which: int):
-        return block.rms_norm(hidden, self.norms[which], self.spec.rms_norm_eps).to(self.compute)
+        return block.rms_norm(hidden, self.norms[which], self.spec.norm_eps).to(self.compute)
 
     def _attend(self, normed, step: "Step"):
         query, key, value = (self._heads(linear(normed), step) for linear in (self.query, self.key, self.value))

@@ -30,7 +30,7 @@ from msft.backend.torch import (
 from msft.errors import InputError
 from msft.models import rope
 from msft.models.adapters import peft_names
-from msft.models.families import family
+from msft.models.shapes import linear_modules, tensor_shapes
 from msft.models.spec import ModelSpec
 
 # The name under which transformers knows this engine's attention: whatever `attend` a call of the model brings along.
@@ -95,7 +95,7 @@ class Decoder:
 
     def _fill(self, source, tuning: Tuning) -> None:
         """Read the weights of a model that FSDP shares out, one whole tensor at a time."""
-        for name in family(self.spec.family).tensor_shapes(self.spec):
+        for name in tensor_shapes(self.spec):
             whole = _read(source, name, name in tuning.parameters, self.runtime)
             sharding.keep(self.network.get_parameter(name), whole)
         for module, layer in zip(tuning.lora.modules if tuning.lora else (), self.adapted_layers, strict=True):
@@ -105,7 +105,7 @@ class Decoder:
 
     def _fit_modules(self) -> None:
         """Tell the linear modules what they are cut to, and which rank adds a bias that all of a model's have."""
-        for module in stages.own(family(self.spec.family).linear_modules(self.spec), self.spec, self.mesh):
+        for module in stages.own(linear_modules(self.spec), self.spec, self.mesh):
             part = self.network.get_submodule(module)
             part.out_features, part.in_features = zero_parts.whole_shape(part.weight)
             part.adds_bias = slices.module_axis(module) == 0 or self.mesh.tensor_rank == 0
@@ -356,7 +356,7 @@ def _load(
         network = AutoModelForCausalLM.from_config(config, attn_implementation=ATTENTION)
     tuned, precision = set(tuning.parameters), runtime.precision
     elsewhere.leave_out(network, spec, source.mesh)
-    shapes = family(spec.family).tensor_shapes(spec)
+    shapes = tensor_shapes(spec)
     for name in stages.own(shapes, spec, source.mesh):
         if keep is None:
             kind = ops.dtype(names.computed_dtype(name, name in tuned, precision))
@@ -371,7 +371,7 @@ def _load(
     # transformers zeroes the gradient of the padding row, which is a real token where pad = eos.
     network.model.embed_tokens.padding_idx = None
     compute = ops.dtype(precision.compute)
-    for module in stages.own(family(spec.family).linear_modules(spec), spec, source.mesh):
+    for module in stages.own(linear_modules(spec), spec, source.mesh):
         part = network.get_submodule(module)
         part.forward = functools.partial(replaced.linear, part, compute)
     for module in network.modules():
