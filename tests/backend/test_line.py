@@ -48,6 +48,7 @@ def test_tiles_worked_by_hand(monkeypatch):
         np.array([[0, 1], [3, 0]]),
         np.array([[[1, 0], [1, 1]], [[1, 0], [1, 0]]], bool),
         np.array([[1, 1], [1, 0]], bool),
+        np.array([[0, 1], [0, 1]]),
     )
     for found, wanted in zip(narrow, expected, strict=True):
         np.testing.assert_array_equal(found, wanted)
@@ -55,18 +56,34 @@ def test_tiles_worked_by_hand(monkeypatch):
     assert wide.allowed.astype(int).tolist() == [[[1, 1, 1, 0]] * 2] and wide.real.tolist() == [[True, False]]
 
 
+@pytest.mark.parametrize("window", [0, 1, 50, 100, 700])
 @pytest.mark.parametrize("ranks", [1, 3])
 @pytest.mark.parametrize("lengths", [[1], [64, 65], [5, 700, 1100, 64, 130, 1, 1, 1, 90, 12, 60, 33]])
-def test_tiles_hold_every_query_once_and_exactly_the_keys_before_it(lengths, ranks):
+def test_tiles_hold_every_query_once_and_exactly_the_keys_before_it(lengths, ranks, window):
     segments = np.repeat(np.arange(1, len(lengths) + 1), lengths)
     seen = np.zeros((len(segments), len(segments)), int)
     for part in (context.part(segments[None], ranks, rank) for rank in range(ranks)):
-        for group in tiles(part.pieces):
+        for group in tiles(part.pieces, window):
             queries, keys = np.broadcast_arrays(group.queries[:, :, None], group.keys[:, None])
             chosen = group.allowed & group.real[:, :, None]
             np.add.at(seen, (part.places[queries[chosen]], keys[chosen]), 1)
     order = np.arange(len(segments))
-    np.testing.assert_array_equal(seen, (segments[:, None] == segments) & (order[:, None] >= order))
+    distance = order[:, None] - order
+    near = (distance >= 0) & (distance < (window or len(order)))
+    np.testing.assert_array_equal(seen, (segments[:, None] == segments) & near)
+
+
+def test_a_window_takes_no_keys_that_nobody_sees():
+    """1000 tokens with a window of 100: a tile of 64 queries sees 163 keys at most."""
+    assert max(group.keys.shape[1] for group in tiles(np.array([[0, 1000, 0, 1000]]), 100)) == 4 * line.TILE
+
+
+def test_keys_know_their_places_in_their_segments():
+    found = tiles(np.array([[0, 70, 0, 70], [70, 75, 70, 75]]), 10)
+    for group in found:
+        starts = np.where(group.queries[:, :1] < 70, 0, 70)
+        chosen = group.allowed.any(1)
+        np.testing.assert_array_equal(group.places[chosen], (group.keys - starts)[chosen])
 
 
 def test_there_are_few_shapes():

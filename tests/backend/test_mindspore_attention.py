@@ -15,7 +15,14 @@ from msft.backend.contract import Precision
 from msft.backend.mesh import Mesh
 from msft.backend.mindspore import attention
 
-SPEC = SimpleNamespace(num_attention_heads=4, num_key_value_heads=2, head_dim=8)
+SPEC = SimpleNamespace(
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    head_dim=8,
+    attention_scale=8**-0.5,
+    attention_cap=None,
+    has_alibi=False,
+)
 # Tiles with 1, 2, 4, 8 and 16 tiles of keys, whole and broken ones.
 LENGTHS = [64, 1, 130, 63, 300, 580, 17]
 
@@ -31,6 +38,25 @@ def of_torch(heads, direction):
             query[None], key[None], value[None], is_causal=True, enable_gqa=True
         )
         mixed.append(found[0].transpose(0, 1).flatten(1))
+    mixed = torch.cat(mixed)
+    return mixed.detach().numpy(), torch.autograd.grad(mixed, heads, torch.from_numpy(direction))[0].numpy()
+
+
+def by_rules(heads, direction, cap, slopes, window):
+    """`of_torch` written down plainly: softmax(cap tanh(q k / (cap root 8)) + slope x key's place), masked."""
+    heads = torch.from_numpy(heads).requires_grad_()
+    parts = heads.reshape(len(heads), -1, SPEC.head_dim).transpose(0, 1).split(LENGTHS, dim=1)
+    mixed = []
+    for part in parts:
+        query, key, value = part.split([4, 2, 2])
+        place = torch.arange(part.shape[1])
+        distance = place[:, None] - place
+        scores = query @ key.repeat_interleave(2, 0).mT * SPEC.attention_scale
+        scores = cap * torch.tanh(scores / cap) if cap else scores
+        scores = scores + torch.tensor(slopes or [0.0]).view(-1, 1, 1) * place
+        scores = scores.masked_fill((distance < 0) | (distance >= (window or 9999)), -1e9)
+        found = torch.softmax(scores, -1) @ value.repeat_interleave(2, 0)
+        mixed.append(found.transpose(0, 1).flatten(1))
     mixed = torch.cat(mixed)
     return mixed.detach().numpy(), torch.autograd.grad(mixed, heads, torch.from_numpy(direction))[0].numpy()
 
@@ -61,6 +87,26 @@ def test_tiled_attention_is_that_of_each_example_alone(monkeypatch, kept):
     assert not mixed.asnumpy()[tokens:].any() and not found.asnumpy()[tokens:].any()
 
 
+@pytest.mark.parametrize(
+    ("cap", "alibi", "window", "kept"),
+    [(None, False, 40, 512), (0.8, False, 0, 64), (None, True, 0, 64), (0.8, True, 100, 512)],
+)
+def test_windows_soft_caps_and_alibi_are_what_their_formulas_say(monkeypatch, cap, alibi, window, kept):
+    monkeypatch.setattr(attention, "KEPT", kept)
+    tokens = sum(LENGTHS)
+    heads, direction, found_line = line()
+    spec = SimpleNamespace(**{**vars(SPEC), "attention_cap": cap, "has_alibi": alibi})
+    tiled = attention.TiledAttention(spec, Precision(), window)
+    plan = tiled.plan(found_line)
+    mixed, weights = tiled.forward(Tensor(heads), plan)
+    found = tiled.backward(Tensor(direction), Tensor(heads), mixed, weights, plan)
+    # Slopes of four heads: 2^-2, 2^-4, 2^-6, 2^-8.
+    slopes = [0.25, 0.0625, 0.015625, 0.00390625] if alibi else None
+    expected, gradient = by_rules(heads[:tokens], direction[:tokens], cap, slopes, window)
+    np.testing.assert_allclose(mixed.asnumpy()[:tokens], expected, atol=2e-5)
+    np.testing.assert_allclose(found.asnumpy()[:tokens], gradient, atol=5e-5)
+
+
 FLASH = inspect.signature(operators.flash_attention_score)
 
 
@@ -79,7 +125,7 @@ def stand_in(*arguments, **words):
     parts = [told[name].transpose(1, 0, 2).expand_dims(0) for name in ("query", "key", "value")]
     # `dense` scales by the head's size, the kernel by what it is told.
     parts[0] = parts[0] * (told["scalar_value"] * SPEC.head_dim**0.5)
-    return attention.dense(Precision())(*parts, Tensor(allowed[None]))[0].transpose(1, 0, 2)
+    return attention.dense(attention.Scores.of(SPEC), Precision())(*parts, Tensor(allowed[None]))[0].transpose(1, 0, 2)
 
 
 def test_fused_attention_asks_the_kernel_for_the_same(monkeypatch):

@@ -17,6 +17,42 @@ LENGTHS = [5, 1, 9]
 WHOLE = context.part(np.repeat([1, 2, 3], LENGTHS)[None]).pieces
 
 
+RULES = {
+    "window": attention.Scores(window=3),
+    "cap": attention.Scores(cap=0.8),
+    "ALiBi": attention.Scores(slopes=(0.5, 0.25, 0.125, 0.0625, 0.03, 0.7)),
+    "all": attention.Scores(0.8, (0.5, 0.25, 0.125, 0.0625, 0.03, 0.7), 3),
+}
+
+
+def by_rules(query, key, value, rules):
+    """Attention written down plainly: softmax(cap tanh(0.3 q k / cap) + slope x key's place), masked."""
+    number = torch.repeat_interleave(torch.arange(3), torch.tensor(LENGTHS))
+    place = torch.cat([torch.arange(length) for length in LENGTHS])
+    distance = place[:, None] - place
+    allowed = (number[:, None] == number) & (distance >= 0) & (distance < (rules.window or 99))
+    keys, values = (tensor.repeat_interleave(3, dim=1) for tensor in (key, value))
+    scores = query @ keys.mT * 0.3
+    scores = rules.cap * torch.tanh(scores / rules.cap) if rules.cap else scores
+    scores = scores + torch.tensor(rules.slopes or [0.0]).view(-1, 1, 1) * place
+    return torch.softmax(scores.masked_fill(~allowed, -1e9), -1) @ values
+
+
+@pytest.mark.parametrize("how", ["tiled", "by_segment", "on_cpu"])
+@pytest.mark.parametrize("kept", [512, 4])
+@pytest.mark.parametrize("name", RULES)
+def test_windows_soft_caps_and_alibi_are_what_their_formulas_say(monkeypatch, name, kept, how):
+    monkeypatch.setattr(attention, "TILE", 4)
+    monkeypatch.setattr(attention, "KEPT", kept)
+    inputs = [drawn(1, heads, sum(LENGTHS), 8, seed=seed) for seed, heads in enumerate((6, 2, 2))]
+    segments = attention.Segments(WHOLE, "cpu", RULES[name])
+    agree(
+        lambda: getattr(attention, how)(*inputs, segments, 0.3),
+        lambda: by_rules(*inputs, RULES[name]),
+        inputs,
+    )
+
+
 def under_a_block_mask(query, key, value):
     """torch's attention of three heads to a key, each segment seeing itself alone."""
     number = torch.repeat_interleave(torch.arange(3), torch.tensor(LENGTHS))
@@ -77,13 +113,15 @@ def test_segments_are_cut_into_tiles_of_nearly_equal_length(monkeypatch):
     monkeypatch.setattr(attention, "TILE", 4)
     monkeypatch.setattr(attention, "KEPT", 5)
     assert attention.Segments(WHOLE, "cpu").tiles == [
-        (0, 2, 0, 2, True),
-        (2, 5, 0, 5, True),
-        (5, 6, 5, 6, True),
-        (6, 9, 6, 9, False),
-        (9, 12, 6, 12, False),
-        (12, 15, 6, 15, False),
+        (0, 2, 0, 2, 0, True),
+        (2, 5, 0, 5, 0, True),
+        (5, 6, 5, 6, 5, True),
+        (6, 9, 6, 9, 6, False),
+        (9, 12, 6, 12, 6, False),
+        (12, 15, 6, 15, 6, False),
     ]
+    narrow = attention.Segments(WHOLE, "cpu", attention.Scores(window=2))
+    assert narrow.tiles[-1] == (12, 15, 11, 15, 6, False)
 
 
 def varlen_by_its_description(monkeypatch, calls):

@@ -17,27 +17,43 @@ TILE = 128
 KEPT = 512
 
 
+class Scores(NamedTuple):
+    """What becomes of a query's product with a key, beside its scale: squashed to +-`cap` (0 = not).
+
+    ALiBi adds `slopes` (one for each head, none = no ALiBi) x the key's place in its segment. A query sees no more than
+    the last `window` tokens (0 = all).
+    """
+
+    cap: float = 0.0
+    slopes: tuple[float, ...] = ()
+    window: int = 0
+
+
 class Tile(NamedTuple):
-    """Queries [first, end) of a piece and the keys [start, stop) that the last of them sees."""
+    """Queries [first, end) of a piece and the keys [start, stop) that they see, of a segment that begins at `begin`."""
 
     first: int
     end: int
     start: int
     stop: int
+    begin: int
     is_kept: bool
 
 
 class Segments:
     """Stretches of queries and the keys that they see in a line of tokens (`Part.pieces`), on a device."""
 
-    def __init__(self, pieces: np.ndarray, device: str):
+    def __init__(self, pieces: np.ndarray, device: str, scores: Scores | None = None):
         self.pieces, self.device = pieces.tolist(), device
         first, end, start, stop = pieces.T
+        scores = scores or Scores()
+        # What no segment is longer than is no window.
+        self.scores = scores._replace(window=scores.window if scores.window < int((stop - start).max()) else 0)
         self.queries, self.keys = end - first, stop - start
         # Whether queries and keys are the same tokens: whole examples, one after another.
         self.is_whole = bool((first == start).all() and (end == stop).all())
         self.longest = int(self.keys.max())
-        self.tiles = [tile for piece in self.pieces for tile in _tiles(*piece)]
+        self.tiles = [tile for piece in self.pieces for tile in _tiles(*piece, self.scores.window)]
         self._biases: dict[int, torch.Tensor] = {}
 
     def borders(self, lengths: np.ndarray) -> torch.Tensor:
@@ -50,31 +66,45 @@ class Segments:
         return torch.from_numpy(np.concatenate(places)).to(self.device)
 
     def bias(self, number: int, kind: torch.dtype) -> torch.Tensor | None:
-        """Return what hides later keys from the queries of a piece, [queries, keys], where these are fewer than keys.
+        """Return what hides keys from the queries of a piece, [queries, keys]; None where only later ones are hidden.
 
         One tensor for all layers, as it is kept for the way back.
         """
-        queries, keys = int(self.queries[number]), int(self.keys[number])
-        if queries < keys and number not in self._biases:
+        queries, keys, window = int(self.queries[number]), int(self.keys[number]), self.scores.window
+        if (queries < keys or window) and number not in self._biases:
             hidden = torch.full((queries, keys), float("-inf"), dtype=kind, device=self.device)
-            self._biases[number] = hidden.triu(keys - queries + 1)
+            bias = hidden.triu(keys - queries + 1)
+            self._biases[number] = bias + hidden.tril(keys - queries - window) if window else bias
         return self._biases.get(number)
 
 
-def _tiles(first: int, end: int, start: int, stop: int) -> list[Tile]:
+def _tiles(first: int, end: int, start: int, stop: int, window: int) -> list[Tile]:
     """A piece in tiles of nearly equal length."""
     length, ahead = end - first, stop - end
     count = -(-length // TILE)
     borders = [first + length * number // count for number in range(count + 1)]
     ends = zip(borders, borders[1:], strict=False)
-    return [Tile(begin, until, start, until + ahead, stop - start <= KEPT) for begin, until in ends]
+    return [
+        Tile(
+            begin,
+            until,
+            max(start, begin + ahead - window + 1) if window else start,
+            until + ahead,
+            start,
+            stop - start <= KEPT,
+        )
+        for begin, until in ends
+    ]
 
 
 def by_segment(query, key, value, segments: Segments, scale: float) -> torch.Tensor:
     """Causal attention within each segment: [1, heads, tokens, dim] -> the same; pays for each segment's own square.
 
-    Keys and values may be of more tokens than the queries, of which the pieces of `segments` see their own.
+    Keys and values may be of more tokens than the queries, of which the pieces of `segments` see their own. torch's
+    kernel has neither soft caps nor ALiBi: `tiled` has.
     """
+    if segments.scores.cap or segments.scores.slopes:
+        return tiled(query, key, value, segments, scale)
     queries = query.split(segments.queries.tolist(), dim=2)
     parts = zip(queries, *(_seen(tensor, segments) for tensor in (key, value)), strict=True)
     grouped = query.shape[1] != key.shape[1]
@@ -114,11 +144,11 @@ class _Tiled(torch.autograd.Function):
         mixed = _in_reading_order(query)
         weights = []
         for tile in segments.tiles:
-            tile_weights = _weights(tile, _rows(query, key, tile), key, scale)
+            tile_weights = _weights(tile, _rows(query, key, tile), key, scale, segments.scores)
             _put(mixed, key, tile, torch.bmm(tile_weights, _keys(value, tile)))
             weights.append(tile_weights if tile.is_kept and any(ctx.needs_input_grad) else None)
         ctx.save_for_backward(query, key, value, *weights)
-        ctx.tiles, ctx.scale = segments.tiles, scale
+        ctx.tiles, ctx.scale, ctx.scores = segments.tiles, scale, segments.scores
         return mixed
 
     @staticmethod
@@ -129,21 +159,33 @@ class _Tiled(torch.autograd.Function):
         for tile, weights in zip(ctx.tiles, kept, strict=True):
             queries, d_mixed = _rows(query, key, tile), _rows(gradient, key, tile)
             if weights is None:
-                weights = _weights(tile, queries, key, ctx.scale)
+                weights = _weights(tile, queries, key, ctx.scale, ctx.scores)
             d_weights = _scaled_product(d_mixed, _keys(value, tile).mT, ctx.scale)
             d_scores = torch._softmax_backward_data(d_weights, weights, -1, weights.dtype)
+            if ctx.scores.cap:
+                squashed = _scaled_product(queries, _keys(key, tile).mT, ctx.scale).div_(ctx.scores.cap).tanh_()
+                d_scores = d_scores * (1 - squashed.square_())
             _put(d_query, key, tile, torch.bmm(d_scores, _keys(key, tile)))
             _add(d_key, tile, torch.bmm(d_scores.mT, queries))
             _add(d_value, tile, torch.bmm(weights.mT, d_mixed))
         return d_query, d_key, d_value, None, None
 
 
-def _weights(tile: Tile, queries, key, scale: float) -> torch.Tensor:
+def _weights(tile: Tile, queries, key, scale: float, rules: Scores) -> torch.Tensor:
     """Softmax of the scores, [kv_heads, queries of a group, keys]; a query sees no key behind it."""
     scores = _scaled_product(queries, _keys(key, tile).mT, scale)
-    length = tile.end - tile.first
+    if rules.cap:
+        scores.div_(rules.cap).tanh_().mul_(rules.cap)
+    length, count = tile.end - tile.first, tile.stop - tile.start
+    by_query = scores.unflatten(1, (-1, length))
+    if rules.slopes:
+        slopes = scores.new_tensor(rules.slopes).view(len(scores), -1, 1, 1)
+        by_query.add_(slopes * torch.arange(tile.start - tile.begin, tile.stop - tile.begin, device=scores.device))
     ahead = scores.new_full((length, length), float("-inf")).triu(1)
-    scores.unflatten(1, (-1, length))[..., -length:].add_(ahead)
+    by_query[..., -length:].add_(ahead)
+    if rules.window:
+        behind = scores.new_full((length, count), float("-inf")).tril(count - length - rules.window)
+        by_query.add_(behind)
     return torch.softmax(scores, -1)
 
 
@@ -194,6 +236,8 @@ def across_segments(query, key, value, segments: Segments, scale: float) -> torc
     """`by_segment` as one kernel, on CUDA in 16 bits."""
     from torch.nn.attention.varlen import varlen_attn
 
+    if segments.scores.cap or segments.scores.slopes:
+        return tiled(query, key, value, segments, scale)
     query, key, value = (tensor.squeeze(0).transpose(0, 1) for tensor in (query, key, value))
     grouped = query.shape[1] != key.shape[1]
     if not segments.is_whole:
@@ -201,7 +245,8 @@ def across_segments(query, key, value, segments: Segments, scale: float) -> torc
     borders = [segments.borders(lengths) for lengths in (segments.queries, segments.keys)]
     longest = int(segments.queries.max()), segments.longest
     # Where keys are more than queries, the kernel's last query sees the last key.
-    mixed = varlen_attn(query, key, value, *borders, *longest, scale=scale, window_size=(-1, 0), enable_gqa=grouped)
+    window = segments.scores.window - 1 if segments.scores.window else -1
+    mixed = varlen_attn(query, key, value, *borders, *longest, scale=scale, window_size=(window, 0), enable_gqa=grouped)
     return mixed.transpose(0, 1).unsqueeze(0)
 
 
@@ -282,18 +327,39 @@ class _Again:
         return found
 
 
-def over_cache(query, key, value, allowed, bias, scale: float) -> torch.Tensor:
+def over_cache(query, key, value, allowed, bias, scale: float, rules: Scores) -> torch.Tensor:
     """Attention over a key-value cache, [rows, heads, length, dim]; keys and values [rows, kv_heads, keys, dim].
 
     `allowed` bool [rows, 1, length, keys] serves whole prompts, None = causal from the first key; `bias` float32
-    [rows, 1, 1, keys] one new token a row, 0 or -inf, None = it sees every key.
+    [rows, 1, 1, keys] one new token a row, 0 or -inf, None = it sees every key. Soft caps and ALiBi are `rules`.
     """
+    if rules.cap or rules.slopes:
+        return _attend_by_rules(query, key, value, allowed, scale, rules)
     if query.shape[2] == 1 and query.device.type == "cpu":
         return _attend_one(query, key, value, bias, scale)
     grouped, causal = query.shape[1] != key.shape[1], allowed is None and query.shape[2] > 1
     return functional.scaled_dot_product_attention(
         query, key, value, attn_mask=allowed, is_causal=causal, scale=scale, enable_gqa=grouped
     )
+
+
+def _attend_by_rules(query, key, value, allowed, scale: float, rules: Scores) -> torch.Tensor:
+    """`over_cache` written out; `allowed` None = causal from the first key."""
+    rows, heads, length, dim = query.shape
+    groups, keys = key.shape[1], key.shape[2]
+    grouped = query.reshape(rows, groups, -1, dim)
+    scores = (grouped @ key.mT).float().mul_(scale).view(rows, groups, -1, length, keys)
+    if rules.cap:
+        scores.div_(rules.cap).tanh_().mul_(rules.cap)
+    if rules.slopes:
+        slopes = scores.new_tensor(rules.slopes).view(groups, -1, 1, 1)
+        scores += slopes * torch.arange(keys, device=scores.device)
+    if allowed is None:
+        allowed = torch.ones(length, keys, dtype=torch.bool, device=scores.device).tril(keys - length)[None, None]
+    # No infinity: queries on padding see nothing.
+    scores.masked_fill_(~allowed.unsqueeze(2), torch.finfo(scores.dtype).min)
+    weights = torch.softmax(scores, -1).to(value.dtype).view(rows, groups, -1, keys)
+    return (weights @ value).view(rows, heads, length, dim)
 
 
 def _attend_one(query, key, value, bias, scale: float) -> torch.Tensor:

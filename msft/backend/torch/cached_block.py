@@ -1,19 +1,28 @@
 """A decoder's block for generation, written out: few rows, no gradients, keys and values in a cache."""
 
+from functools import partial
+
 import torch
 from torch.nn import functional
 
 from msft.backend.torch import attention, block, ops
+from msft.models import rope
+from msft.models.spec import ModelSpec
 
-NORMS = ("input_layernorm", "post_attention_layernorm")
-
+ACTIVATIONS = {
+    "silu": functional.silu,
+    "gelu": functional.gelu,
+    "gelu_tanh": partial(functional.gelu, approximate="tanh"),
+    "relu": functional.relu,
+}
 
 class Linear:
     """W hidden + bias + scaling x B A hidden of one module, on rows [n, in] in the compute dtype."""
 
-    def __init__(self, module, compute: torch.dtype):
+    def __init__(self, module, compute: torch.dtype, is_transposed: bool):
         base = getattr(module, "base_layer", module)
-        self.weight = base.weight.to(compute)
+        weight = base.weight.t().contiguous() if is_transposed else base.weight
+        self.weight = weight.to(compute)
         self.bias = None if base.bias is None else base.bias.to(compute)
         self.adapter = None
         if base is not module:
@@ -32,36 +41,56 @@ class CachedBlock:
     """The block of one layer; `cache` [2, rows, kv_heads, capacity, head_dim] holds its keys and values."""
 
     def __init__(self, decoder, number: int, cache: torch.Tensor):
-        layer, self.spec = decoder.network.model.layers[number], decoder.spec
-        self.compute = ops.dtype(decoder.runtime.precision.compute)
-        mixer, feed_forward = layer.self_attn, layer.mlp
+        self.spec, self.form, self.window = decoder.spec, decoder.spec.block, decoder.spec.windows[number]
+        self.layer = decoder.network.get_submodule(self.spec.layer(number).removesuffix("."))
+        self.compute, self.scores = ops.dtype(decoder.runtime.precision.compute), decoder.scores
         self.cache = cache
-        self.norms = [getattr(layer, name).weight for name in NORMS]
-        self.query, self.key, self.value, self.output, self.gate, self.up, self.down = (
-            Linear(module, self.compute)
-            for module in (
-                *(mixer.q_proj, mixer.k_proj, mixer.v_proj, mixer.o_proj),
-                *(feed_forward.gate_proj, feed_forward.up_proj, feed_forward.down_proj),
-            )
-        )
+        self.linears = {
+            name: Linear(self.layer.get_submodule(name), self.compute, self.form.is_transposed)
+            for name in self.form.modules
+        }
+        self.activate = ACTIVATIONS[self.form.activation]
 
     def __call__(self, hidden: torch.Tensor, step: "Step") -> torch.Tensor:
         """Take hidden [rows x length, hidden] of the positions of a `Step`; return the same after the block."""
-        normed = self._norm(hidden, 0)
-        hidden = hidden + self.output(self._attend(normed, step))
-        normed = self._norm(hidden, 1)
-        return hidden + self.down(functional.silu(self.gate(normed)).mul_(self.up(normed)))
+        form = self.form
+        mixed = self.linears[form.merge](self._attend(self._norm(form.attention_norm, hidden), step))
+        middle = hidden + self._norm(form.merged_norm, mixed)
+        normed = self._norm(form.feed_norm, hidden if form.is_parallel else middle)
+        return middle + self._norm(form.contracted_norm, self.linears[form.contract](self._widened(normed)))
 
-    def _norm(self, hidden, which: int):
-        return block.rms_norm(hidden, self.norms[which], self.spec.norm_eps).to(self.compute)
+    def _norm(self, name: str, hidden):
+        """The norm of that name, in the compute dtype; hidden as it is where there is none."""
+        return self.layer.get_submodule(name)(hidden).to(self.compute) if name else hidden
+
+    def _widened(self, normed):
+        parts = [self.linears[name](normed) for name in self.form.expand]
+        if not self.form.is_gated:
+            return self.activate(parts[0])
+        gate, up = parts if len(parts) == 2 else parts[0].chunk(2, -1)
+        return self.activate(gate).mul_(up)
 
     def _attend(self, normed, step: "Step"):
-        query, key, value = (self._heads(linear(normed), step) for linear in (self.query, self.key, self.value))
+        query, key, value = (self._heads(rows, step) for rows in self._projected(normed))
+        if self.form.head_norms:
+            query, key = (self._norm(name, heads) for name, heads in zip(self.form.head_norms, (query, key), strict=True))
         turned = step.rotate(torch.cat((query, key), 1)).to(self.compute)
         query, key = turned.split((query.shape[1], key.shape[1]), 1)
         keys, values = self.cache[:, :, :, : step.end]
         keys[:, :, step.slot :], values[:, :, step.slot :] = key, value
-        return step.attend(query, keys, values).transpose(1, 2).reshape(len(normed), -1)
+        mixed = step.attend(query, keys, values, self.scores._replace(window=self.window))
+        return mixed.transpose(1, 2).reshape(len(normed), -1)
+
+    def _projected(self, normed):
+        """Queries, keys and values [rows x length, heads x head_dim]."""
+        spec, parts = self.spec, [self.linears[name](normed) for name in self.form.project]
+        if len(parts) == 3:
+            return parts
+        queries, keys = spec.num_attention_heads * spec.head_dim, spec.num_key_value_heads * spec.head_dim
+        if not self.form.is_grouped:
+            return parts[0].split((queries, keys, keys), -1)
+        grouped = parts[0].unflatten(-1, (spec.num_key_value_heads, -1, spec.head_dim))
+        return grouped[:, :, :-2].flatten(1), grouped[:, :, -2].flatten(1), grouped[:, :, -1].flatten(1)
 
     def _heads(self, rows, step: "Step"):
         return rows.view(step.rows, -1, rows.shape[-1] // self.spec.head_dim, self.spec.head_dim).transpose(1, 2)
@@ -70,24 +99,52 @@ class CachedBlock:
 class Step:
     """What one call of every block shares: where its positions stand, their rotation, and what they see."""
 
-    def __init__(self, slot: int, length: int, cosine: torch.Tensor, sine: torch.Tensor, real: torch.Tensor | None):
+    def __init__(
+        self,
+        spec: ModelSpec,
+        slot: int,
+        length: int,
+        cosine: torch.Tensor,
+        sine: torch.Tensor,
+        real: torch.Tensor | None,
+    ):
         """cosine, sine [rows, length, head_dim]; `real` bool [rows, keys] is False on left padding, None without."""
-        self.slot, self.end = slot, slot + length
-        self.rows, self.scale = len(cosine), cosine.shape[-1] ** -0.5
-        self.half = cosine.shape[-1] // 2
-        left, right = sine.unsqueeze(1).chunk(2, -1)
-        self.cosine, self.signed_sine = cosine.unsqueeze(1), torch.cat((-left, right), -1)
-        self.allowed = self.bias = None
-        if real is not None:
-            seen = real[:, None, None, : self.end]
-            earlier = torch.ones(length, self.end, dtype=torch.bool, device=real.device).tril(slot)
-            self.allowed = earlier & seen
-            self.bias = torch.zeros(seen.shape, device=real.device).masked_fill_(~seen, float("-inf"))
+        self.spec, self.slot, self.end = spec, slot, slot + length
+        self.rows, self.device = len(cosine), cosine.device
+        signs = torch.from_numpy(rope.signs(spec)).to(cosine)
+        self.cosine, self.signed_sine = cosine.unsqueeze(1), sine.unsqueeze(1) * signs
+        self.real, self._masks = real, {}
 
     def rotate(self, heads: torch.Tensor) -> torch.Tensor:
         """Turn queries or keys [rows, heads, length, head_dim] to their positions."""
-        return torch.addcmul(heads * self.cosine, heads.roll(self.half, -1), self.signed_sine)
+        spec, turned = self.spec, self.spec.rotary_dim
+        if not turned:
+            return heads
+        if turned == spec.head_dim and not spec.neighbours:
+            return torch.addcmul(heads * self.cosine, heads.roll(turned // 2, -1), self.signed_sine)
+        first, rest = heads[..., :turned], heads[..., turned:]
+        pairs = first.unflatten(-1, (-1, 2) if spec.neighbours else (2, -1))
+        swapped = pairs.flip(-1 if spec.neighbours else -2).flatten(-2)
+        return torch.addcmul(heads * self.cosine, torch.cat((swapped, rest), -1), self.signed_sine)
 
-    def attend(self, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+    def attend(
+        self, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, scores: attention.Scores
+    ) -> torch.Tensor:
         """Mix the values that each query [rows, heads, length, head_dim] sees."""
-        return attention.over_cache(query, keys, values, self.allowed, self.bias, self.scale)
+        masks = self._masks_of(scores.window if scores.window < self.end else 0)
+        return attention.over_cache(query, keys, values, *masks, self.spec.attention_scale, scores)
+
+    def _masks_of(self, window: int) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+        """`allowed` and `bias` of `attention.over_cache`."""
+        if self.real is None and not window:
+            return None, None
+        if window not in self._masks:
+            slots = torch.arange(self.end, device=self.device)
+            distance = slots[self.slot :, None] - slots
+            allowed = ((distance >= 0) & (distance < (window or self.end)))[None, None]
+            if self.real is not None:
+                allowed = allowed & self.real[:, None, None, : self.end]
+            last = allowed[:, :, -1:]
+            bias = torch.zeros(last.shape, device=self.device).masked_fill_(~last, float("-inf"))
+            self._masks[window] = allowed, bias.expand(self.rows, -1, -1, -1)
+        return self._masks[window]

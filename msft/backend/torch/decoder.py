@@ -28,7 +28,7 @@ from msft.backend.torch import (
     zero_parts,
 )
 from msft.errors import InputError
-from msft.models import rope
+from msft.models import alibi, rope
 from msft.models.adapters import peft_names
 from msft.models.shapes import linear_modules, tensor_shapes
 from msft.models.spec import ModelSpec
@@ -60,17 +60,20 @@ class Decoder:
         self.is_fsdp = self.is_sharded and runtime.strategy == "fsdp"
         source = slices.SlicedSource(source, self.mesh)
         names.check_modules(tuning.lora.modules if tuning.lora else (), spec)
-        self.hidden_dtype = ops.dtype(names.hidden_dtype(names.EMBEDDING in tuning.parameters, runtime.precision))
+        self.hidden_dtype = ops.dtype(names.hidden_dtype(spec.embedding in tuning.parameters, runtime.precision))
         tuning = stages.own_tuning(tuning, spec, self.mesh)
         # What makes a frozen parameter of a whole tensor that was read; FSDP's are read when all is shared out.
         keep = None if self.is_fsdp else functools.partial(nn.Parameter, requires_grad=False)
         if self.is_sharded and zero_parts.partitions_weights(runtime):
             keep = zero_parts.Partitioner(runtime)
         self.network = _load(spec, source, tuning, runtime, self.parts, keep)
-        if self.mesh.is_sequence_cut or self.vocabulary:
-            self.network.model.embed_tokens.forward = self._embedded
-        # What is called for the way from tokens to the last norm.
-        self.trunk = self.network.model
+        # The part from tokens to the last norm, and what is called for it.
+        self.trunk = self.body = self.network.base_model
+        self.embedding = self.network.get_submodule(spec.outside.embedding)
+        if self.mesh.is_sequence_cut or self.vocabulary or spec.embedding_scale != 1:
+            self.embedding.forward = self._embedded
+        slopes = alibi.slopes(spec.num_attention_heads) if spec.has_alibi else ()
+        self.scores = attention.Scores(spec.attention_cap or 0.0, slopes)
         self._fit_modules()
         self.frequencies: np.ndarray | None = None
         for name in tuning.parameters:
@@ -96,7 +99,7 @@ class Decoder:
     def _fill(self, source, tuning: Tuning) -> None:
         """Read the weights of a model that FSDP shares out, one whole tensor at a time."""
         for name in tensor_shapes(self.spec):
-            whole = _read(source, name, name in tuning.parameters, self.runtime)
+            whole = _read(self.spec, source, name, name in tuning.parameters, self.runtime)
             sharding.keep(self.network.get_parameter(name), whole)
         for module, layer in zip(tuning.lora.modules if tuning.lora else (), self.adapted_layers, strict=True):
             a, b = lora.first_values(module, layer, tuning.lora, self.runtime, self.mesh)
@@ -112,7 +115,7 @@ class Decoder:
 
     def _compile(self) -> float:
         """Compile the parts of a block by a few tokens' way through one and back; return the seconds it took."""
-        began, model, tokens = time.perf_counter(), self.network.model, WARM_UP * self.mesh.tensor
+        began, tokens = time.perf_counter(), WARM_UP * self.mesh.tensor
         positions = self.tensor(np.arange(tokens)[None])
         segments = attention.Segments(np.array([[0, tokens, 0, tokens]]), self.runtime.device)
 
@@ -123,11 +126,11 @@ class Decoder:
             if self.is_fsdp:
                 self._warm_up_whole(attend)
                 return time.perf_counter() - began
-            first = model.layers[stages.layers(self.spec, self.mesh).start]
+            first = self.network.get_submodule(self.spec.layer(stages.layers(self.spec, self.mesh).start)[:-1])
             settings = {"dtype": self.hidden_dtype, "device": positions.device, "requires_grad": True}
             hidden = torch.zeros(self._shape_of(tokens), **settings)
             with self._autocast(), zero_parts.gathered(first.parameters()):
-                rotation = model.rotary_emb(hidden, positions)
+                rotation = self.body.rotary_emb(hidden, positions)
                 output = first(hidden, position_embeddings=rotation, attend=attend)
                 torch.autograd.grad(output.sum(), hidden)
         except torch._dynamo.exc.BackendCompilerFailed as error:
@@ -229,16 +232,23 @@ class Decoder:
         """The final hidden states [1, tokens, hidden] of a part, this rank's alone where each has its own."""
         self._set_frequencies(position_ids)
         part = self._filled(part, is_shared)
-        segments, attention_of = attention.Segments(part.pieces, self.runtime.device), self.attention
+        segments, attention_of = self._segments(part), self.attention
         if is_shared:
             # What a block keeps is not kept where it is computed again.
             attention_of = attention.Shared(attention_of, part, not self.runtime.recompute, self.runtime.device)
         self._count_dropout(part)
 
         def attend(layer, query, key, value, scale):
-            return attention_of(query, key, value, segments, scale)
+            return attention_of(query, key, value, segments[self.spec.windows[layer]], scale)
 
         return self._run(part.take(input_ids), part.take(position_ids), attend, taken)
+
+    def _segments(self, part: context.Part) -> dict[int, attention.Segments]:
+        """Who sees whom in the layers of each window."""
+        return {
+            window: attention.Segments(part.pieces, self.runtime.device, self.scores._replace(window=window))
+            for window in set(self.spec.windows)
+        }
 
     def _count_dropout(self, part: context.Part) -> None:
         if self.dropout_keys is not None:
@@ -246,10 +256,20 @@ class Decoder:
 
     def _embedded(self, input_ids: torch.Tensor) -> torch.Tensor:
         """The embedding of this rank's tokens among int32 [1, tokens]."""
-        table = self.network.model.embed_tokens.weight
+        table = self.embedding.weight
         if self.vocabulary:
             return self.parts.leave(self.vocabulary.embed(table, input_ids))
-        return functional.embedding(input_ids[:, self.mesh.own_tokens(input_ids.shape[1])], table)
+        hidden = functional.embedding(input_ids[:, self.mesh.own_tokens(input_ids.shape[1])], table)
+        return hidden * self.spec.embedding_scale if self.spec.embedding_scale != 1 else hidden
+
+    def entered(self, input_ids: np.ndarray, position_ids: np.ndarray) -> torch.Tensor:
+        """Return the hidden states before the first layer [rows, length, hidden], of a model that is not cut."""
+        around = self.spec.outside
+        hidden = self.embedding(self.tensor(input_ids))
+        if around.positions:
+            rows = self.tensor(position_ids + around.first_position)
+            hidden = hidden + functional.embedding(rows, self.network.get_submodule(around.positions).weight)
+        return self.network.get_submodule(around.embedding_norm)(hidden) if around.embedding_norm else hidden
 
     def _run(self, input_ids: np.ndarray, position_ids: np.ndarray, attend: Callable, taken=None) -> torch.Tensor:
         with self._autocast():
@@ -273,12 +293,14 @@ class Decoder:
         self, input_ids: np.ndarray, position_ids: np.ndarray, segment_ids: np.ndarray
     ) -> Iterator[tuple[str, torch.Tensor]]:
         """Yield the name and the output of the embedding, of each block and of the last norm."""
-        model, seen, part = self.network.model, {}, context.part(segment_ids)
-        parts = {"model.embed_tokens": model.embed_tokens, "model.norm": model.norm}
-        parts |= {f"model.layers.{number}": layer for number, layer in enumerate(model.layers)}
+        seen, part, around = {}, context.part(segment_ids), self.spec.outside
+        watched = [around.embedding_norm or around.embedding, around.norm]
+        watched += [self.spec.layer(number).removesuffix(".") for number in range(self.spec.num_hidden_layers)]
         hooks = [
-            part.register_forward_hook(lambda _, __, output, name=name: seen.update({name: output}))
-            for name, part in parts.items()
+            self.network.get_submodule(name).register_forward_hook(
+                lambda _, __, output, name=name: seen.update({name: output})
+            )
+            for name in watched
         ]
         try:
             self._line(input_ids, position_ids, part)
@@ -294,12 +316,13 @@ class Decoder:
         """Return the matrix that `head` takes, [vocabulary, hidden] in the compute dtype: one copy for many calls."""
         if self.is_fsdp:
             sharding.gather_head(self.network)
-        return self.network.lm_head.weight.to(ops.dtype(self.runtime.precision.compute))
+        return self.network.get_parameter(self.spec.head).to(ops.dtype(self.runtime.precision.compute))
 
     def head(self, hidden: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         """Return the logits, float32 [..., vocabulary], or this rank's of them."""
         rows = hidden.to(weight.dtype).flatten(0, -2)
-        return block.product(rows, weight).unflatten(0, hidden.shape[:-1]).float()
+        logits, cap = block.product(rows, weight).unflatten(0, hidden.shape[:-1]).float(), self.spec.head_cap
+        return logits.div_(cap).tanh_().mul_(cap) if cap else logits
 
     def parameter(self, name: str) -> torch.Tensor:
         """Return a tensor by its name in the model, tuned or frozen; a tied head is the embedding.
@@ -310,18 +333,21 @@ class Decoder:
 
     def is_head_tied(self) -> bool:
         """Whether head and embedding are one tensor."""
-        if not stages.is_own(names.EMBEDDING, self.spec, self.mesh):
+        if not stages.is_own(self.spec.embedding, self.spec, self.mesh):
             return self.spec.tie_word_embeddings
-        return getattr(self.network.lm_head, "weight", None) is self.network.model.embed_tokens.weight
+        head = self.network.get_submodule(self.spec.outside.head)
+        return getattr(head, "weight", None) is self.embedding.weight
 
     @torch.no_grad()
     def rotate(self, hidden: np.ndarray, position_ids: np.ndarray) -> np.ndarray:
         """Apply the rotary embedding to float32 [rows, heads, length, head_dim] at int32 [rows, length]."""
+        if not self.spec.rotary_dim:
+            return hidden
         self._set_frequencies(position_ids)
         tensor = self.tensor(hidden)
-        cosine, sine = self.network.model.rotary_emb(tensor, self.tensor(position_ids))
+        cosine, sine = self.body.rotary_emb(tensor, self.tensor(position_ids))
         # The function of the family's own module, which is what the network calls.
-        turn = sys.modules[type(self.network.model.rotary_emb).__module__].apply_rotary_pos_emb
+        turn = sys.modules[type(self.body.rotary_emb).__module__].apply_rotary_pos_emb
         return ops.to_numpy(turn(tensor, tensor, cosine, sine)[0])
 
     def tensor(self, array: np.ndarray) -> torch.Tensor:
@@ -330,9 +356,11 @@ class Decoder:
 
     def _set_frequencies(self, position_ids: np.ndarray) -> None:
         """Make the rotary frequencies those of this batch, whatever batches were before (the dynamic kind's vary)."""
+        if not self.spec.rotary_dim:
+            return
         inverse, _ = rope.frequencies(self.spec, int(position_ids.max()) + 1)
         if not np.array_equal(inverse, self.frequencies):
-            self.network.model.rotary_emb.inv_freq.copy_(torch.from_numpy(inverse))
+            self.body.rotary_emb.inv_freq.copy_(torch.from_numpy(inverse))
             self.frequencies = inverse
 
     def _set_dropout(self, keys: torch.Tensor | None) -> None:
@@ -359,17 +387,18 @@ def _load(
     shapes = tensor_shapes(spec)
     for name in stages.own(shapes, spec, source.mesh):
         if keep is None:
-            kind = ops.dtype(names.computed_dtype(name, name in tuned, precision))
+            kind = ops.dtype(names.computed_dtype(name, name in tuned, precision, spec))
             parameter = nn.Parameter(torch.empty(shapes[name], dtype=kind, device="meta"), requires_grad=False)
         else:
-            parameter = keep(_read(source, name, name in tuned, runtime))
+            parameter = keep(_read(spec, source, name, name in tuned, runtime))
         owner, _, leaf = name.rpartition(".")
         setattr(network.get_submodule(owner), leaf, parameter)
-    if stages.is_own(names.EMBEDDING, spec, source.mesh):
+    if stages.is_own(spec.embedding, spec, source.mesh):
         network.tie_weights()
-    _rebuild_rotary(network, config, runtime.device)
+    if spec.rotary_dim:
+        _rebuild_rotary(network, config, runtime.device)
     # transformers zeroes the gradient of the padding row, which is a real token where pad = eos.
-    network.model.embed_tokens.padding_idx = None
+    network.get_submodule(spec.outside.embedding).padding_idx = None
     compute = ops.dtype(precision.compute)
     for module in stages.own(linear_modules(spec), spec, source.mesh):
         part = network.get_submodule(module)
@@ -381,15 +410,15 @@ def _load(
     return network
 
 
-def _read(source, name: str, is_tuned: bool, runtime: Runtime) -> torch.Tensor:
+def _read(spec: ModelSpec, source, name: str, is_tuned: bool, runtime: Runtime) -> torch.Tensor:
     """A weight as it is computed with, on the device."""
     tensor = ops.from_numpy(source.read(name), runtime.device, "float32" if is_tuned else runtime.precision.parameters)
     # autocast does not widen, and keeps a copy of each weight that it narrows until the backward pass.
-    return tensor.to(ops.dtype(names.computed_dtype(name, is_tuned, runtime.precision)))
+    return tensor.to(ops.dtype(names.computed_dtype(name, is_tuned, runtime.precision, spec)))
 
 
 def _rebuild_rotary(network: nn.Module, config, device: str) -> None:
     """Buffers built under the meta device hold no numbers; each batch sets the frequencies of `models/rope.py`."""
-    rotary = type(network.model.rotary_emb)(config).to(device)
+    rotary = type(network.base_model.rotary_emb)(config).to(device)
     rotary.rope_type = "default"
-    network.model.rotary_emb = rotary
+    network.base_model.rotary_emb = rotary

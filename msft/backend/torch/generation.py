@@ -2,7 +2,6 @@
 
 import numpy as np
 import torch
-from torch.nn import functional
 
 from msft.backend.torch import block, ops
 from msft.backend.torch.cached_block import CachedBlock, Step
@@ -40,16 +39,17 @@ class Session:
 
     def _logits(self, input_ids: np.ndarray, positions: np.ndarray) -> np.ndarray:
         decoder, (rows, length) = self.decoder, input_ids.shape
-        model = decoder.network.model
-        hidden = functional.embedding(decoder.tensor(input_ids), model.embed_tokens.weight)
+        hidden = decoder.entered(input_ids, positions)
         tables = (decoder.tensor(table).to(hidden.dtype) for table in rope.tables(decoder.spec, positions))
-        step = Step(self.slot, length, *tables, self.real)
+        step = Step(decoder.spec, self.slot, length, *tables, self.real)
         hidden = hidden.flatten(0, 1)
         for apply in self.blocks:
             hidden = apply(hidden, step)
         self.slot += length
-        last = model.norm(hidden.view(rows, length, -1)[:, -1])
-        return ops.to_numpy(block.few_rows(last.to(self.weight.dtype), self.weight))
+        norm, cap = decoder.network.get_submodule(decoder.spec.outside.norm), decoder.spec.head_cap
+        last = norm(hidden.view(rows, length, -1)[:, -1])
+        logits = block.few_rows(last.to(self.weight.dtype), self.weight).float()
+        return ops.to_numpy(logits.div(cap).tanh_().mul_(cap) if cap else logits)
 
     def _blocks(self, rows: int, capacity: int) -> list[CachedBlock]:
         spec, runtime = self.decoder.spec, self.decoder.runtime

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 import numpy as np
 import torch
 
-from msft.backend import names, random, slices
+from msft.backend import random, slices
 from msft.backend.contract import IGNORE, Batch, Runtime, Tuning
 from msft.backend.torch import block, distributed, ops
 from msft.backend.torch.decoder import Decoder
@@ -16,7 +16,7 @@ class Model:
     """A decoder and its losses; `tuned` holds the tuned tensors under canonical names."""
 
     def __init__(self, spec: ModelSpec, source, tuning: Tuning, runtime: Runtime):
-        self.runtime = runtime
+        self.spec, self.runtime = spec, runtime
         self.kernels = ops.kernels(spec, runtime)
         self.decoder = Decoder(spec, source, tuning, runtime, self.kernels)
         self.tuned = self.decoder.tuned
@@ -26,8 +26,8 @@ class Model:
         self.partial = {name for name in self.tuned if slices.is_partial(name, self.mesh)}
         # Of a tied head each rank has a share of the gradient, and unless it has its own tokens alone, the whole one of
         # the embedding.
-        self.shares_tied = self.mesh.shares_losses and self.decoder.is_head_tied() and names.EMBEDDING in self.tuned
-        self.partial |= {names.EMBEDDING} if self.shares_tied else set()
+        self.shares_tied = self.mesh.shares_losses and self.decoder.is_head_tied() and self.spec.embedding in self.tuned
+        self.partial |= {self.spec.embedding} if self.shares_tied else set()
 
     def loss_and_gradients(self, batch: Batch, scale: float, dropout_step: int | None):
         """Return the summed loss (float) and the gradients of `scale` x that sum for the tuned parameters.
@@ -49,11 +49,11 @@ class Model:
     def _backward(self, hidden: torch.Tensor, d_hidden: torch.Tensor, d_head: torch.Tensor | None):
         """The gradients of the tuned parameters, from those of the hidden states and of the head (None: not tuned)."""
         # The head's own gradient is known already; a tied head is reached through the embedding as well.
-        below = {name: tensor for name, tensor in self.tuned.items() if name != names.HEAD}
+        below = {name: tensor for name, tensor in self.tuned.items() if name != self.spec.head}
         found = torch.autograd.grad(hidden, list(below.values()), d_hidden) if below else ()
         gradients = dict(zip(below, found, strict=True))
         if d_head is not None:
-            name = names.HEAD if names.HEAD in self.tuned else names.EMBEDDING
+            name = self.spec.head if self.spec.head in self.tuned else self.spec.embedding
             if self.shares_tied and not self.mesh.is_sequence_cut:
                 gradients[name] = gradients[name] / self.mesh.tensor
             gradients[name] = gradients[name] + d_head if name in gradients else d_head
@@ -188,10 +188,14 @@ class Model:
         Logits and their gradient exist for a chunk at a time; the head's gradient is None where it is not tuned.
         """
         weight, summed, d_hidden = self.decoder.head_weight(), [], torch.empty_like(hidden)
-        tuned = self.decoder.parameter(names.HEAD).requires_grad
+        tuned = self.decoder.parameter(self.spec.head).requires_grad
         d_head = torch.zeros_like(weight, dtype=torch.float32) if tuned else None
         for part, answers, d_part in _chunks(hidden, labels, d_hidden):
-            losses, d_logits = self.entropy.token_losses_and_gradient(self.decoder.head(part, weight), answers, scale)
+            logits = self.decoder.head(part, weight)
+            slope = 1 - (logits / self.spec.head_cap).square_() if self.spec.head_cap else None
+            losses, d_logits = self.entropy.token_losses_and_gradient(logits, answers, scale)
+            if slope is not None:
+                d_logits = d_logits.mul_(slope)
             summed.append(losses.sum())
             d_logits = d_logits.to(weight.dtype)
             d_part.copy_(block.product(d_logits, weight.t()))

@@ -22,10 +22,17 @@ def _fed_forward(mlp: nn.Module, parts: block.Parts, hidden: torch.Tensor) -> to
 def _mixed(mixer: nn.Module, parts: block.Parts, hidden_states: torch.Tensor, position_embeddings, attend, **_):
     projected = parts.read(hidden_states, mixer.q_proj, mixer.k_proj, mixer.v_proj)
     query, key, value = (heads.unflatten(-1, (-1, mixer.head_dim)).transpose(1, 2) for heads in projected)
+    if hasattr(mixer, "q_norm"):
+        query, key = mixer.q_norm(query), mixer.k_norm(key)
     query, key = parts.rotate(query, key, *position_embeddings)
     mixed = attend(mixer.layer_idx, query, key, value, mixer.scaling)
     return parts.leave(mixer.o_proj(mixed.transpose(1, 2).flatten(2))), None
 
 
 # transformers' modules whose mathematics `block` does with less memory, and what takes the place of their `forward`.
-FORWARDS = {"LlamaRMSNorm": _normed, "LlamaMLP": _fed_forward, "LlamaAttention": _mixed}
+LIKE_LLAMA = ("Llama", "Mistral", "Qwen2", "Qwen3")
+FORWARDS = {
+    f"{family}{part}": forward
+    for family in LIKE_LLAMA
+    for part, forward in (("RMSNorm", _normed), ("MLP", _fed_forward), ("Attention", _mixed))
+}
