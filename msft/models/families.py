@@ -1,11 +1,26 @@
 """The registry: `model_type` of a config.json -> the family."""
 
 from msft.errors import InputError, did_you_mean
-from msft.models import gemma, gemma2, llama, mistral, qwen2, qwen3
+from msft.models import (
+    bloom,
+    falcon,
+    gemma,
+    gemma2,
+    glm,
+    glm4,
+    gpt2,
+    gpt_neox,
+    llama,
+    mistral,
+    opt,
+    phi3,
+    qwen2,
+    qwen3,
+)
 from msft.models.family import Family
 from msft.models.spec import ModelSpec
 
-MODULES = (llama, mistral, qwen2, qwen3, gemma, gemma2)
+MODULES = (llama, mistral, qwen2, qwen3, gemma, gemma2, phi3, glm, glm4, gpt2, gpt_neox, opt, bloom, falcon)
 FAMILIES: dict[str, Family] = {module.FAMILY.model_type: module.FAMILY for module in MODULES}
 
 

@@ -30,7 +30,7 @@ class HfConfig:
         defaults: Mapping[str, object] | None = None,
     ):
         self.config, self.where = config, where
-        self.keys, self.defaults = {**LLAMA_KEYS, **(keys or {})}, defaults or {}
+        self.keys, self.defaults = {**LLAMA_KEYS, **(keys or {})}, dict(defaults or {})
 
     def get(self, name: str, default=None):
         """Return a value; a null counts as absent."""
@@ -61,6 +61,15 @@ class HfConfig:
         if value is not None and value not in allowed:
             known = " or ".join(map(repr, allowed))
             raise InputError(f"{self.where}: '{self.shown(name)}' is {value!r:.80}; only {known} is supported")
+
+    def partial_rotary(self, head_dim: int, default: float) -> int:
+        """Return how many features of a head are turned, by `partial_rotary_factor`."""
+        parameters = self.get("rope_parameters") or {}
+        factor = self.number("partial_rotary_factor", parameters.get("partial_rotary_factor", default))
+        found = int(head_dim * factor)
+        if found % 2 or not 0 < found <= head_dim:
+            raise InputError(f"{self.where}: {factor} of a head of {head_dim} features cannot be turned in pairs")
+        return found
 
     def windows(self) -> tuple[int, ...]:
         """Return each layer's window of attention, 0 = none, where the file says which layers have one."""
