@@ -1,20 +1,11 @@
 """A decoder's block for generation, written out: few rows, no gradients, keys and values in a cache."""
 
-from functools import partial
-
 import torch
-from torch.nn import functional
 
-from msft.backend.torch import attention, block, ops
+from msft.backend.torch import attention, block, ops, replaced
 from msft.models import rope
 from msft.models.spec import ModelSpec
 
-ACTIVATIONS = {
-    "silu": functional.silu,
-    "gelu": functional.gelu,
-    "gelu_tanh": partial(functional.gelu, approximate="tanh"),
-    "relu": functional.relu,
-}
 
 class Linear:
     """W hidden + bias + scaling x B A hidden of one module, on rows [n, in] in the compute dtype."""
@@ -49,7 +40,7 @@ class CachedBlock:
             name: Linear(self.layer.get_submodule(name), self.compute, self.form.is_transposed)
             for name in self.form.modules
         }
-        self.activate = ACTIVATIONS[self.form.activation]
+        self.activate = replaced.ACTIVATIONS[self.form.activation]
 
     def __call__(self, hidden: torch.Tensor, step: "Step") -> torch.Tensor:
         """Take hidden [rows x length, hidden] of the positions of a `Step`; return the same after the block."""

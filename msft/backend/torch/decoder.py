@@ -110,7 +110,9 @@ class Decoder:
         """Tell the linear modules what they are cut to, and which rank adds a bias that all of a model's have."""
         for module in stages.own(linear_modules(self.spec), self.spec, self.mesh):
             part = self.network.get_submodule(module)
-            part.out_features, part.in_features = zero_parts.whole_shape(part.weight)
+            part.is_transposed = self.spec.block.is_transposed
+            sizes = zero_parts.whole_shape(part.weight)
+            part.out_features, part.in_features = sizes[::-1] if part.is_transposed else sizes
             part.adds_bias = slices.module_axis(module) == 0 or self.mesh.tensor_rank == 0
 
     def _compile(self) -> float:
@@ -378,10 +380,14 @@ def _load(
 ) -> nn.Module:
     """The network with its weights as `keep` makes parameters of them; None: they have no values yet."""
     rope.check(spec)
+    config = AutoConfig.for_model(**{**spec.hf_config, "return_dict": True})
     # Dropout is the adapters' own alone.
-    config = AutoConfig.for_model(**{**spec.hf_config, "attention_dropout": 0.0, "return_dict": True})
+    for name in config.to_dict():
+        if "dropout" in name or name.endswith("_pdrop"):
+            setattr(config, name, 0.0)
+    how = "eager" if spec.family in replaced.WALKED else ATTENTION
     with torch.device("meta"):
-        network = AutoModelForCausalLM.from_config(config, attn_implementation=ATTENTION)
+        network = AutoModelForCausalLM.from_config(config, attn_implementation=how)
     tuned, precision = set(tuning.parameters), runtime.precision
     elsewhere.leave_out(network, spec, source.mesh)
     shapes = tensor_shapes(spec)
@@ -403,6 +409,8 @@ def _load(
     for module in stages.own(linear_modules(spec), spec, source.mesh):
         part = network.get_submodule(module)
         part.forward = functools.partial(replaced.linear, part, compute)
+    if spec.family in replaced.WALKED:
+        replaced.walk(network, spec)
     for module in network.modules():
         replacement = replaced.FORWARDS.get(type(module).__name__)
         if replacement:
