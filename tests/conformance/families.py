@@ -1,0 +1,170 @@
+"""Tiny random models of every family, transformers' own classes with the same weights, and what both must agree on."""
+
+import importlib
+
+import numpy as np
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from msft.backend.contract import Batch, Lora, Optimizer, Runtime, Sampling, Tuning
+from msft.models.families import spec_from_hf
+from msft.models.shapes import linear_modules, tensor_shapes
+from tests.conformance.tiny_engines import Perturbed
+
+VOCABULARY = 96
+SIZES = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "initializer_range": 0.2,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+LIKE_LLAMA = {
+    **SIZES,
+    "intermediate_size": 48,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 10000.0,
+    "tie_word_embeddings": False,
+}
+GPT2 = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64, "vocab_size": VOCABULARY, "initializer_range": 0.2}
+OPT = {"ffn_dim": 48, "max_position_embeddings": 64, "word_embed_proj_dim": 32, "init_std": 0.2}
+NEOX = {"intermediate_size": 48, "max_position_embeddings": 64, "layer_norm_eps": 1e-5, "tie_word_embeddings": False}
+# Name -> the config.json. Windows are shorter than the texts, soft caps bend what they cap.
+CONFIGS = {
+    "llama": {"model_type": "llama", **LIKE_LLAMA},
+    "mistral": {"model_type": "mistral", **LIKE_LLAMA, "sliding_window": 7},
+    "qwen2": {"model_type": "qwen2", **LIKE_LLAMA, "tie_word_embeddings": True},
+    "qwen2, windows on the last layer": {
+        "model_type": "qwen2",
+        **LIKE_LLAMA,
+        "use_sliding_window": True,
+        "sliding_window": 7,
+        "max_window_layers": 1,
+    },
+    "qwen3": {"model_type": "qwen3", **LIKE_LLAMA, "head_dim": 16},
+    "gemma": {"model_type": "gemma", **LIKE_LLAMA, "tie_word_embeddings": True, "head_dim": 16, "hidden_act": "gelu"},
+    "gemma2": {
+        "model_type": "gemma2",
+        **LIKE_LLAMA,
+        "tie_word_embeddings": True,
+        "head_dim": 16,
+        "sliding_window": 7,
+        "query_pre_attn_scalar": 24,
+        "attn_logit_softcapping": 5.0,
+        "final_logit_softcapping": 3.0,
+    },
+    "phi3": {"model_type": "phi3", **LIKE_LLAMA, "sliding_window": 7},
+    "phi3, three quarters turned": {"model_type": "phi3", **LIKE_LLAMA, "partial_rotary_factor": 0.75},
+    "glm": {"model_type": "glm", **LIKE_LLAMA, "head_dim": 16},
+    "glm4": {"model_type": "glm4", **LIKE_LLAMA, "head_dim": 16, "partial_rotary_factor": 0.5},
+    "gpt2": {"model_type": "gpt2", **GPT2},
+    "gpt_neox": {"model_type": "gpt_neox", **SIZES, **NEOX, "rotary_pct": 0.25, "hidden_act": "gelu"},
+    "gpt_neox, one after the other": {
+        "model_type": "gpt_neox",
+        **SIZES,
+        **NEOX,
+        "rotary_pct": 0.5,
+        "use_parallel_residual": False,
+        "hidden_act": "gelu_new",
+    },
+    "opt": {"model_type": "opt", **SIZES, **OPT},
+    "bloom": {"model_type": "bloom", "n_layer": 2, "n_head": 4, **SIZES},
+    "falcon": {"model_type": "falcon", **SIZES},
+    "falcon, groups of heads": {
+        "model_type": "falcon",
+        **SIZES,
+        "num_kv_heads": 2,
+        "new_decoder_architecture": True,
+    },
+}
+RUNTIME = Runtime(seed=3, max_grad_norm=1.0, optimizer=Optimizer(weight_decay=0.1, eps=1e-5))
+LENGTH = 24
+PROMPTS = [[5, 6, 7, 8, 9, 10, 11, 12, 13], [20, 21, 22]]
+
+
+def build(engine, name, tuning):
+    spec = spec_from_hf(CONFIGS[name])
+    module = importlib.import_module(f"msft.backend.{engine}.engine")
+    return module.build(spec, Perturbed(spec, 0), tuning, RUNTIME)
+
+
+def full(name):
+    return Tuning(parameters=tuple(tensor_shapes(spec_from_hf(CONFIGS[name]))))
+
+
+def lora(name):
+    return Tuning(lora=Lora(4, 8.0, 0.1, tuple(linear_modules(spec_from_hf(CONFIGS[name])))))
+
+
+def oracle(name):
+    """transformers' class with the same weights, its attention written out, without dropout."""
+    config, spec = CONFIGS[name], spec_from_hf(CONFIGS[name])
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**config), attn_implementation="eager")
+    source = Perturbed(spec, 0)
+    weights = {name: torch.from_numpy(source.read(name)) for name in source.tensors}
+    missing, unexpected = model.load_state_dict(weights, strict=False)
+    assert not unexpected and set(missing) <= {spec.head}
+    model.tie_weights()
+    return model.float().eval()
+
+
+def batch(seed=0, rows=3, length=LENGTH):
+    """Right-padded rows of random tokens, the first five unsupervised."""
+    generator = np.random.default_rng(seed)
+    lengths = generator.integers(length - 10, length + 1, rows)
+    real = np.arange(length) < lengths[:, None]
+    ids = np.where(real, generator.integers(1, VOCABULARY, (rows, length)), 0)
+    labels = np.where(real & (np.arange(length) >= 5), generator.integers(1, VOCABULARY, (rows, length)), -100)
+    positions = np.tile(np.arange(length), (rows, 1))
+    arrays = (ids, labels, positions, real.astype(np.int32), np.arange(rows)[:, None] * real)
+    return Batch(*(array.astype(np.int32) for array in arrays))
+
+
+def packed(apart):
+    """The two rows of a batch as one row of two segments."""
+    segments = apart.segment_ids * np.array([[1], [2]], np.int32)
+    arrays = apart.input_ids, apart.labels, apart.position_ids, segments, apart.row_ids
+    return Batch(*(array.reshape(1, -1) for array in arrays))
+
+
+def oracle_logits(model, one):
+    mask = torch.from_numpy((one.segment_ids != 0).astype(np.int64))
+    return model(input_ids=torch.from_numpy(one.input_ids).long(), attention_mask=mask, use_cache=False).logits
+
+
+def oracle_gradients(model, one):
+    """Loss and gradients by canonical name; a head that is the embedding is in the embedding's."""
+    labels = torch.from_numpy(one.labels).long().flatten()
+    logits = oracle_logits(model, one).flatten(0, 1)
+    loss = torch.nn.functional.cross_entropy(logits, labels, ignore_index=-100)
+    model.zero_grad()
+    loss.backward()
+    return loss.item(), {name: parameter.grad.numpy() for name, parameter in model.named_parameters()}
+
+
+def oracle_generation(model, count):
+    """Greedy tokens without a cache, each prompt by itself."""
+    found = []
+    for prompt in PROMPTS:
+        ids = list(prompt)
+        for _ in range(count):
+            with torch.no_grad():
+                logits = model(input_ids=torch.tensor([ids]), use_cache=False).logits
+            ids.append(int(logits[0, -1].argmax()))
+        found.append(ids[len(prompt) :])
+    return found
+
+
+def generation(engine, count):
+    return engine.generate(PROMPTS, Sampling(max_new_tokens=count))
+
+
+def steps(engine, count=3):
+    """Losses and norms of steps of two micro-batches."""
+    results = [engine.train_step([batch(2 * step), batch(2 * step + 1, rows=1)], 1e-3) for step in range(count)]
+    return [(result.loss, result.grad_norm) for result in results]

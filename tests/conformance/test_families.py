@@ -1,0 +1,64 @@
+"""Protects that both engines compute every family as transformers does, and train it alike."""
+
+import numpy as np
+import pytest
+
+from msft.models.families import FAMILIES
+from tests.conformance import families
+from tests.conformance.tiny_engines import ENGINES
+
+# Rounding of a gradient that is a sum of large parts, as softmax's is for what is added to all keys.
+NOTHING = 1e-6
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("name", families.CONFIGS)
+def test_logits_and_gradients_are_transformers(name, engine):
+    built, model, one = families.build(engine, name, families.full(name)), families.oracle(name), families.batch()
+    expected, real = families.oracle_logits(model, one).detach().numpy(), one.segment_ids != 0
+    np.testing.assert_allclose(built.logits(one)[real], expected[real], atol=2e-5, rtol=1e-5)
+    loss, gradients = families.oracle_gradients(model, one)
+    assert built.evaluate(one)[0] / one.supervised == pytest.approx(loss, abs=1e-5)
+    found = built.gradients(one)
+    assert found.keys() == gradients.keys()
+    largest = max(np.abs(gradient).max() for gradient in gradients.values())
+    for tensor, gradient in gradients.items():
+        scale = np.abs(gradient).max()
+        if scale < NOTHING * largest:
+            assert np.abs(found[tensor]).max() < 10 * NOTHING * largest
+            continue
+        cosine = (found[tensor] * gradient).sum() / np.sqrt((found[tensor] ** 2).sum() * (gradient**2).sum())
+        assert cosine > 0.99999, tensor
+        np.testing.assert_allclose(found[tensor], gradient, atol=2e-5 * scale, err_msg=tensor)
+
+
+@pytest.mark.families
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("name", families.CONFIGS)
+def test_generation_and_packed_examples(name, engine):
+    """Greedy tokens with a cache are those of whole passes; an example in a row with another sees itself alone."""
+    built = families.build(engine, name, families.full(name))
+    assert families.generation(built, 12) == families.oracle_generation(families.oracle(name), 12)
+    apart = families.batch(7, rows=2, length=12)
+    real = apart.segment_ids.reshape(-1) != 0
+    alone = built.logits(apart).reshape(-1, families.VOCABULARY)[real]
+    together = built.logits(families.packed(apart)).reshape(-1, families.VOCABULARY)[real]
+    np.testing.assert_allclose(together, alone, atol=1e-6)
+
+
+@pytest.mark.families
+@pytest.mark.parametrize("tuned", ["lora", "full"])
+@pytest.mark.parametrize("name", families.CONFIGS)
+def test_both_engines_train_alike(name, tuned):
+    """Losses and norms of three steps with dropout, accumulation, decay and clipping; what has been learned."""
+    tuning = getattr(families, tuned)(name)
+    built = {engine: families.build(engine, name, tuning) for engine in ENGINES}
+    results = {engine: families.steps(one) for engine, one in built.items()}
+    np.testing.assert_allclose(results["mindspore"], results["torch"], rtol=1e-5)
+    states = [one.export_state().weights for one in built.values()]
+    for tensor, array in states[0].items():
+        np.testing.assert_allclose(states[1][tensor], array, atol=1e-5, err_msg=tensor)
+
+
+def test_every_family_is_here():
+    assert {config["model_type"] for config in families.CONFIGS.values()} == set(FAMILIES)
