@@ -11,7 +11,7 @@ MAX_PROBLEMS = 20
 HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 
 # Buffers that old versions of transformers and Meta's code saved; every engine computes them itself.
-_BUFFERS = ("rotary_emb.inv_freq", "rope.freqs", "rotary_emb.cos_cached", "rotary_emb.sin_cached")
+_BUFFERS = ("rotary_emb.inv_freq", "rotary_pos_emb.inv_freq", "rope.freqs", "rotary_emb.cos_cached", "rotary_emb.sin_cached")
 
 
 def check_against(spec: ModelSpec, source: TensorSource) -> None:

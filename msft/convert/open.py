@@ -5,7 +5,7 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from msft.convert import ckpt, ckpt_names, gguf_file, hf_folder, meta, rank_folder, safetensors_file, torch_file
+from msft.convert import ckpt, ckpt_names, file_names, gguf_file, hf_folder, meta, rank_folder, safetensors_file, torch_file
 from msft.convert.detect import Kind, detect, is_companion
 from msft.convert.joined import Joined, JoinedTensors
 from msft.convert.source import TensorSource
@@ -124,9 +124,11 @@ def _verify(files: list[Path]) -> None:
 
 
 def _canonical(stored: dict[str, Stored | Joined], spec: ModelSpec | None, file: Path) -> dict[str, Stored | Joined]:
-    if not ckpt_names.are_mindformers(stored):
-        return stored
     config = find_config(file)
+    if not ckpt_names.are_mindformers(stored):
+        if spec is None and config is not None:
+            spec = spec_from_hf(hf_folder.read_json(config), str(config))
+        return stored if spec is None else file_names.canonical(stored, spec)
     if spec is None and config is not None:
         spec = spec_from_hf(hf_folder.read_json(config), str(config))
     return ckpt_names.canonical(stored, spec, str(file))

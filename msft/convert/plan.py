@@ -10,17 +10,17 @@ from msft.convert.source import TensorInfo, TensorSource
 from msft.convert.stored import StoredTensors
 from msft.errors import InputError
 from msft.models.families import family
-from msft.models.family import Family
+from msft.models.family import Family, Rows
 from msft.models.shapes import tensor_shapes
 from msft.models.spec import ModelSpec
 
 
 class Output(NamedTuple):
-    """A tensor to write: its name in the new file, its shape and dtype there, and the source's tensors it joins."""
+    """A tensor to write: its name in the new file, its shape and dtype there, and the source's rows it joins."""
 
     name: str
     info: TensorInfo
-    parts: tuple[str, ...]
+    parts: tuple[Rows, ...]
 
 
 def plan(
@@ -28,22 +28,42 @@ def plan(
 ) -> list[Output]:
     """Return what to write for a checked source: every tensor the model needs, in the model's order.
 
-    `mindformers` gives MindFormers' names instead of Hugging Face's; with `qkv_concat`, query, key and value are
-    one tensor and gate and up another, along axis 0. What the source holds beyond the model is not written.
+    `mindformers` gives MindFormers' names instead of those of the family's files; with `qkv_concat`, query, key and
+    value are one tensor and gate and up another, along axis 0. What the source holds beyond the model is not written.
     """
     model = family(spec.family)
-    groups = _groups(model, spec, mindformers and qkv_concat)
-    return [
-        _output(name if not mindformers else model.mindformers.write(name), parts, source, cast) for name, parts in groups
-    ]
+    if not mindformers:
+        return [_output(name, parts, source, cast) for name, parts in model.files.tensors(spec).items()]
+    groups = _groups(model, spec, qkv_concat)
+    return [_output(model.mindformers.write(name), parts, source, cast) for name, parts in groups]
 
 
 def pieces(output: Output, source: TensorSource, cast: Cast) -> Iterator[np.ndarray]:
     """Yield an output's content as uint8 arrays, each valid until the next; at most one tensor is in memory."""
+    if len({part.tensor for part in output.parts}) < len(output.parts):
+        yield from cast.pieces(output.name, _assembled(output, source))
+        return
     for part in output.parts:
-        for array in _arrays(source, part):
-            yield from cast.pieces(part, array)
+        for array in _arrays(source, part.tensor):
+            yield from cast.pieces(part.tensor, array)
             del array
+
+
+def _assembled(output: Output, source: TensorSource) -> np.ndarray:
+    """A tensor that holds rows of others in turns."""
+    whole, at = None, {}
+    for part in output.parts:
+        at.setdefault(part.tensor, []).append(part)
+    places, row = {}, 0
+    for part in output.parts:
+        places[part] = row
+        row += part.stop - part.start
+    for tensor, parts in at.items():
+        array = source.read(tensor)
+        whole = np.empty((row, *array.shape[1:]), array.dtype) if whole is None else whole
+        for part in parts:
+            whole[places[part] : places[part] + part.stop - part.start] = array[part.start : part.stop]
+    return whole
 
 
 def _arrays(source: TensorSource, name: str) -> Iterator[np.ndarray]:
@@ -53,24 +73,22 @@ def _arrays(source: TensorSource, name: str) -> Iterator[np.ndarray]:
         yield source.read(name)
 
 
-def _groups(model: Family, spec: ModelSpec, concatenated: bool) -> list[tuple[str, tuple[str, ...]]]:
-    names = list(tensor_shapes(spec))
-    if not concatenated:
-        return [(name, (name,)) for name in names]
-    groups: dict[str, tuple[str, ...]] = {}
-    for name in names:
+def _groups(model: Family, spec: ModelSpec, concatenated: bool) -> list[tuple[str, tuple[Rows, ...]]]:
+    groups: dict[str, tuple[Rows, ...]] = {}
+    for name, shape in tensor_shapes(spec).items():
         joined = name
-        for cell, modules in model.mindformers.concatenated.items():
+        for cell, modules in model.mindformers.concatenated.items() if concatenated else ():
             for module in modules:
                 joined = joined.replace(f".{module}.", f".{cell}.")
-        groups[joined] = (*groups.get(joined, ()), name)
+        groups[joined] = (*groups.get(joined, ()), Rows(name, 0, shape[0]))
     return list(groups.items())
 
 
-def _output(name: str, parts: tuple[str, ...], source: TensorSource, cast: Cast) -> Output:
-    infos = [cast.result(source.tensors[part]) for part in parts]
+def _output(name: str, parts: tuple[Rows, ...], source: TensorSource, cast: Cast) -> Output:
+    infos = [cast.result(source.tensors[part.tensor]) for part in parts]
     dtypes = sorted({info.dtype for info in infos})
     if len(dtypes) > 1:
-        raise InputError(f"{', '.join(parts)}: cannot be joined, they are {' and '.join(dtypes)}; give --dtype")
-    rows = sum(info.shape[0] for info in infos)
+        names = ", ".join(dict.fromkeys(part.tensor for part in parts))
+        raise InputError(f"{names}: cannot be joined, they are {' and '.join(dtypes)}; give --dtype")
+    rows = sum(part.stop - part.start for part in parts)
     return Output(name, TensorInfo((rows, *infos[0].shape[1:]), infos[0].dtype), parts)

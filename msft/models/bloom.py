@@ -1,6 +1,6 @@
 """BLOOM: ALiBi, LayerNorm, a norm behind the embedding, a tied head."""
 
-from msft.models.family import Family
+from msft.models.family import Family, FileNames
 from msft.models.hf_config import HfConfig
 from msft.models.spec import Block, ModelSpec, Outside
 
@@ -39,4 +39,4 @@ def spec_from_hf(config: dict, where: str = "config.json") -> ModelSpec:
     return values.spec("bloom", **fields)
 
 
-FAMILY = Family("bloom", "BloomForCausalLM", spec_from_hf, ("query_key_value",))
+FAMILY = Family("bloom", "BloomForCausalLM", spec_from_hf, ("query_key_value",), files=FileNames(prefixes=("transformer.",)))

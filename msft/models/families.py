@@ -2,7 +2,9 @@
 
 from msft.errors import InputError, did_you_mean
 from msft.models import (
+    baichuan,
     bloom,
+    chatglm,
     falcon,
     gemma,
     gemma2,
@@ -10,6 +12,9 @@ from msft.models import (
     glm4,
     gpt2,
     gpt_neox,
+    internlm,
+    internlm2,
+    internlm3,
     llama,
     mistral,
     opt,
@@ -20,7 +25,27 @@ from msft.models import (
 from msft.models.family import Family
 from msft.models.spec import ModelSpec
 
-MODULES = (llama, mistral, qwen2, qwen3, gemma, gemma2, phi3, glm, glm4, gpt2, gpt_neox, opt, bloom, falcon)
+MODULES = (
+    llama,
+    mistral,
+    qwen2,
+    qwen3,
+    gemma,
+    gemma2,
+    internlm,
+    internlm2,
+    internlm3,
+    baichuan,
+    chatglm,
+    glm,
+    glm4,
+    phi3,
+    gpt2,
+    gpt_neox,
+    opt,
+    bloom,
+    falcon,
+)
 FAMILIES: dict[str, Family] = {module.FAMILY.model_type: module.FAMILY for module in MODULES}
 
 

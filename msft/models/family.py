@@ -2,7 +2,9 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
+from msft.models.shapes import tensor_shapes
 from msft.models.spec import ModelSpec
 
 
@@ -31,12 +33,62 @@ class MindFormersNames:
         return name
 
 
+class Rows(NamedTuple):
+    """Rows of a tensor (first axis)."""
+
+    tensor: str
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True)
+class FileNames:
+    """How a family's files name and join tensors, where these are not canonical.
+
+    `renames` are (canonical, in files), replaced in this order; `prefixes` may be missing in files. A module of `fused`
+    (by its name in files, within the layer) holds the canonical modules one after another, or where it `is_grouped` by
+    key head (the queries that share it, the key, the value).
+    """
+
+    renames: tuple[tuple[str, str], ...] = ()
+    prefixes: tuple[str, ...] = ()
+    fused: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    is_grouped: bool = False
+
+    def tensors(self, spec: ModelSpec) -> dict[str, tuple[Rows, ...]]:
+        """Return for each tensor of a file, in the model's order, which rows of canonical ones it holds."""
+        found: dict[str, list[Rows]] = {}
+        for name, shape in tensor_shapes(spec).items():
+            found.setdefault(self._in_file(name), []).append(Rows(name, 0, shape[0]))
+        return {name: self._grouped(rows, spec) for name, rows in found.items()}
+
+    def _in_file(self, name: str) -> str:
+        for module, parts in self.fused.items():
+            for part in parts:
+                name = name.replace(f".{part}.", f".{module}.")
+        for canonical, theirs in self.renames:
+            name = name.replace(canonical, theirs)
+        return name
+
+    def _grouped(self, parts: list[Rows], spec: ModelSpec) -> tuple[Rows, ...]:
+        if len(parts) != 3 or not self.is_grouped:
+            return tuple(parts)
+        heads, groups = spec.num_attention_heads // spec.num_key_value_heads, spec.num_key_value_heads
+        sizes = heads * spec.head_dim, spec.head_dim, spec.head_dim
+        return tuple(
+            Rows(part.tensor, group * size, (group + 1) * size)
+            for group in range(groups)
+            for part, size in zip(parts, sizes, strict=True)
+        )
+
+
 @dataclass(frozen=True)
 class Family:
     """A model family: `spec_from_hf` reads a config.json (and says where it stands in errors).
 
     `model_type` and `architecture` are those of its config.json. `lora_targets` are the modules that get adapters
-    where a recipe names none.
+    where a recipe names none. `native` gives the config.json of the transformers class that computes a model of this
+    family on PyTorch, where it is another family's.
     """
 
     model_type: str
@@ -44,3 +96,5 @@ class Family:
     spec_from_hf: Callable[[dict, str], ModelSpec]
     lora_targets: tuple[str, ...]
     mindformers: MindFormersNames = field(default_factory=MindFormersNames)
+    files: FileNames = field(default_factory=FileNames)
+    native: Callable[[ModelSpec], dict] | None = None

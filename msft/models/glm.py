@@ -17,8 +17,12 @@ BLOCK = Block(expand=("mlp.gate_up_proj",))
 def spec_from_hf(config: dict, where: str = "config.json", family: str = "glm", block: Block = BLOCK) -> ModelSpec:
     """Read a GLM `config.json`; raises InputError naming every missing or impossible value."""
     values = HfConfig(config, where, defaults=DEFAULTS)
-    biased = llama.ATTENTION[:3] if values.flag("attention_bias", True) else ()
-    spec = values.spec(family, block=replace(block, biased=biased), neighbours=True)
+    return described(values, family, block, llama.ATTENTION[:3] if values.flag("attention_bias", True) else ())
+
+
+def described(values: HfConfig, family: str, block: Block, biased: tuple[str, ...], **more) -> ModelSpec:
+    """Return the ModelSpec of a family that turns heads as GLM does."""
+    spec = values.spec(family, block=replace(block, biased=biased), neighbours=True, **more)
     return replace(spec, rotary_dim=values.partial_rotary(spec.head_dim, 0.5))
 
 

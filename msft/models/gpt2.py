@@ -1,6 +1,6 @@
 """GPT-2: LayerNorm, learned positions, and matrices that are stored as [inputs, outputs]."""
 
-from msft.models.family import Family, MindFormersNames
+from msft.models.family import Family, FileNames, MindFormersNames
 from msft.models.hf_config import HfConfig
 from msft.models.spec import Block, ModelSpec, Outside
 
@@ -43,4 +43,4 @@ def spec_from_hf(config: dict, where: str = "config.json") -> ModelSpec:
     )
 
 
-FAMILY = Family("gpt2", "GPT2LMHeadModel", spec_from_hf, ("c_attn",), MINDFORMERS)
+FAMILY = Family("gpt2", "GPT2LMHeadModel", spec_from_hf, ("c_attn",), MINDFORMERS, FileNames(prefixes=("transformer.",)))

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from msft.models.family import Family
+from msft.models.family import Family, FileNames
 from msft.models.hf_config import HfConfig
 from msft.models.spec import Block, ModelSpec, Outside
 
@@ -10,6 +10,8 @@ KEYS = {"norm_eps": "layer_norm_eps", "rope_theta": "rotary_emb_base"}
 ACTIVATIONS = {"gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_fast": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh"}
 ATTENTION = ("attention.query_key_value", "attention.dense")
 FEED_FORWARD = ("mlp.dense_h_to_4h", "mlp.dense_4h_to_h")
+# transformers has renamed the head; files keep its old name.
+FILES = FileNames(renames=(("lm_head.", "embed_out."),))
 OUTSIDE = Outside("gpt_neox.embed_in", "", 0, "", "gpt_neox.layers", "gpt_neox.final_layer_norm", "lm_head")
 
 
@@ -32,4 +34,4 @@ def spec_from_hf(config: dict, where: str = "config.json") -> ModelSpec:
     return replace(spec, rotary_dim=values.partial_rotary(spec.head_dim, values.number("rotary_pct", 0.25)))
 
 
-FAMILY = Family("gpt_neox", "GPTNeoXForCausalLM", spec_from_hf, ("query_key_value", "dense"))
+FAMILY = Family("gpt_neox", "GPTNeoXForCausalLM", spec_from_hf, ("query_key_value", "dense"), files=FILES)

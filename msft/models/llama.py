@@ -52,6 +52,27 @@ def spec_from_hf(config: dict, where: str = "config.json") -> ModelSpec:
 FAMILY = Family("llama", "LlamaForCausalLM", spec_from_hf, LORA_TARGETS, MINDFORMERS)
 
 
+def config_of(spec: ModelSpec) -> dict:
+    """Return the config.json of the Llama that computes what a family like it does; biases are put in beside it."""
+    scaling = {"rope_type": "default", **(spec.rope_scaling or {}), "rope_theta": spec.rope_theta}
+    return {
+        "model_type": "llama",
+        "vocab_size": spec.vocab_size,
+        "hidden_size": spec.hidden_size,
+        "intermediate_size": spec.intermediate_size,
+        "num_hidden_layers": spec.num_hidden_layers,
+        "num_attention_heads": spec.num_attention_heads,
+        "num_key_value_heads": spec.num_key_value_heads,
+        "head_dim": spec.head_dim,
+        "rms_norm_eps": spec.norm_eps,
+        "rope_parameters": scaling,
+        "max_position_embeddings": spec.max_position_embeddings,
+        "tie_word_embeddings": spec.tie_word_embeddings,
+        "attention_bias": False,
+        "mlp_bias": False,
+    }
+
+
 def hf_config_from_mindformers(model_config: dict) -> dict:
     """Return the `config.json` that MindFormers' `model_config` block (LlamaConfig) describes.
 

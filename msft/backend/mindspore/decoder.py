@@ -12,6 +12,7 @@ from typing import NamedTuple
 import mindspore
 import numpy as np
 from mindspore import Tensor
+from mindspore import ops as operators
 
 from msft.backend import context, line, names, slices, stages
 from msft.backend.contract import Lora, Runtime, Tuning
@@ -148,7 +149,14 @@ class Decoder:
 
     def head_weight(self) -> Tensor:
         """Return the matrix that `head` takes, [vocabulary, hidden] in the compute dtype: one copy for many calls."""
-        return self.parameter(self.spec.head).astype(ops.dtype(self.runtime.precision.compute))
+        weight = self.parameter(self.spec.head)
+        if self.spec.is_head_normed:
+            weight = _normed_rows(weight)
+        return weight.astype(ops.dtype(self.runtime.precision.compute))
+
+    def head_gradient(self, gradient: Tensor) -> Tensor:
+        """Return the gradient of the head's tensor for that of what `head` takes."""
+        return _rows_gradient(self.parameter(self.spec.head), gradient) if self.spec.is_head_normed else gradient
 
     def head(self, hidden: Tensor, weight: Tensor) -> Tensor:
         """Return the logits, float32 [..., vocabulary], or this rank's of them."""
@@ -268,6 +276,21 @@ def by_position(values: Tensor, found: line.Line, segment_ids: np.ndarray) -> np
 
 def _as_it_is(values: Tensor) -> Tensor:
     return values
+
+
+@mindspore.jit
+def _normed_rows(weight):
+    return weight / _lengths(weight)
+
+
+@mindspore.jit
+def _rows_gradient(weight, gradient):
+    normed = weight / _lengths(weight)
+    return (gradient - normed * (gradient * normed).sum(-1, keepdims=True)) / _lengths(weight)
+
+
+def _lengths(weight):
+    return operators.sqrt(operators.square(weight).sum(-1, keepdims=True))
 
 
 @mindspore.jit

@@ -166,6 +166,7 @@ class Model:
             chunk = positions, labels, self.decoder.tensor(real * np.float32(scale))
             total, found = gradients_of(total, trace.hidden, weight, chunk)
             by_head = found if by_head is None else by_head + found
+        by_head = None if by_head is None else self.decoder.head_gradient(by_head)
         losses = _loss_part(total)
         losses = distributed.reduce(losses) if self.mesh.shares_losses else losses
         return losses, _hidden_part(total, trace.hidden), by_head

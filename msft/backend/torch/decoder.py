@@ -318,7 +318,17 @@ class Decoder:
         """Return the matrix that `head` takes, [vocabulary, hidden] in the compute dtype: one copy for many calls."""
         if self.is_fsdp:
             sharding.gather_head(self.network)
-        return self.network.get_parameter(self.spec.head).to(ops.dtype(self.runtime.precision.compute))
+        weight = self.network.get_parameter(self.spec.head)
+        if self.spec.is_head_normed:
+            weight = functional.normalize(weight)
+        return weight.to(ops.dtype(self.runtime.precision.compute))
+
+    @torch.no_grad()
+    def head_gradient(self, gradient: torch.Tensor) -> torch.Tensor:
+        """Return the gradient of the head's tensor for that of what `head` takes."""
+        if not self.spec.is_head_normed:
+            return gradient
+        return torch.func.vjp(functional.normalize, self.network.get_parameter(self.spec.head))[1](gradient)[0]
 
     def head(self, hidden: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         """Return the logits, float32 [..., vocabulary], or this rank's of them."""
@@ -380,7 +390,8 @@ def _load(
 ) -> nn.Module:
     """The network with its weights as `keep` makes parameters of them; None: they have no values yet."""
     rope.check(spec)
-    config = AutoConfig.for_model(**{**spec.hf_config, "return_dict": True})
+    native = family(spec.family).native
+    config = AutoConfig.for_model(**{**(native(spec) if native else spec.hf_config), "return_dict": True})
     # Dropout is the adapters' own alone.
     for name in config.to_dict():
         if "dropout" in name or name.endswith("_pdrop"):
@@ -401,7 +412,7 @@ def _load(
         setattr(network.get_submodule(owner), leaf, parameter)
     if stages.is_own(spec.embedding, spec, source.mesh):
         network.tie_weights()
-    if spec.rotary_dim:
+    if hasattr(network.base_model, "rotary_emb"):
         _rebuild_rotary(network, config, runtime.device)
     # transformers zeroes the gradient of the padding row, which is a real token where pad = eos.
     network.get_submodule(spec.outside.embedding).padding_idx = None
@@ -426,7 +437,11 @@ def _read(spec: ModelSpec, source, name: str, is_tuned: bool, runtime: Runtime) 
 
 
 def _rebuild_rotary(network: nn.Module, config, device: str) -> None:
-    """Buffers built under the meta device hold no numbers; each batch sets the frequencies of `models/rope.py`."""
+    """Buffers built under the meta device hold no numbers; each batch sets the frequencies of `models/rope.py`.
+
+    They stay 0, which turns nothing, where a family has none.
+    """
     rotary = type(network.base_model.rotary_emb)(config).to(device)
     rotary.rope_type = "default"
+    rotary.inv_freq.zero_()
     network.base_model.rotary_emb = rotary

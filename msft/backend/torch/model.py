@@ -201,6 +201,7 @@ class Model:
             d_part.copy_(block.product(d_logits, weight.t()))
             if tuned:
                 d_head += block.product(d_logits.t(), part.to(weight.dtype).t())
+        d_head = self.decoder.head_gradient(d_head) if tuned else None
         loss = torch.stack(summed).sum() if summed else torch.zeros((), device=weight.device)
         return (distributed.reduce(loss) if self.mesh.shares_losses else loss).item(), d_hidden, d_head
 
