@@ -5,7 +5,17 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from msft.convert import ckpt, ckpt_names, file_names, gguf_file, hf_folder, meta, rank_folder, safetensors_file, torch_file
+from msft.convert import (
+    ckpt,
+    ckpt_names,
+    file_names,
+    gguf_file,
+    hf_folder,
+    meta,
+    rank_folder,
+    safetensors_file,
+    torch_file,
+)
 from msft.convert.detect import Kind, detect, is_companion
 from msft.convert.joined import Joined, JoinedTensors
 from msft.convert.source import TensorSource

@@ -12,14 +12,15 @@ from msft.models.spec import ModelSpec
 class RandomWeights:
     """A TensorSource of float32 tensors drawn from (seed, name) alone.
 
-    Matrices are normal(0, `initializer_range`), norms are ones, biases zeros, as transformers initialises them.
+    Matrices are normal(0, `initializer_range`), norms are ones (with what is added to them), biases zeros, as
+    transformers initialises them.
     """
 
     def __init__(self, spec: ModelSpec, seed: int):
         shapes = tensor_shapes(spec)
         self.tensors = {name: TensorInfo(shape, "float32") for name, shape in shapes.items()}
         self.deviation = np.float32(spec.initializer_range)
-        self.seed = seed
+        self.seed, self.norm = seed, np.float32(1 - spec.norm_offset)
 
     def read(self, name: str) -> np.ndarray:
         """Draw one tensor, float32."""
@@ -27,7 +28,7 @@ class RandomWeights:
         if name.endswith(".bias"):
             return np.zeros(shape, np.float32)
         if len(shape) == 1:
-            return np.ones(shape, np.float32)
+            return np.full(shape, self.norm)
         values = generator(self.seed, name).standard_normal(shape, np.float32)
         values *= self.deviation
         return values

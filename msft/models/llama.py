@@ -70,6 +70,7 @@ def config_of(spec: ModelSpec) -> dict:
         "tie_word_embeddings": spec.tie_word_embeddings,
         "attention_bias": False,
         "mlp_bias": False,
+        **dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id")),
     }
 
 

@@ -1,10 +1,13 @@
 """Tiny random models of every family, transformers' own classes with the same weights, and what both must agree on."""
 
 import importlib
+from dataclasses import replace
 
 import numpy as np
 import torch
+from torch.nn.utils import parametrizations
 from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.models.bloom.modeling_bloom import build_alibi_tensor
 
 from msft.backend.contract import Batch, Lora, Optimizer, Runtime, Sampling, Tuning
 from msft.models.families import spec_from_hf
@@ -82,35 +85,81 @@ CONFIGS = {
         "new_decoder_architecture": True,
     },
 }
+WITHOUT_GROUPS = {key: value for key, value in LIKE_LLAMA.items() if key != "num_key_value_heads"}
+ALIBI = {key: value for key, value in WITHOUT_GROUPS.items() if key not in ("max_position_embeddings", "rope_theta")}
+CHATGLM = {
+    "padded_vocab_size": VOCABULARY,
+    "hidden_size": 32,
+    "num_layers": 2,
+    "num_attention_heads": 4,
+    "ffn_hidden_size": 48,
+    "kv_channels": 16,
+    "multi_query_attention": True,
+    "multi_query_group_num": 2,
+    "seq_length": 64,
+    "layernorm_epsilon": 1e-5,
+    "rope_ratio": 3,
+    "initializer_range": 0.2,
+}
+# Families of which transformers has no class, and the config of the class that computes the same.
+CONFIGS |= {
+    "internlm": {"model_type": "internlm", **WITHOUT_GROUPS, "bias": True},
+    "internlm2": {"model_type": "internlm2", **LIKE_LLAMA, "bias": False},
+    "internlm3": {"model_type": "internlm3", **LIKE_LLAMA, "qkv_bias": True, "bias": False, "head_dim": 16},
+    "baichuan": {"model_type": "baichuan", **WITHOUT_GROUPS},
+    "baichuan, ALiBi": {"model_type": "baichuan", **ALIBI, "model_max_length": 64},
+    "baichuan, normed head": {"model_type": "baichuan", **WITHOUT_GROUPS},
+    "chatglm": {"model_type": "chatglm", **CHATGLM},
+}
+NATIVE = {
+    "internlm": {"model_type": "llama", **WITHOUT_GROUPS, "attention_bias": True},
+    "internlm2": {"model_type": "llama", **LIKE_LLAMA},
+    "internlm3": {"model_type": "qwen2", **LIKE_LLAMA, "head_dim": 16},
+    "baichuan": {"model_type": "llama", **WITHOUT_GROUPS},
+    "baichuan, ALiBi": {"model_type": "llama", **WITHOUT_GROUPS},
+    "baichuan, normed head": {"model_type": "llama", **WITHOUT_GROUPS},
+    "chatglm": {"model_type": "glm", **LIKE_LLAMA, "head_dim": 16, "rope_theta": 30000.0},
+}
 RUNTIME = Runtime(seed=3, max_grad_norm=1.0, optimizer=Optimizer(weight_decay=0.1, eps=1e-5))
 LENGTH = 24
 PROMPTS = [[5, 6, 7, 8, 9, 10, 11, 12, 13], [20, 21, 22]]
 
 
-def build(engine, name, tuning):
+def spec_of(name):
     spec = spec_from_hf(CONFIGS[name])
+    return replace(spec, is_head_normed=True) if name == "baichuan, normed head" else spec
+
+
+def build(engine, name, tuning):
+    spec = spec_of(name)
     module = importlib.import_module(f"msft.backend.{engine}.engine")
     return module.build(spec, Perturbed(spec, 0), tuning, RUNTIME)
 
 
 def full(name):
-    return Tuning(parameters=tuple(tensor_shapes(spec_from_hf(CONFIGS[name]))))
+    return Tuning(parameters=tuple(tensor_shapes(spec_of(name))))
 
 
 def lora(name):
-    return Tuning(lora=Lora(4, 8.0, 0.1, tuple(linear_modules(spec_from_hf(CONFIGS[name])))))
+    return Tuning(lora=Lora(4, 8.0, 0.1, tuple(linear_modules(spec_of(name)))))
 
 
 def oracle(name):
     """transformers' class with the same weights, its attention written out, without dropout."""
-    config, spec = CONFIGS[name], spec_from_hf(CONFIGS[name])
+    config, spec = NATIVE.get(name, CONFIGS[name]), spec_of(name)
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**config), attn_implementation="eager")
     source = Perturbed(spec, 0)
     weights = {name: torch.from_numpy(source.read(name)) for name in source.tensors}
     missing, unexpected = model.load_state_dict(weights, strict=False)
     assert not unexpected and set(missing) <= {spec.head}
     model.tie_weights()
-    return model.float().eval()
+    model = model.float().eval()
+    if spec.is_head_normed:
+        parametrizations.weight_norm(model.lm_head, dim=0)
+        # A row of the weight by its direction alone: its length (original0) is 1.
+        model.lm_head.parametrizations.weight.original0.data.fill_(1)
+    model.has_alibi = spec.has_alibi and name in NATIVE
+    return model
 
 
 def batch(seed=0, rows=3, length=LENGTH):
@@ -134,7 +183,17 @@ def packed(apart):
 
 def oracle_logits(model, one):
     mask = torch.from_numpy((one.segment_ids != 0).astype(np.int64))
-    return model(input_ids=torch.from_numpy(one.input_ids).long(), attention_mask=mask, use_cache=False).logits
+    return _logits(model, torch.from_numpy(one.input_ids).long(), mask)
+
+
+def _logits(model, ids, mask=None):
+    if not model.has_alibi:
+        return model(input_ids=ids, attention_mask=mask, use_cache=False).logits
+    # Llama at positions of 0, where nothing is turned, under a mask that adds BLOOM's ALiBi.
+    rows, length = ids.shape
+    slopes = build_alibi_tensor(torch.ones(rows, length), 4, torch.float32).view(rows, 4, 1, length)
+    later = torch.full((length, length), -1e9).triu(1)
+    return model(input_ids=ids, attention_mask=slopes + later, position_ids=ids * 0, use_cache=False).logits
 
 
 def oracle_gradients(model, one):
@@ -144,7 +203,11 @@ def oracle_gradients(model, one):
     loss = torch.nn.functional.cross_entropy(logits, labels, ignore_index=-100)
     model.zero_grad()
     loss.backward()
-    return loss.item(), {name: parameter.grad.numpy() for name, parameter in model.named_parameters()}
+    found = {name: parameter.grad.numpy() for name, parameter in model.named_parameters()}
+    found.pop("lm_head.parametrizations.weight.original0", None)
+    if "lm_head.parametrizations.weight.original1" in found:
+        found["lm_head.weight"] = found.pop("lm_head.parametrizations.weight.original1")
+    return loss.item(), found
 
 
 def oracle_generation(model, count):
@@ -154,7 +217,7 @@ def oracle_generation(model, count):
         ids = list(prompt)
         for _ in range(count):
             with torch.no_grad():
-                logits = model(input_ids=torch.tensor([ids]), use_cache=False).logits
+                logits = _logits(model, torch.tensor([ids]))
             ids.append(int(logits[0, -1].argmax()))
         found.append(ids[len(prompt) :])
     return found

@@ -84,7 +84,7 @@ def test_plain_tensors_are_equal(tmp_path, expected, spec, same_bits):
         "num_key_value_heads",
         "head_dim",
         "rope_theta",
-        "rms_norm_eps",
+        "norm_eps",
         "tie_word_embeddings",
         "bos_token_id",
         "eos_token_ids",

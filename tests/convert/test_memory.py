@@ -14,6 +14,7 @@ from msft.convert import safetensors_file
 from msft.convert.open import open_weights
 from msft.convert.source import TensorInfo
 from msft.models.families import spec_from_hf
+from msft.models.shapes import tensor_shapes
 
 CONFIG = {
     "architectures": ["LlamaForCausalLM"],
@@ -33,7 +34,6 @@ LARGEST = 72000 * 2048 * 4  # over CKPT's 512 MiB slices
 RUN = """
 import re, sys
 from msft.cli.convert_weight import main
-from msft.models.shapes import tensor_shapes
 code = main(sys.argv[1:])
 print(int(re.search(r"VmHWM:\\s+(\\d+) kB", open("/proc/self/status").read())[1]) * 1024)
 sys.exit(code)

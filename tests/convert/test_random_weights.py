@@ -1,5 +1,7 @@
 """Fresh weights depend on seed and name alone, and look as transformers initialises them."""
 
+from dataclasses import replace
+
 import numpy as np
 
 from msft.convert.check import check_against
@@ -26,9 +28,7 @@ def test_distribution(spec):
 
 
 def test_biases_are_zero(spec):
-    from dataclasses import replace
-
-    source = RandomWeights(replace(spec, attention_bias=True), 0)
+    source = RandomWeights(replace(spec, block=Block(biased=("self_attn.q_proj",))), 0)
     assert (source.read("model.layers.0.self_attn.q_proj.bias") == 0).all()
 
 
@@ -37,5 +37,6 @@ def test_the_stream_is_fixed(spec):
     values = RandomWeights(spec, 1).read("model.embed_tokens.weight")[0, :3]
     assert np.allclose(values, FIRST_VALUES, rtol=1e-6)
 
+from msft.models.spec import Block
 
 FIRST_VALUES = [-0.03251282, -0.02988095, -0.00842614]

@@ -7,7 +7,7 @@ import numpy as np
 from mindspore import Tensor
 from mindspore import ops as operators
 
-from msft.backend import names, random, slices
+from msft.backend import random, slices
 from msft.backend.contract import IGNORE, Batch, Runtime, Tuning
 from msft.backend.mindspore import attention, distributed, ops
 from msft.backend.mindspore.decoder import Decoder, Trace, by_position

@@ -30,6 +30,7 @@ from msft.backend.torch import (
 from msft.errors import InputError
 from msft.models import alibi, rope
 from msft.models.adapters import peft_names
+from msft.models.families import family
 from msft.models.shapes import linear_modules, tensor_shapes
 from msft.models.spec import ModelSpec
 
