@@ -3,16 +3,16 @@
 import torch
 from torch import nn
 
-from msft.backend.torch import block
+from msft.backend.torch import block, placed
 
 
 def linear(part: nn.Module, compute: torch.dtype, hidden: torch.Tensor) -> torch.Tensor:
     """Return what a linear module gives for hidden states, in the compute dtype."""
-    return block.linear(hidden, part.weight, block.bias(part), compute)
+    return block.linear(hidden, placed.local(part), block.bias(part), compute)
 
 
 def _normed(norm: nn.Module, parts: block.Parts, hidden: torch.Tensor) -> torch.Tensor:
-    return parts.rms_norm(hidden, norm.weight, norm.variance_epsilon)
+    return parts.rms_norm(hidden, placed.local(norm), norm.variance_epsilon)
 
 
 def _fed_forward(mlp: nn.Module, parts: block.Parts, hidden: torch.Tensor) -> torch.Tensor:

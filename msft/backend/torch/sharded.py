@@ -6,9 +6,10 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 import torch
 
+from msft.backend import slices
 from msft.backend.contract import Place, Runtime, Tuning
 from msft.backend.engine import FrameworkEngine
-from msft.backend.torch import distributed, ops, sharding
+from msft.backend.torch import distributed, ops, placed, sharding
 from msft.backend.torch.model import Model
 from msft.backend.torch.optimizer import AdamW
 from msft.models.spec import ModelSpec
@@ -30,7 +31,7 @@ class ShardedModel(Model):
         """This rank's rows of the gradients, summed over the ranks: gathering and summing hang on `backward`."""
         roots, gradients = [hidden], [d_hidden]
         if d_head is not None:
-            roots.append(self.decoder.network.lm_head.weight)
+            roots.append(placed.local(self.decoder.network.lm_head))
             gradients.append(d_head)
         torch.autograd.backward(roots, gradients)
         found = {name: part.grad.to_local() for name, part in self.parts.items()}
@@ -41,7 +42,7 @@ class ShardedModel(Model):
     def parameter(self, name: str, dtype: str) -> np.ndarray:
         """Return a whole tensor by its canonical name as it is computed with in a dtype, on every rank."""
         part = self.parts[name] if name in self.parts else self.decoder.parameter(name)
-        return ops.to_numpy(part.detach().full_tensor().to(ops.dtype(dtype)))
+        return ops.to_numpy(sharding.whole(part.detach()).to(ops.dtype(dtype)))
 
     def export_tuned(self, names: Iterable[str]) -> dict[str, np.ndarray]:
         """Return tuned tensors by name."""
@@ -68,10 +69,6 @@ class ShardedModel(Model):
 class ShardedAdamW(AdamW):
     """AdamW over this rank's rows of the gradients and moments."""
 
-    def global_norm(self, gradients: dict[str, torch.Tensor]) -> float:
-        """Return the L2 norm over all gradients of all ranks."""
-        return math.sqrt(distributed.sum_numbers([super().global_norm(gradients) ** 2])[0])
-
     def shares(self) -> list[dict[str, np.ndarray]]:
         """Return copies of this rank's rows of the tuned tensors, the first and the second moments."""
         kinds = (self.model.tuned, self.first, self.second)
@@ -89,8 +86,20 @@ class ShardedAdamW(AdamW):
 
 
 class ShardedEngine(FrameworkEngine):
-    """The shared engine, whose ranks give the rows that they hold."""
+    """The shared engine over tensors that are whole as a model of DTensors sees them; ranks give what they hold."""
+
+    def _norm(self, gradients: dict[str, torch.Tensor]) -> float:
+        return math.sqrt(self.distributed.sum_numbers([super()._norm(gradients) ** 2])[0])
+
+    def _whole(self, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        return arrays
+
+    def _own(self, arrays: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
+        return arrays
+
+    def _held_shapes(self) -> dict[str, tuple[int, ...]]:
+        return self.model.tuned_shapes()
 
     def _places(self) -> dict[str, Place]:
         found = {name: sharding.place(part) for name, part in self.model.parts.items()}
-        return {name: place for name, place in found.items() if place.shape[0]}
+        return {name: place for name, place in found.items() if place.shape[0] and slices.counts(name, self.mesh)}
