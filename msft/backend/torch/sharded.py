@@ -9,14 +9,14 @@ import torch
 from msft.backend import slices
 from msft.backend.contract import Place, Runtime, Tuning
 from msft.backend.engine import FrameworkEngine
-from msft.backend.torch import distributed, ops, placed, sharding
+from msft.backend.torch import ops, placed, sharding
 from msft.backend.torch.model import Model
 from msft.backend.torch.optimizer import AdamW
 from msft.models.spec import ModelSpec
 
 
 class ShardedModel(Model):
-    """A model that is whole nowhere: `tuned` holds this rank's rows, `parts` the tensors that they belong to.
+    """A model that is whole nowhere: `tuned` holds what is this rank's of the tensors `parts`.
 
     All ranks make each call together; arrays go in whole, and come out whole on the first rank.
     """
@@ -59,10 +59,11 @@ class ShardedModel(Model):
 
     def describe(self) -> dict[str, str]:
         """Say what was applied."""
-        ranks = distributed.mesh().replicas
+        slices_of = f" of each of {self.mesh.tensor} slices" if self.mesh.tensor > 1 else ""
+        parts = f"{self.mesh.replicas} parts{slices_of}"
         return {
             **super().describe(),
-            "strategy": f"fsdp: parameters, gradients and moments in {ranks} parts, gathered block by block",
+            "strategy": f"fsdp: parameters, gradients and moments in {parts}, gathered block by block",
         }
 
 
