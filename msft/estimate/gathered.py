@@ -3,7 +3,7 @@
 from msft.estimate.layout import Layout
 from msft.estimate.sizes import BYTES, Share, Sizes, Work
 
-# The block that is computed, the one that is gathered meanwhile, as it comes and as it stays; gradients, as they leave too.
+# The block that is computed, the next one as it comes and as it stays; gradients, and what they leave in.
 BLOCKS, GRADIENTS = 3, 2
 
 
