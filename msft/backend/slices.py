@@ -73,6 +73,12 @@ def whole_shape(name: str, shape: tuple[int, ...], mesh: Mesh) -> tuple[int, ...
     return tuple(size * mesh.tensor if place == along else size for place, size in enumerate(shape))
 
 
+def own_shape(name: str, shape: tuple[int, ...], mesh: Mesh) -> tuple[int, ...]:
+    """Return the shape of this rank's part of a whole tensor."""
+    along = axis(name, mesh)
+    return tuple(size // mesh.tensor if place == along else size for place, size in enumerate(shape))
+
+
 def places(shapes: dict[str, tuple[int, ...]], mesh: Mesh) -> dict[str, Place]:
     """Return what this rank gives of whole tensors of these shapes, so that all ranks give each number once.
 

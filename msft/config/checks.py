@@ -99,14 +99,15 @@ def _length_grouping(recipe: Recipe) -> Iterator[tuple[Keys, str]]:
 
 
 def _strategy(recipe: Recipe) -> Iterator[tuple[Keys, str]]:
-    for name in ("model_parallel", "pipeline_stage"):
-        cut = getattr(recipe.parallel_config, name)
-        if strategy(recipe) != "ddp" and cut > 1:
-            beside = f"stands beside parallel_config.{name} {cut}"
-            yield ("strategy",), f"{recipe.strategy} {beside}: write one of the two"
-    shared = recipe.parallel_config.context_parallel
-    if strategy(recipe) == "deepspeed" and shared > 1:
-        beside = f"stands beside parallel_config.context_parallel {shared}"
+    asked, kind = recipe.parallel_config, strategy(recipe)
+    if kind != "ddp" and asked.pipeline_stage > 1:
+        beside = f"stands beside parallel_config.pipeline_stage {asked.pipeline_stage}"
+        yield ("strategy",), f"{kind} {beside}: write one of the two"
+    if kind == "deepspeed" and asked.model_parallel > 1:
+        beside = f"stands beside parallel_config.model_parallel {asked.model_parallel}"
+        yield ("strategy",), f"deepspeed {beside}: write one of the two; fsdp and ddp go with it"
+    if kind == "deepspeed" and asked.context_parallel > 1:
+        beside = f"stands beside parallel_config.context_parallel {asked.context_parallel}"
         yield ("strategy",), f"deepspeed {beside}, but its processes have rows of their own; fsdp and ddp share them"
 
 

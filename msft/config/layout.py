@@ -15,8 +15,9 @@ if TYPE_CHECKING:
 class Layout(NamedTuple):
     """`data` models of `pipeline` stages of `tensor` processes each, which hold slices of their layers' matrices.
 
-    `context` processes share the tokens of the same rows. By a `strategy` other than ddp, all processes hold parts of
-    one model. `sequence` and `vocabulary` say what is dealt to the processes of `tensor` beside the matrices of layers.
+    `context` processes share the tokens of the same rows. By a `strategy` other than ddp, processes that would have the
+    same weights hold parts of them. `sequence` and `vocabulary` say what is dealt to the processes of `tensor` beside
+    the matrices of layers.
     """
 
     data: int = 1
@@ -29,7 +30,8 @@ class Layout(NamedTuple):
 
     def __str__(self) -> str:
         dealt = f", its tokens dealt to {self.context}" if self.context > 1 else ""
-        if self.strategy != "ddp":
+        is_shared = self.strategy != "ddp"
+        if is_shared and self.tensor == 1:
             return f"each with its part of the model and its share of every batch ({self.strategy}){dealt}"
         if self.tensor == self.context == self.pipeline == 1:
             return "each with the whole model and its share of every batch"
@@ -38,7 +40,8 @@ class Layout(NamedTuple):
         cut = staged + (f"{of_stage} cut over {self.tensor}" if self.tensor > 1 else "")
         beside = ["its tokens"] * self.sequence + ["its vocabulary"] * self.vocabulary
         too = f", {' and '.join(beside)} too" if beside else ""
-        return f"{self.data} shares of every batch{cut}{too}{dealt}"
+        parts = f"each with its part of the model ({self.strategy}), " if is_shared else ""
+        return f"{parts}{self.data} shares of every batch{cut}{too}{dealt}"
 
 
 def layout(recipe: Recipe, spec: "ModelSpec", workers: int) -> Layout:
@@ -61,10 +64,11 @@ def layout(recipe: Recipe, spec: "ModelSpec", workers: int) -> Layout:
         works = f"data_parallel {near.data}, model_parallel {near.tensor}{tokens} works for {workers}"
         raise InputError(*(f"{_where(recipe, key)}: {problem}; {works}" for key, problem in problems))
     is_cut = asked.model_parallel > 1
+    data = workers // (asked.model_parallel * asked.context_parallel * asked.pipeline_stage)
     return Layout(
-        workers // (asked.model_parallel * asked.context_parallel * asked.pipeline_stage),
+        data,
         asked.model_parallel,
-        strategy(recipe),
+        strategy(recipe) if data * asked.context_parallel > 1 else "ddp",
         asked.context_parallel,
         asked.pipeline_stage,
         sequence=is_cut and asked.use_seq_parallel,
@@ -73,10 +77,11 @@ def layout(recipe: Recipe, spec: "ModelSpec", workers: int) -> Layout:
 
 
 def without_effect(recipe: Recipe, found: Layout) -> list[str]:
-    """Say which keys of `parallel_config` deal out what a layout does not cut."""
-    asked = recipe.parallel_config
+    """Say which keys deal out what a layout does not cut, or what no two of its processes have."""
+    asked, kind = recipe.parallel_config, strategy(recipe)
     if found.tensor > 1:
-        return []
+        is_alone = kind != "ddp" and found.strategy == "ddp"
+        return [f"strategy: {kind} has no effect: no two processes have the same weights to share"] * is_alone
     keys = ["use_seq_parallel: True"] * asked.use_seq_parallel + ["vocab_emb_dp: False"] * (not asked.vocab_emb_dp)
     return [f"parallel_config.{key} has no effect: no model is cut (model_parallel 1)" for key in keys]
 

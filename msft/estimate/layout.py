@@ -23,7 +23,8 @@ class Layout(NamedTuple):
     gather the others' (ZeRO stage 1, arXiv:1910.02054). `whole_embedding` leaves embedding and head unsplit
     (vocab_emb_dp). `weights_sharded` deals tuned weights and gradients out too and gathers weights in the compute
     dtype, as MindSpore and fully sharded data parallelism do, for comparing with their published speeds;
-    `reduce_scatters` counts what sequence parallelism sends in MindFormers, for the same.
+    `reduce_scatters` counts what sequence parallelism sends in MindFormers, for the same. `fully_sharded` is msft's own
+    `strategy: fsdp`: all weights, gradients and moments are dealt to the data group, weights gathered block by block.
     """
 
     data: int = 1
@@ -36,6 +37,7 @@ class Layout(NamedTuple):
     weights_sharded: bool = False
     context: int = 1
     reduce_scatters: bool = False
+    fully_sharded: bool = False
 
     @property
     def devices(self) -> int:
@@ -48,6 +50,11 @@ class Layout(NamedTuple):
         return self.data * self.context
 
     @property
+    def moment_parts(self) -> int:
+        """Over how many devices with the same weights the moments are dealt."""
+        return self.replicas if self.optimizer_sharding or self.fully_sharded else 1
+
+    @property
     def vocabulary_parts(self) -> int:
         """Over how many devices the embedding and the head are split."""
         return 1 if self.whole_embedding else self.tensor
@@ -56,6 +63,7 @@ class Layout(NamedTuple):
         words = [f"data {self.data} x tensor {self.tensor} x pipeline {self.pipeline}"]
         words[0] += f" x context {self.context}" if self.context > 1 else ""
         words += ["sequence parallel"] * self.sequence_parallel + ["optimizer sharded"] * self.optimizer_sharding
+        words += ["fully sharded"] * self.fully_sharded
         return ", ".join(words)
 
 
@@ -77,16 +85,23 @@ def layout_of(recipe: Recipe) -> Layout:
     if problems:
         raise InputError(*problems)
     data, tensor, pipeline, context = values.values()
-    return Layout(
+    found = Layout(
         data=data,
         tensor=tensor,
         pipeline=pipeline,
         sequence_parallel=recipe.parallel_config.use_seq_parallel and tensor > 1,
         micro_batches=derive.gradient_accumulation(recipe, pipeline),
-        optimizer_sharding=bool(recipe.parallel.enable_parallel_optimizer) and data * context > 1,
         whole_embedding=recipe.parallel_config.vocab_emb_dp,
         context=context,
     )
+    return _dealt(recipe, found)
+
+
+def _dealt(recipe: Recipe, layout: Layout) -> Layout:
+    """What devices with the same weights share out: the moments, or everything."""
+    shares, is_full = layout.replicas > 1, derive.strategy(recipe) == "fsdp"
+    optimizer = shares and not is_full and bool(recipe.parallel.enable_parallel_optimizer)
+    return layout._replace(optimizer_sharding=optimizer, fully_sharded=shares and is_full)
 
 
 def on_devices(recipe: Recipe, layout: Layout, devices: int | None, spec: ModelSpec) -> Layout:
@@ -98,9 +113,7 @@ def on_devices(recipe: Recipe, layout: Layout, devices: int | None, spec: ModelS
     problems = list(_undivided(recipe, layout, devices, spec))
     if problems:
         raise InputError(*problems)
-    layout = layout._replace(data=devices // (layout.tensor * layout.pipeline * layout.context))
-    sharding = bool(recipe.parallel.enable_parallel_optimizer) and layout.replicas > 1
-    return layout._replace(optimizer_sharding=sharding)
+    return _dealt(recipe, layout._replace(data=devices // (layout.tensor * layout.pipeline * layout.context)))
 
 
 def _undivided(recipe: Recipe, layout: Layout, devices: int, spec: ModelSpec) -> Iterator[str]:

@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 from msft.backend.buckets import BUCKET
-from msft.estimate import kept, working
+from msft.estimate import gathered, kept, working
 from msft.estimate.layout import Layout
 from msft.estimate.sizes import BYTES, Sizes, Work
 
@@ -62,11 +62,12 @@ def _stage(sizes: Sizes, work: Work, layout: Layout, stage: int) -> Memory:
     moments = _moments(sizes, work, layout, stage, weights)
     moment = max(moments, key=lambda name: sum(moments[name]))
     gradients, activations, logits, held = moments[moment]
+    dealt = layout.replicas if layout.fully_sharded else 1
     return Memory(
-        frozen=weights.frozen,
-        tuned=weights.tuned / layout.replicas + weights.gathered if layout.weights_sharded else weights.tuned,
+        frozen=weights.frozen / dealt,
+        tuned=weights.tuned / layout.replicas + weights.gathered if layout.weights_sharded else weights.tuned / dealt,
         gradients=gradients,
-        moments=2 * weights.tuned / (layout.replicas if layout.optimizer_sharding else 1),
+        moments=2 * weights.tuned / layout.moment_parts,
         activations=activations,
         logits=logits,
         working=held,
@@ -80,8 +81,11 @@ def _moments(sizes: Sizes, work: Work, layout: Layout, stage: int, weights: Weig
     """What comes and goes in a step (gradients, activations, logits, what is held for a while), by moment."""
     is_last, accumulates = stage == layout.pipeline - 1, layout.micro_batches > 1
     # Sharded gradients are shared out as they are made, accumulated ones at the end (MindFormers' default).
-    shards = layout.replicas if layout.weights_sharded and not accumulates else 1
-    gradients, head = weights.tuned / shards, weights.head_gradient / shards if is_last else 0.0
+    is_dealt = layout.fully_sharded or layout.weights_sharded and not accumulates
+    shards = layout.replicas if is_dealt else 1
+    # FSDP2 sums the head's gradient up with the last ones.
+    of_head = 1 if layout.fully_sharded else shards
+    gradients, head = weights.tuned / shards, weights.head_gradient / of_head if is_last else 0.0
     kept_states = _activations(sizes, work, layout, stage)
     logits = working.of_loss(sizes, work, layout) if is_last else 0.0
     block, update = working.of_block(sizes, work, layout), working.of_update(sizes, work, gradients)
@@ -92,10 +96,12 @@ def _moments(sizes: Sizes, work: Work, layout: Layout, stage: int, weights: Weig
         return {"any step": (before + gradients, kept_states, logits, block + update)}
     # The head reads the hidden states of all tokens.
     states = 4 * kept.block_input(sizes, work, layout._replace(sequence_parallel=False)) if is_last else 0.0
+    at_loss, on_way, at_end = gathered.whole(sizes, work, layout) if layout.fully_sharded else (0.0, 0.0, 0.0)
+    left = kept_states / _blocks(sizes, layout)
     return {
-        "the loss": (before + head, kept_states + states, logits, 0.0),
-        "the last block's way back": (before + head, kept_states + states, 0.0, block),
-        "the first block's way back": (before + gradients, kept_states / _blocks(sizes, layout), 0.0, block),
+        "the loss": (before + head, kept_states + states, logits, at_loss),
+        "the last block's way back": (before + head, kept_states + states, 0.0, block + on_way),
+        "the first block's way back": (before + gradients, left, 0.0, block + at_end),
         "the optimizer": (gradients * _sets_of_gradients(work, layout), 0.0, 0.0, update),
     }
 
@@ -103,11 +109,8 @@ def _moments(sizes: Sizes, work: Work, layout: Layout, stage: int, weights: Weig
 def stage_weights(sizes: Sizes, work: Work, layout: Layout, stage: int) -> Weights:
     """Return the bytes of the weights of one device of a pipeline stage, before optimizer sharding."""
     tensor, blocks = layout.tensor, 1 / layout.pipeline
-    precision, is_last = work.precision, stage == layout.pipeline - 1
-    compute, stored = BYTES[precision.compute], BYTES[precision.parameters]
-    if precision.compute == "float32":
-        stored = 4 if work.backend == "torch" else stored
-    matrices = compute if work.backend == "torch" else stored
+    is_last, compute = stage == layout.pipeline - 1, BYTES[work.precision.compute]
+    matrices, stored = gathered.frozen_bytes(work)
     vocabulary = 1 / layout.vocabulary_parts
     parts = [(sizes.linears, blocks / tensor, matrices), (sizes.others, blocks, stored)]
     if stage == 0:
@@ -137,7 +140,8 @@ def _blocks(sizes: Sizes, layout: Layout) -> float:
 def _sets_of_gradients(work: Work, layout: Layout) -> int:
     """Sets of gradients while they are added up: over micro-batches in MindSpore, over ranks in both engines."""
     over_batches = 3 if work.backend == "mindspore" and layout.micro_batches > 1 else 1
-    return max(over_batches, 2 if layout.replicas > 1 and not layout.weights_sharded else 1)
+    is_dealt = layout.weights_sharded or layout.fully_sharded
+    return max(over_batches, 2 if layout.replicas > 1 and not is_dealt else 1)
 
 
 def _buffers(work: Work, layout: Layout) -> float:

@@ -100,7 +100,7 @@ def candidates(sizes: Sizes, work: Work, layout: Layout, own: bool = False) -> I
                 if own and micro_batches < pipeline:
                     continue
                 base = layout._replace(data=data, tensor=tensor, pipeline=pipeline, micro_batches=micro_batches)
-                base = base._replace(weights_sharded=False)
+                base = base._replace(weights_sharded=False, fully_sharded=False)
                 shardings, sequences = ((False, True) if size > 1 else (False,) for size in (base.replicas, tensor))
                 for sharding, sequence, recompute in product(shardings, sequences, (False, True)):
                     split = base._replace(optimizer_sharding=sharding, sequence_parallel=sequence)

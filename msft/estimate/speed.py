@@ -75,8 +75,7 @@ def speed(sizes: Sizes, work: Work, layout: Layout, device: Device) -> Speed:
     peak = device.peak[work.precision.compute]
     products = tokens * computed / model_parts / peak / device.efficiency
     memory = _moved(sizes, work, layout) / device.bandwidth / device.efficiency
-    shards = layout.replicas if layout.optimizer_sharding else 1
-    tuned = stage_weights(sizes, work, layout, 0).tuned / 4 / shards
+    tuned = stage_weights(sizes, work, layout, 0).tuned / 4 / layout.moment_parts
     sent = traffic.traffic(sizes, work, layout)
     data, tensor, context, pipeline = traffic.seconds(sent, layout, device)
     bubble = (products + memory + tensor + context) * (layout.pipeline - 1) / layout.micro_batches

@@ -26,16 +26,19 @@ def traffic(sizes: Sizes, work: Work, layout: Layout) -> Traffic:
     """Return what a device of the first pipeline stage sends in a step.
 
     Data: the tuned weights' float32 gradients are added up (all-reduce), and with optimizer sharding the new weights
-    gathered; sharded weights are gathered in the compute dtype, and their gradients added up in shares. Tensor: the
-    hidden states are added up as often as `_sums` says. Context: keys and values of each block are gathered each way,
-    their gradients added up in shares (MindSpore does both by all-reduce, which sends twice as much). Pipeline: each
-    micro-batch's hidden states go to the next stage, their gradient back.
+    gathered; sharded weights are gathered in the compute dtype, and their gradients added up in shares; fully sharded
+    ones are gathered, frozen or tuned, for each micro-batch's way forward and back. Tensor: the hidden states are added
+    up as often as `_sums` says. Context: keys and values of each block are gathered each way, their gradients added up
+    in shares (MindSpore does both by all-reduce, which sends twice as much). Pipeline: each micro-batch's hidden states
+    go to the next stage, their gradient back.
     """
     weights = stage_weights(sizes, work, layout, 0)
     spec, share = sizes.spec, (layout.replicas - 1) / layout.replicas
     data = share * (3 if layout.optimizer_sharding else 2) * weights.tuned
     if layout.weights_sharded:
         data = share * (weights.tuned + weights.gathered)
+    if layout.fully_sharded:
+        data = share * (3 * weights.tuned + 2 * weights.frozen) * layout.micro_batches
     states = work.tokens * spec.hidden_size * BYTES[work.precision.compute] * layout.micro_batches
     ring = 2 * (layout.tensor - 1) / layout.tensor
     blocks = spec.num_hidden_layers / layout.pipeline

@@ -83,6 +83,7 @@ LAYOUTS = (
     f"{_OF}data_parallel 4 {_OF}context_parallel 2",
     f"{_OF}data_parallel 4 {_OF}pipeline_stage 2 {_OF}micro_batch_num 4",
     "--backend torch --strategy fsdp",
+    f"--backend torch --strategy fsdp {_OF}data_parallel 2 {_OF}model_parallel 4",
     "--backend torch --strategy deepspeed",
     f"--parallel.parallel_mode 1 {_OF}data_parallel 2 {_OF}model_parallel 4",
 )

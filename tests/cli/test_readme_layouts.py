@@ -14,6 +14,7 @@ EXPECTED = (
     Layout(4, context=2),
     Layout(4, pipeline=2),
     Layout(8, strategy="fsdp"),
+    Layout(2, 4, "fsdp"),
     Layout(8, strategy="deepspeed"),
     Layout(2, 4),
 )

@@ -141,6 +141,20 @@ def test_micro_batches_count_in_a_pipeline_alone(tmp_path):
     assert "counts with pipeline_stage above 1" in recipe.ignored[0].why
 
 
+def test_fsdp_shares_out_the_slices_of_a_model_that_is_cut(tmp_path):
+    lines = "backend: torch\nstrategy: fsdp\nparallel_config: {model_parallel: 2, vocab_emb_dp: False}\n"
+    found = of(tmp_path, 4, lines)
+    assert found == Layout(2, 2, "fsdp", vocabulary=True)
+    cut = "2 shares of every batch, each for a model that is cut over 2, its vocabulary too"
+    assert str(found) == f"each with its part of the model (fsdp), {cut}"
+    recipe, alone = load(tmp_path, SIZES + lines), of(tmp_path, 2, lines)
+    assert alone == Layout(1, 2, vocabulary=True)
+    assert without_effect(recipe, alone) == [
+        "strategy: fsdp has no effect: no two processes have the same weights to share"
+    ]
+    assert without_effect(recipe, found) == []
+
+
 def test_a_model_in_stages_and_a_strategy_are_one_of_two(tmp_path):
     flags = "--backend", "torch", "--strategy", "fsdp", "--parallel_config.pipeline_stage", "2"
     with pytest.raises(InputError, match="fsdp stands beside parallel_config.pipeline_stage 2: write one of the two"):

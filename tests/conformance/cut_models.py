@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from msft.backend import names
 from msft.backend.contract import IGNORE, EngineState, Lora, Precision, Tuning
 from msft.models import llama
 from msft.models.shapes import linear_modules
@@ -16,11 +17,18 @@ RATE = 1e-2
 MODULES = tuple(linear_modules(llama.spec_from_hf(CONFIG)))
 # One rank of a model adds these.
 BIASES = tuple(name for name in full(CONFIG).parameters if name.endswith("o_proj.bias"))
+SOME = tuple(
+    name
+    for name in full(TIED_CONFIG).parameters
+    if name == names.EMBEDDING or "norm" in name or name.startswith("model.layers.1.")
+)
 TUNINGS = {
     "lora": Tuning(lora=Lora(4, 8.0, 0.1, MODULES)),
     "full": full(CONFIG),
     "tied": full(TIED_CONFIG),
     "bias": Tuning(BIASES),
+    # Of a tied model: adapters beside what is whole on each rank, and beside a layer whose weights are tuned too.
+    "both": Tuning(SOME, Lora(4, 8.0, 0.1, MODULES)),
 }
 
 
@@ -29,7 +37,7 @@ def engine(backend, kind, compute="float32", **settings):
     # So large an epsilon that AdamW makes no step of a gradient that is rounding alone.
     precision, optimizer = Precision(parameters=compute, compute=compute), replace(RUNTIME.optimizer, eps=1e-5)
     runtime = replace(RUNTIME, precision=precision, optimizer=optimizer, **settings)
-    return build(backend, TIED_CONFIG if kind == "tied" else CONFIG, TUNINGS[kind], runtime)
+    return build(backend, TIED_CONFIG if kind in ("tied", "both") else CONFIG, TUNINGS[kind], runtime)
 
 
 def micro_batches(step, staged=False):

@@ -74,7 +74,8 @@ def argument_names(function: ast.FunctionDef) -> str:
 
 
 # What stands around torch's own modules: FSDP2 and DeepSpeed put hooks on them that ask for other ways to gradients.
-TORCH_ALONE = {"elsewhere.py", "lora.py", "replaced.py", "sharding.py", "sharded.py", "zero.py", "zero_parts.py"}
+TORCH_ALONE = {"elsewhere.py", "lora.py", "placed.py", "replaced.py", "sharding.py", "sharded.py"}
+TORCH_ALONE |= {"zero.py", "zero_parts.py"}
 
 
 # The program that MindSpore's semi-automatic mode cuts; torch's processes compute the same layout by explicit slices.
@@ -97,7 +98,7 @@ ONE_SIDED = {
     "decoder.py": {"Decoder.hidden", "Decoder.through", "Decoder.set_dropout"}
     | {"Decoder.forward", "Decoder.backward", "Trace", "by_position"},
     "model.py": {"Model.tuned"},
-    "distributed.py": {"placed"},
+    "distributed.py": {"device_mesh", "placed"},
     "vocabulary.py": {"Vocabulary.embed_backward", "Vocabulary.token_losses_and_gradient"},
     "device.py": {"bind_threads"},
 }

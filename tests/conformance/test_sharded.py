@@ -11,17 +11,25 @@ import math
 import numpy as np
 import pytest
 
+from msft.backend import slices
+from msft.backend.contract import EngineState
+from msft.backend.mesh import Mesh
 from msft.convert.open import open_weights
 from msft.train import sliced
 from tests.conformance import cut_models
-from tests.conformance.test_cut_models import check_equal_to_one_process, shared_out, train
+from tests.conformance.test_cut_models import ALL, TOKENS, VOCABULARY, check_equal_to_one_process, shared_out, train
 
 FSDP = {"strategy": "fsdp"}
 # Of a step of a run: two, three and four processes have equal shares.
 ROWS = 12
+COUNTERS = ("step", "optimizer_step", "loss_scale", "good_steps")
 APPLIED = {
     "fsdp": "strategy fsdp: parameters, gradients and moments in 2 parts",
     "deepspeed": "strategy deepspeed: ZeRO stage 3 over 2 ranks",
+}
+SHARED = {
+    1: "processes: 2, each with its part of the model and its share of every batch ({})",
+    2: "processes: 4, each with its part of the model ({}), 2 shares of every batch, each for a model that is cut over",
 }
 
 
@@ -51,6 +59,56 @@ def test_a_sharded_model_trains_as_the_whole_one(kind, workers, settings, write_
         assert held[name] == -(-rows // workers) * math.prod(width), name
 
 
+def test_a_cut_model_is_sharded_too_and_is_whole_again_on_either_engine(write_recipe, tmp_path):
+    """Two models of two slices each, whose parts lie in two dimensions: of rows of slices by rows, and by columns."""
+    expected = check_equal_to_one_process("torch", "both", 2, 4, write_recipe("torch"), tmp_path, FSDP | TOKENS)
+    check_held_by_each_of_four(tmp_path, expected)
+    found = np.load(tmp_path / "result.npz")
+    for backend in ("torch", "mindspore"):
+        engine = cut_models.engine(backend, "both")
+        engine.import_state(state_of_parts(tmp_path / "parts", found["counters"]))
+        state = engine.export_state()
+        kinds = {"weights": state.weights, "first": state.first_moment, "second": state.second_moment}
+        for name, array in ((f"{kind} {name}", kinds[kind][name]) for kind in kinds for name in kinds[kind]):
+            np.testing.assert_array_equal(array, found[name], err_msg=f"{backend} {name}")
+
+
+def check_held_by_each_of_four(folder, expected):
+    """The first rank holds the first half of the rows of its slice of every tuned tensor, and of its moments."""
+    held = np.load(folder / "held.npz")
+    mesh = Mesh(2, 2, sequence=True)
+    for name, whole in ((name, whole) for name, whole in expected.items() if name.startswith("first ")):
+        rows, *width = slices.own_shape(name.removeprefix("first "), whole.shape, mesh)
+        assert held[name] == -(-rows // 2) * math.prod(width), name
+
+
+def state_of_parts(folder, counters):
+    """The state that the ranks wrote, each its part."""
+    kinds = (sliced.Tensors(folder, kind) for kind in sliced.KINDS)
+    return EngineState(*kinds, dict(zip(COUNTERS, counters, strict=True)))
+
+
+@pytest.mark.parametrize(
+    ("kind", "tensor", "parts", "workers", "settings"),
+    [
+        ("full", 2, 1, 4, {}),
+        ("full", 2, 1, 4, ALL | {"recompute": True}),
+        ("full", 2, 2, 4, TOKENS),
+        ("lora", 2, 1, 4, ALL | {"compile": True}),
+        ("lora", 2, 2, 4, {"recompute": True}),
+        ("bias", 2, 1, 4, ALL),
+        ("tied", 2, 1, 4, {}),
+        ("tied", 2, 1, 4, TOKENS),
+        ("tied", 2, 1, 4, VOCABULARY),
+        # Slices of 48, 32 and 16 rows of three, and four rows of A: parts of unequal size and an empty one.
+        ("both", 2, 1, 6, {}),
+    ],
+)
+@pytest.mark.slow
+def test_slices_of_a_model_are_sharded(kind, tensor, parts, workers, settings, write_recipe, tmp_path):
+    check_equal_to_one_process("torch", kind, tensor, workers, write_recipe("torch"), tmp_path, FSDP | settings, parts)
+
+
 @pytest.mark.slow
 def test_frozen_weights_are_shared_out_in_their_own_dtype(write_recipe, tmp_path):
     """bfloat16 beside float32 adapters; the bar is bfloat16's, as the rows of each process are multiplied alone."""
@@ -63,19 +121,21 @@ def test_frozen_weights_are_shared_out_in_their_own_dtype(write_recipe, tmp_path
 
 
 @pytest.mark.parametrize(
-    ("strategy", "tuned"),
+    ("strategy", "tuned", "tensor"),
     [
-        ("fsdp", "full"),
-        pytest.param("fsdp", "lora", marks=pytest.mark.slow),
-        pytest.param("deepspeed", "lora", marks=pytest.mark.deepspeed),
-        pytest.param("deepspeed", "full", marks=pytest.mark.deepspeed),
+        ("fsdp", "full", 2),
+        pytest.param("fsdp", "full", 1, marks=pytest.mark.slow),
+        pytest.param("fsdp", "lora", 1, marks=pytest.mark.slow),
+        pytest.param("fsdp", "lora", 2, marks=pytest.mark.slow),
+        pytest.param("deepspeed", "lora", 1, marks=pytest.mark.deepspeed),
+        pytest.param("deepspeed", "full", 1, marks=pytest.mark.deepspeed),
     ],
 )
-def test_a_sharded_run_is_gone_on_with_by_one_process(strategy, tuned, write_recipe, tmp_path, tiny_data):
+def test_a_sharded_run_is_gone_on_with_by_one_process(strategy, tuned, tensor, write_recipe, tmp_path, tiny_data):
     """One process reads its checkpoint, and the log is that of one process.
 
-    17 rows in steps of 8: of the third step's micro-batches, one has a row on rank 0 and none on rank 1, the other
-    has none at all.
+    17 rows in steps of 8: of the third step's micro-batches, one has a row for one of two shares and none for the
+    other, the other has none at all. With `tensor` 2 each share is of two ranks.
     """
     changes = {"model__pet_config": None} if tuned == "full" else {}
     if strategy == "deepspeed":
@@ -101,18 +161,19 @@ def test_a_sharded_run_is_gone_on_with_by_one_process(strategy, tuned, write_rec
     assert done.returncode == 0, done.stderr
     assert f"strategy {strategy}: one process has nobody to share the model with" in done.stdout + done.stderr
     words = ["--batch_size", "2", "--runner_config.stop_step", "3", "--output_dir", "two"]
-    done = train([*common, *words], tmp_path, workers=2)
+    words += ["--parallel_config.model_parallel", str(tensor)]
+    done = train([*common, *words], tmp_path, workers=2 * tensor)
     assert done.returncode == 0, done.stderr + done.stdout
     checkpoint = tmp_path / "two" / "checkpoints" / "step-3"
     assert sorted(path.name for path in checkpoint.glob("slices/*.safetensors")) == [
-        f"rank-{rank}.safetensors" for rank in range(2)
+        f"rank-{rank}.safetensors" for rank in range(2 * tensor)
     ]
     assert [path.name for path in checkpoint.glob("*.safetensors")] == ["adapter_model.safetensors"] * (tuned == "lora")
     if tuned == "full":
         parts, model = sliced.Tensors(checkpoint, "weights"), open_weights(tmp_path / "two" / "model")
         assert all(np.array_equal(model.read(name), parts[name]) for name in model.tensors)
     said = done.stdout + done.stderr
-    assert f"processes: 2, each with its part of the model and its share of every batch ({strategy})" in said
+    assert SHARED[tensor].format(strategy) in said
     assert APPLIED[strategy] in said
     if strategy == "deepspeed":
         written = json.loads((tmp_path / "two" / "deepspeed.json").read_text())
@@ -129,8 +190,8 @@ def test_a_sharded_run_is_gone_on_with_by_one_process(strategy, tuned, write_rec
             assert right[name] == left[name]
 
 
-def fsdp(workers):
-    return "torch", workers, ["--strategy", "fsdp"]
+def fsdp(workers, tensor=1):
+    return "torch", workers, ["--strategy", "fsdp", *["--parallel_config.model_parallel", "2"] * (tensor == 2)]
 
 
 def zero(stage):
@@ -150,6 +211,8 @@ def cut(backend):
     [
         pytest.param("full", [fsdp(4), fsdp(2), one("mindspore")], marks=pytest.mark.slow),
         pytest.param("lora", [cut("mindspore"), fsdp(3), cut("torch")], marks=pytest.mark.slow),
+        pytest.param("full", [fsdp(4, 2), cut("mindspore"), fsdp(2)], marks=pytest.mark.slow),
+        pytest.param("lora", [fsdp(3), fsdp(4, 2), one("mindspore")], marks=pytest.mark.slow),
         pytest.param("full", [zero(3), cut("torch"), one("mindspore")], marks=pytest.mark.deepspeed),
         pytest.param("lora", [cut("mindspore"), zero(1), fsdp(2)], marks=pytest.mark.deepspeed),
         pytest.param("full", [zero(2), zero(3), fsdp(2)], marks=pytest.mark.deepspeed),
@@ -169,7 +232,7 @@ def test_a_run_goes_on_under_another_strategy(tuned, layouts, write_recipe, tmp_
         (tmp_path / f"stage_{stage}.json").write_text(json.dumps({"zero_optimization": {"stage": stage}}))
 
     def go(name, stop, backend, workers, words):
-        shares = 1 if "--parallel_config.model_parallel" in words else workers
+        shares = workers // 2 if "--parallel_config.model_parallel" in words else workers
         flags = {"output_dir": name, "backend": backend, "batch_size": ROWS // shares, "runner_config.stop_step": stop}
         given = [word for key, value in flags.items() for word in (f"--{key}", str(value))]
         done = train(["--config", str(recipe), *given, *words], tmp_path, workers)

@@ -49,6 +49,17 @@ def test_devices_that_share_rows_count():
     assert (alone.data, alone.optimizer_sharding) == (1, True)
 
 
+def test_fsdp_deals_everything_out_on_torch():
+    words = ("--backend=torch", "--strategy=fsdp", "parallel_config.model_parallel=2")
+    found = placed(8, *words)
+    assert (found.data, found.tensor, found.moment_parts) == (4, 2, 4)
+    assert found.fully_sharded and not found.optimizer_sharding
+    assert str(found).endswith(", fully sharded")
+    # Nobody has the same slices.
+    assert not placed(2, *words).fully_sharded
+    assert not placed(8, "--strategy=fsdp").fully_sharded, "on MindSpore the key has no effect"
+
+
 def test_data_parallelism_takes_the_devices_that_are_left():
     assert placed(None).data == 8
     assert placed(16, "parallel_config.model_parallel=4")[:3] == (4, 4, 1)

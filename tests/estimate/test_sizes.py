@@ -7,6 +7,7 @@ import pytest
 from msft.backend.contract import Lora, Tuning
 from msft.config import derive
 from msft.config.load import load_recipe
+from msft.estimate import gathered
 from msft.estimate.layout import Layout
 from msft.estimate.memory import memory, stage_weights
 from msft.estimate.sizes import sizes_of, work_of
@@ -78,6 +79,26 @@ def test_a_layout_shares_weights_and_moments_out():
     assert (dealt.tuned, dealt.moments) == (4 * 6_738_415_616, 6_738_415_616)
     sharded = memory(sizes, work, Layout(data=8, optimizer_sharding=True, weights_sharded=True))
     assert (sharded.tuned, sharded.moments) == ((4 / 8 + 2) * 6_738_415_616, 6_738_415_616)
+
+
+def test_fsdp_divides_what_slices_leave():
+    """Full 7B in bfloat16, whose tuned weights are float32, and adapters beside bfloat16 weights, over 8 devices."""
+    sizes, work = sized("finetune_llama2_7b", "--backend=torch")
+    whole, block, vocabulary = 6_738_415_616, 4 * 4096**2 + 3 * 4096 * 11008 + 2 * 4096, 2 * 32000 * 4096
+    found = memory(sizes, work, Layout(data=8, fully_sharded=True))
+    assert (found.tuned, found.moments) == (4 * whole / 8, 8 * whole / 8)
+    # Embedding, head and last norm stay whole on the way; a block, the next one twice, its gradient twice.
+    at_loss, on_way, at_end = gathered.whole(sizes, work, Layout(data=8, fully_sharded=True))
+    assert at_loss == 4 * (vocabulary + 4096)
+    assert on_way - at_loss == pytest.approx(5 * 4 * block)
+    assert at_end - on_way == 4 * vocabulary
+    # Norms are in every slice.
+    norms, slices = 65 * 4096, Layout(data=4, tensor=2, fully_sharded=True)
+    assert memory(sizes, work, slices).moments == 8 * ((whole - norms) / 2 + norms) / 4
+    sizes, work = sized("lora_llama2_7b", "--backend=torch", "model.model_config.param_init_type=bfloat16")
+    dealt = memory(sizes, work, Layout(data=8, fully_sharded=True))
+    assert (dealt.frozen, dealt.moments) == (2 * whole / 8, 8 * 16_777_216 / 8)
+    assert dealt.total < memory(sizes, work, Layout(data=8)).total
 
 
 def test_flops_of_a_token_are_those_of_llm_foundrys_utilisation():

@@ -22,6 +22,9 @@ def test_gradients_of_llama_2_7b_over_8_devices():
     assert dealt.data == 3 * 7 / 8 * 4 * 6_738_415_616
     sharded = traffic.traffic(sizes, work, Layout(data=8, optimizer_sharding=True, weights_sharded=True))
     assert sharded.data == 7 / 8 * (4 + 2) * 6_738_415_616
+    # By FSDP2 all float32 weights twice in each micro-batch, and its gradients.
+    fully = traffic.traffic(sizes, work, Layout(data=8, micro_batches=3, fully_sharded=True))
+    assert fully.data == 3 * 7 / 8 * 3 * 4 * 6_738_415_616
     adapted, _ = sized("lora_llama2_7b")
     assert traffic.traffic(adapted, work, Layout(data=8)).total == 2 * 7 / 8 * 4 * 16_777_216
     # Micro-batches are added up before they are sent.

@@ -8,6 +8,8 @@ from typing import NamedTuple
 import torch
 from torch.nn import functional
 
+from msft.backend.torch import placed
+
 ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 MKL = torch.backends.mkl.is_available()
 # Rows up to which MKL's vector products are the fastest, and up to which oneDNN's product the other way round is.
@@ -51,10 +53,11 @@ def few_rows(rows: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
 
 def bias(part: torch.nn.Module) -> torch.Tensor | None:
     """Return what this rank adds of a linear module's bias: one rank adds a bias that all ranks of a model have."""
-    if part.bias is None or part.adds_bias:
-        return part.bias
+    found = placed.local(part, "bias")
+    if found is None or part.adds_bias:
+        return found
     # Zeros: what has a gradient must have one on every rank of a model, or some would wait for sums of the others.
-    return part.bias * 0 if part.bias.requires_grad else None
+    return found * 0 if found.requires_grad else None
 
 
 def linear(hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, compute: torch.dtype) -> torch.Tensor:

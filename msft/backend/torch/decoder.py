@@ -14,6 +14,7 @@ from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM
 
 from msft.backend import context, names, slices, stages
 from msft.backend.contract import Runtime, Tuning
+from msft.backend.mesh import Mesh
 from msft.backend.torch import (
     attention,
     block,
@@ -21,6 +22,7 @@ from msft.backend.torch import (
     elsewhere,
     lora,
     ops,
+    placed,
     replaced,
     sequence,
     sharding,
@@ -59,7 +61,7 @@ class Decoder:
         self.parts = sequence.cut_parts(kernels.parts, self.mesh, runtime.recompute)
         self.is_sharded = self.mesh.shards(runtime.strategy)
         self.is_fsdp = self.is_sharded and runtime.strategy == "fsdp"
-        source = slices.SlicedSource(source, self.mesh)
+        whole, source = source, slices.SlicedSource(source, self.mesh)
         names.check_modules(tuning.lora.modules if tuning.lora else (), spec)
         self.hidden_dtype = ops.dtype(names.hidden_dtype(spec.embedding in tuning.parameters, runtime.precision))
         tuning = stages.own_tuning(tuning, spec, self.mesh)
@@ -71,7 +73,7 @@ class Decoder:
         # The part from tokens to the last norm, and what is called for it.
         self.trunk = self.body = self.network.base_model
         self.embedding = self.network.get_submodule(spec.outside.embedding)
-        if self.mesh.is_sequence_cut or self.vocabulary or spec.embedding_scale != 1:
+        if self.mesh.tensor > 1 or spec.embedding_scale != 1:
             self.embedding.forward = self._embedded
         slopes = alibi.slopes(spec.num_attention_heads) if spec.has_alibi else ()
         self.scores = attention.Scores(spec.attention_cap or 0.0, slopes)
@@ -86,8 +88,8 @@ class Decoder:
             self.adapted = lora.add(self.network, tuning.lora, runtime, self.mesh, keep)
             self.adapted_layers = [self.network.get_submodule(module) for module in tuning.lora.modules]
         if self.is_fsdp:
-            self.trunk = sharding.shard(self.network, runtime.device)
-            self._fill(source, tuning)
+            self.trunk = sharding.shard(self.network, self.network.get_submodule(spec.outside.layers), runtime.device)
+            self._fill(whole, tuning)
         self.tuned: dict[str, nn.Parameter] = {name: self.network.get_parameter(name) for name in tuning.parameters}
         for module, layer in zip(tuning.lora.modules if tuning.lora else (), self.adapted_layers, strict=True):
             for name, factor in zip(peft_names(module), (layer.lora_A, layer.lora_B), strict=True):
@@ -103,9 +105,11 @@ class Decoder:
             whole = _read(self.spec, source, name, name in tuning.parameters, self.runtime)
             sharding.keep(self.network.get_parameter(name), whole)
         for module, layer in zip(tuning.lora.modules if tuning.lora else (), self.adapted_layers, strict=True):
-            a, b = lora.first_values(module, layer, tuning.lora, self.runtime, self.mesh)
-            sharding.keep(layer.lora_A["default"].weight, a)
-            sharding.keep(layer.lora_B["default"].weight, b)
+            parts = [factor["default"].weight for factor in (layer.lora_A, layer.lora_B)]
+            sizes = parts[0].shape[1], parts[1].shape[0]
+            factors = lora.first_values(module, *sizes, tuning.lora, self.runtime, Mesh())
+            for part, factor in zip(parts, factors, strict=True):
+                sharding.keep(part, factor)
 
     def _fit_modules(self) -> None:
         """Tell the linear modules what they are cut to, and which rank adds a bias that all of a model's have."""
@@ -127,7 +131,7 @@ class Decoder:
 
         try:
             if self.is_fsdp:
-                self._warm_up_whole(attend)
+                self._warm_up_whole(tokens, attend)
                 return time.perf_counter() - began
             first = self.network.get_submodule(self.spec.layer(stages.layers(self.spec, self.mesh).start)[:-1])
             settings = {"dtype": self.hidden_dtype, "device": positions.device, "requires_grad": True}
@@ -141,9 +145,9 @@ class Decoder:
             raise InputError(f"torch_compile: {why}; install one, or leave torch_compile out") from error
         return time.perf_counter() - began
 
-    def _warm_up_whole(self, attend: Callable) -> None:
+    def _warm_up_whole(self, tokens: int, attend: Callable) -> None:
         """The way through a sharded model, whose blocks are gathered from its root on."""
-        positions = np.arange(WARM_UP)[None]
+        positions = np.arange(tokens)[None]
         self._run(positions, positions, attend).sum().backward()
         for parameter in self.network.parameters():
             parameter.grad = None
@@ -259,7 +263,7 @@ class Decoder:
 
     def _embedded(self, input_ids: torch.Tensor) -> torch.Tensor:
         """The embedding of this rank's tokens among int32 [1, tokens]."""
-        table = self.embedding.weight
+        table = placed.local(self.embedding)
         if self.vocabulary:
             return self.parts.leave(self.vocabulary.embed(table, input_ids))
         hidden = functional.embedding(input_ids[:, self.mesh.own_tokens(input_ids.shape[1])], table)
@@ -319,7 +323,7 @@ class Decoder:
         """Return the matrix that `head` takes, [vocabulary, hidden] in the compute dtype: one copy for many calls."""
         if self.is_fsdp:
             sharding.gather_head(self.network)
-        weight = self.network.get_parameter(self.spec.head)
+        weight = placed.local(self.network.get_submodule(self.spec.outside.head))
         if self.spec.is_head_normed:
             weight = functional.normalize(weight)
         return weight.to(ops.dtype(self.runtime.precision.compute))
@@ -406,7 +410,8 @@ def _load(
     for name in stages.own(shapes, spec, source.mesh):
         if keep is None:
             kind = ops.dtype(names.computed_dtype(name, name in tuned, precision, spec))
-            parameter = nn.Parameter(torch.empty(shapes[name], dtype=kind, device="meta"), requires_grad=False)
+            shape = slices.own_shape(name, shapes[name], source.mesh)
+            parameter = nn.Parameter(torch.empty(shape, dtype=kind, device="meta"), requires_grad=False)
         else:
             parameter = keep(_read(spec, source, name, name in tuned, runtime))
         owner, _, leaf = name.rpartition(".")

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import torch
 import torch.distributed as group
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from msft.backend import slices
 from msft.backend.buckets import buckets
@@ -67,6 +68,14 @@ def _own(groups: list[list[int]], rank: int):
 def mesh() -> Mesh:
     """Return which ranks work together."""
     return _joined.mesh
+
+
+def device_mesh() -> DeviceMesh:
+    """Return torch's own mesh: `replicas` x `tensor`; where no model is cut, of `replicas` alone."""
+    if _joined.mesh.tensor == 1:
+        return init_device_mesh(_device(), (_joined.mesh.replicas,), mesh_dim_names=("replicas",))
+    names, ranks = ("replicas", "tensor"), np.transpose(_joined.mesh.replica_groups)
+    return DeviceMesh.from_group([_joined.replicas, _joined.tensor], _device(), ranks, mesh_dim_names=names)
 
 
 def rank_and_world() -> tuple[int, int]:

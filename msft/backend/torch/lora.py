@@ -9,7 +9,7 @@ from torch import nn
 from msft.backend import slices
 from msft.backend.contract import Lora, Runtime
 from msft.backend.mesh import Mesh
-from msft.backend.torch import block, ops
+from msft.backend.torch import block, ops, placed
 
 
 def add(network: nn.Module, lora: Lora, runtime: Runtime, mesh: Mesh, keep: Callable | None):
@@ -38,9 +38,9 @@ def add(network: nn.Module, lora: Lora, runtime: Runtime, mesh: Mesh, keep: Call
             a.weight = nn.Parameter(torch.empty(lora.rank, layer.in_features, device="meta"))
             b.weight = nn.Parameter(torch.empty(layer.out_features, lora.rank, device="meta"))
         else:
-            a.weight, b.weight = (
-                keep(whole).requires_grad_() for whole in first_values(module, layer, lora, runtime, mesh)
-            )
+            inputs, outputs = layer.in_features, layer.out_features
+            found = first_values(module, inputs, outputs, lora, runtime, mesh)
+            a.weight, b.weight = (keep(whole).requires_grad_() for whole in found)
         _, keys = slices.adapter_start(module, layer.in_features, lora, runtime.seed, mesh)
         layer.dropout_features = ops.from_numpy(keys, runtime.device, "int32")
         layer.dropout_tokens = None
@@ -48,12 +48,12 @@ def add(network: nn.Module, lora: Lora, runtime: Runtime, mesh: Mesh, keep: Call
     return adapted
 
 
-def first_values(module: str, layer: nn.Module, lora: Lora, runtime: Runtime, mesh: Mesh) -> tuple[torch.Tensor, ...]:
-    """Return the first values of a module's A and B, this rank's slices."""
-    drawn, _ = slices.adapter_start(module, layer.in_features, lora, runtime.seed, mesh)
-    return ops.from_numpy(drawn, runtime.device, "float32"), torch.zeros(
-        layer.out_features, lora.rank, device=runtime.device
-    )
+def first_values(
+    module: str, inputs: int, outputs: int, lora: Lora, runtime: Runtime, mesh: Mesh
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the first values of a module's A and B, this rank's slices; `inputs` and `outputs` are those it has."""
+    drawn, _ = slices.adapter_start(module, inputs, lora, runtime.seed, mesh)
+    return ops.from_numpy(drawn, runtime.device, "float32"), torch.zeros(outputs, lora.rank, device=runtime.device)
 
 
 def _adapted_linear(layer: nn.Module, probability: float, hidden: torch.Tensor) -> torch.Tensor:
@@ -61,11 +61,12 @@ def _adapted_linear(layer: nn.Module, probability: float, hidden: torch.Tensor) 
     base = layer.base_layer
     if layer.disable_adapters:
         return base(hidden)
-    a, b, scaling = layer.lora_A["default"].weight, layer.lora_B["default"].weight, layer.scaling["default"]
+    a, b = placed.local(layer.lora_A["default"]), placed.local(layer.lora_B["default"])
+    scaling = layer.scaling["default"]
     keep = None
     if layer.dropout_tokens is not None and probability:
         keep = ops.keep_mask(layer.dropout_tokens, layer.dropout_features, probability)
     bias = block.bias(base)
     if base.weight.requires_grad or (bias is not None and bias.requires_grad):
         return base(hidden) + block.low_rank(hidden, a, b, scaling, keep, probability)
-    return block.adapted_linear(hidden, base.weight, bias, a, b, scaling, keep, probability)
+    return block.adapted_linear(hidden, placed.local(base), bias, a, b, scaling, keep, probability)

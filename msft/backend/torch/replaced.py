@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from msft.backend.torch import block
+from msft.backend.torch import block, placed
 from msft.models.spec import ModelSpec
 
 ACTIVATIONS = {
@@ -20,12 +20,12 @@ ACTIVATIONS = {
 
 def linear(part: nn.Module, compute: torch.dtype, hidden: torch.Tensor) -> torch.Tensor:
     """Return what a linear module gives for hidden states, in the compute dtype."""
-    weight = part.weight.t() if part.is_transposed else part.weight
-    return block.linear(hidden, weight, block.bias(part), compute)
+    weight = placed.local(part)
+    return block.linear(hidden, weight.t() if part.is_transposed else weight, block.bias(part), compute)
 
 
 def _normed(norm: nn.Module, parts: block.Parts, hidden: torch.Tensor) -> torch.Tensor:
-    return parts.rms_norm(hidden, norm.weight, norm.variance_epsilon)
+    return parts.rms_norm(hidden, placed.local(norm), norm.variance_epsilon)
 
 
 def _fed_forward(mlp: nn.Module, parts: block.Parts, hidden: torch.Tensor) -> torch.Tensor:

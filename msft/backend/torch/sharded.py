@@ -6,16 +6,17 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 import torch
 
+from msft.backend import slices
 from msft.backend.contract import Place, Runtime, Tuning
 from msft.backend.engine import FrameworkEngine
-from msft.backend.torch import distributed, ops, sharding
+from msft.backend.torch import ops, placed, sharding
 from msft.backend.torch.model import Model
 from msft.backend.torch.optimizer import AdamW
 from msft.models.spec import ModelSpec
 
 
 class ShardedModel(Model):
-    """A model that is whole nowhere: `tuned` holds this rank's rows, `parts` the tensors that they belong to.
+    """A model that is whole nowhere: `tuned` holds what is this rank's of the tensors `parts`.
 
     All ranks make each call together; arrays go in whole, and come out whole on the first rank.
     """
@@ -30,7 +31,7 @@ class ShardedModel(Model):
         """This rank's rows of the gradients, summed over the ranks: gathering and summing hang on `backward`."""
         roots, gradients = [hidden], [d_hidden]
         if d_head is not None:
-            roots.append(self.decoder.network.lm_head.weight)
+            roots.append(placed.local(self.decoder.network.get_output_embeddings()))
             gradients.append(d_head)
         torch.autograd.backward(roots, gradients)
         found = {name: part.grad.to_local() for name, part in self.parts.items()}
@@ -41,7 +42,7 @@ class ShardedModel(Model):
     def parameter(self, name: str, dtype: str) -> np.ndarray:
         """Return a whole tensor by its canonical name as it is computed with in a dtype, on every rank."""
         part = self.parts[name] if name in self.parts else self.decoder.parameter(name)
-        return ops.to_numpy(part.detach().full_tensor().to(ops.dtype(dtype)))
+        return ops.to_numpy(sharding.whole(part.detach()).to(ops.dtype(dtype)))
 
     def export_tuned(self, names: Iterable[str]) -> dict[str, np.ndarray]:
         """Return tuned tensors by name."""
@@ -58,19 +59,16 @@ class ShardedModel(Model):
 
     def describe(self) -> dict[str, str]:
         """Say what was applied."""
-        ranks = distributed.mesh().replicas
+        slices_of = f" of each of {self.mesh.tensor} slices" if self.mesh.tensor > 1 else ""
+        parts = f"{self.mesh.replicas} parts{slices_of}"
         return {
             **super().describe(),
-            "strategy": f"fsdp: parameters, gradients and moments in {ranks} parts, gathered block by block",
+            "strategy": f"fsdp: parameters, gradients and moments in {parts}, gathered block by block",
         }
 
 
 class ShardedAdamW(AdamW):
     """AdamW over this rank's rows of the gradients and moments."""
-
-    def global_norm(self, gradients: dict[str, torch.Tensor]) -> float:
-        """Return the L2 norm over all gradients of all ranks."""
-        return math.sqrt(distributed.sum_numbers([super().global_norm(gradients) ** 2])[0])
 
     def shares(self) -> list[dict[str, np.ndarray]]:
         """Return copies of this rank's rows of the tuned tensors, the first and the second moments."""
@@ -89,8 +87,20 @@ class ShardedAdamW(AdamW):
 
 
 class ShardedEngine(FrameworkEngine):
-    """The shared engine, whose ranks give the rows that they hold."""
+    """The shared engine over tensors that are whole as a model of DTensors sees them; ranks give what they hold."""
+
+    def _norm(self, gradients: dict[str, torch.Tensor]) -> float:
+        return math.sqrt(self.distributed.sum_numbers([super()._norm(gradients) ** 2])[0])
+
+    def _whole(self, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        return arrays
+
+    def _own(self, arrays: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
+        return arrays
+
+    def _held_shapes(self) -> dict[str, tuple[int, ...]]:
+        return self.model.tuned_shapes()
 
     def _places(self) -> dict[str, Place]:
         found = {name: sharding.place(part) for name, part in self.model.parts.items()}
-        return {name: place for name, place in found.items() if place.shape[0]}
+        return {name: place for name, place in found.items() if place.shape[0] and slices.counts(name, self.mesh)}
