@@ -15,6 +15,8 @@ from msft.models.spec import ModelSpec
 
 BY_OUTPUTS = ("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj")
 BY_INPUTS = ("o_proj", "down_proj")
+# What norms each head of those that a rank has.
+BY_HEAD = ("q_norm", "k_norm")
 
 
 def module_axis(module: str) -> int | None:
@@ -41,7 +43,8 @@ def is_partial(name: str, mesh: Mesh) -> bool:
     """
     if axis(name, mesh) is not None:
         return False
-    of_cut = module_axis(_module_and_leaf(name)[0]) is not None
+    module = _module_and_leaf(name)[0]
+    of_cut = module_axis(module) is not None or module.endswith(BY_HEAD)
     return of_cut or mesh.is_sequence_cut or (name == names.HEAD and mesh.shares_losses)
 
 
@@ -150,8 +153,10 @@ def adapter_start(module: str, inputs: int, lora: Lora, seed: int, mesh: Mesh) -
 def undivided(spec: ModelSpec, tensor: int, vocabulary: bool) -> list[str]:
     """Return what of a model cannot be dealt to so many ranks, as in 'num_attention_heads (9)'.
 
-    `vocabulary` says that embedding and head are dealt too.
+    `vocabulary` says that embedding and head are dealt too. Layers that are not Llama's are not dealt.
     """
+    if tensor > 1 and not spec.is_like_llama:
+        return [f"the layers of {spec.family}"]
     counts = {
         "num_attention_heads": spec.num_attention_heads,
         "num_key_value_heads": spec.num_key_value_heads,

@@ -95,9 +95,10 @@ def nearest(
     the larger. `vocabulary` says that embedding and head are dealt too.
     """
     size = _nearest([size for size in _divisors(workers) if not _undivided(spec, size, vocabulary)], tensor)
-    parts = _nearest(_divisors(workers // size), context)
+    parts = _nearest(_divisors(workers // size) if spec.is_like_llama else [1], context)
     left = workers // size // parts
-    possible = [count for count in _divisors(left) if count <= pipeline and spec.num_hidden_layers % count == 0]
+    most = pipeline if spec.is_like_llama else 1
+    possible = [count for count in _divisors(left) if count <= most and spec.num_hidden_layers % count == 0]
     stages = _nearest(possible, pipeline)
     return Layout(left // stages, size, context=parts, pipeline=stages)
 
@@ -113,6 +114,9 @@ def _nearest(possible: list[int], wanted: int) -> int:
 def _problems(recipe: Recipe, spec: "ModelSpec", workers: int) -> Iterator[tuple[str, str]]:
     asked = recipe.parallel_config
     yield from _stage_problems(asked, spec)
+    for key in ("context_parallel", "pipeline_stage") if not spec.is_like_llama else ():
+        if getattr(asked, key) > 1:
+            yield key, f"{getattr(asked, key)}: the layers of {spec.family} are not dealt to several processes yet"
     undivided = _undivided(spec, asked.model_parallel, not asked.vocab_emb_dp)
     if undivided:
         yield "model_parallel", f"{asked.model_parallel} does not divide {undivided}"

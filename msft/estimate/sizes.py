@@ -4,16 +4,12 @@ from math import prod
 from typing import NamedTuple
 
 from msft.backend.contract import Precision, Tuning
-from msft.backend.names import HEAD
 from msft.config import derive
 from msft.config.schema import Recipe
 from msft.models.shapes import tensor_shapes
 from msft.models.spec import ModelSpec
 
-EMBEDDING = "model.embed_tokens.weight"
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
-# Adapters of these modules stand behind what tensor parallelism has split: their A is split, of the others their B.
-SPLIT_INPUT = ("o_proj", "down_proj")
 
 
 class Share(NamedTuple):
@@ -95,31 +91,36 @@ def sizes_of(spec: ModelSpec, tuning: Tuning) -> Sizes:
         counts = {name: prod(shapes[name]) for name in names}
         return Share(sum(counts.values()), sum(count for name, count in counts.items() if name in tuned))
 
-    in_blocks = [name for name in shapes if ".layers." in name]
+    block, around = spec.block, spec.outside
+    in_blocks = [name for name in shapes if name.startswith(f"{around.layers}.")]
     linears = [name for name in in_blocks if len(shapes[name]) == 2]
     modules = tuning.lora.modules if tuning.lora else ()
     rank, dropout = (tuning.lora.rank, tuning.lora.dropout) if tuning.lora else (0, 0.0)
-    widths = {module: shapes[f"{module}.weight"] for module in modules}
+    turn = -1 if block.is_transposed else 1
+    widths = {module: shapes[f"{module}.weight"][::turn] for module in modules}
     learning = {name.removesuffix(".weight") for name in linears if name in tuned} | set(modules)
 
-    def keeps(*leaves: str) -> float:
-        blocks = {module.split(".layers.")[1].split(".")[0] for module in learning if module.endswith(leaves)}
-        return len(blocks) / spec.num_hidden_layers
+    def keeps(*names: str) -> float:
+        numbers = range(spec.num_hidden_layers)
+        return sum(any(spec.layer(number) + name in learning for name in names) for number in numbers) / len(numbers)
 
-    split = sum(width[1] if module.endswith(SPLIT_INPUT) else width[0] for module, width in widths.items())
+    # Adapters of these modules stand behind what tensor parallelism has split: their A is split, of the others their B.
+    split_input = (block.merge, block.contract)
+    split = sum(width[1] if module.endswith(split_input) else width[0] for module, width in widths.items())
+    last = (f"{around.norm}.", f"{around.head}.")
     return Sizes(
         spec=spec,
         linears=share(linears),
         others=share(name for name in in_blocks if len(shapes[name]) == 1),
-        embedding=share([EMBEDDING]),
-        head=share([HEAD] if HEAD in shapes else []),
-        last_norm=share(["model.norm.weight"]),
+        embedding=share(name for name in shapes if name not in in_blocks and not name.startswith(last)),
+        head=share([spec.head] if spec.head in shapes else []),
+        last_norm=share(name for name in shapes if name.startswith(f"{around.norm}.")),
         adapters=rank * sum(map(sum, widths.values())),
         split_adapters=rank * split,
-        keeps_normed=keeps("q_proj", "k_proj", "v_proj"),
-        keeps_mixed=keeps("o_proj"),
-        keeps_wide_normed=keeps("gate_proj", "up_proj"),
-        keeps_gated=keeps("down_proj"),
+        keeps_normed=keeps(*block.project),
+        keeps_mixed=keeps(block.merge),
+        keeps_wide_normed=keeps(*block.expand),
+        keeps_gated=keeps(block.contract),
         dropped=sum(width[1] for width in widths.values()) if dropout else 0,
         ranks=rank * len(modules),
     )

@@ -1,6 +1,6 @@
 """The engine-neutral description of a decoder."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 
 @dataclass(frozen=True)
@@ -106,6 +106,18 @@ class ModelSpec:
     head_cap: float | None = None
     is_head_normed: bool = False
     embedding_scale: float = 1.0
+
+    @property
+    def is_like_llama(self) -> bool:
+        """Whether the layers and what is around them are Llama's but for sizes, biases, norms of heads and windows.
+
+        Those are what several processes can share out.
+        """
+        block = replace(self.block, biased=(), head_norms=())
+        other = (self.norm_offset, self.neighbours, self.has_alibi, self.attention_cap, self.head_cap)
+        is_plain = not any(other) and not self.is_head_normed and self.embedding_scale == 1
+        is_turned = self.rotary_dim == self.head_dim
+        return is_plain and is_turned and self.norm == "rms" and (block, self.outside) == (Block(), Outside())
 
     @property
     def embedding(self) -> str:

@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +49,7 @@ def observe_recipe(side: Side) -> Observation:
         "pad id": side.prepared.pad_id,
         "tuned parameters": list(tuning.parameters),
         "lora": vars(tuning.lora) if tuning.lora else None,
-        "model": {key: value for key, value in vars(side.prepared.spec).items() if key != "hf_config"},
+        "model": {key: value for key, value in asdict(side.prepared.spec).items() if key != "hf_config"},
     }
     dtypes = {f"dtype of {what}": kind for what, kind in side.engine.dtypes().items()}
     facts = json.loads(

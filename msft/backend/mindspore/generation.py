@@ -35,7 +35,7 @@ class Session:
         seen |= slots == slots[:, None]
         positions = np.maximum(slots[None, :] - padding[:, None], 0).astype(np.int32)
         first, last = [*self._tables(positions), self.decoder.cached_blocks.turn], self._places(length)
-        near = {window: self.decoder.tensor(seen & self._near(slots[:, None], slots, window)) for window in self.windows}
+        near = {window: self.decoder.tensor(seen & self._near(slots[:, None], slots, window)) for window in self._windows}
         hidden = self.decoder.entrance.of(input_ids, positions)
         for number, (layout, _) in enumerate(self.decoder.layers):
             shared = *first, near[self.decoder.windows[number]], last
@@ -46,7 +46,7 @@ class Session:
         """Take one more token for each row, int32 [rows]; return the next logits, float32 [rows, vocabulary]."""
         slots, blocks = np.arange(self.capacity), self.decoder.cached_blocks
         seen = (slots <= self.slot) & (slots >= self.padding[:, None])
-        biases = {window: self._bias(seen & self._near(self.slot, slots, window)) for window in self.windows}
+        biases = {window: self._bias(seen & self._near(self.slot, slots, window)) for window in self._windows}
         positions = self.next_positions[:, None].astype(np.int32)
         first, last = [*self._tables(positions), blocks.turn], self._places(1)
         self.next_positions = self.next_positions + 1
@@ -59,7 +59,7 @@ class Session:
         return self._logits(hidden)
 
     @property
-    def windows(self) -> set[int]:
+    def _windows(self) -> set[int]:
         """The windows of the decoder's layers; 0 = none."""
         return set(self.decoder.windows)
 

@@ -41,9 +41,14 @@ class ZeroModel(Model):
         self.shapes = {name: zero_parts.whole_shape(parameter) for name, parameter in self.tuned.items()}
         network = self.decoder.network
         # Hooks stand around the calls of these two; what is to be done between them is brought along.
-        network.forward = network.lm_head.forward = lambda work, *arguments: work(*arguments)
+        network.forward = self.head_module.forward = lambda work, *arguments: work(*arguments)
         # Stage 3 gives a block's weights back when the gradient of its input is there, or at once where it needs none.
         network.enable_input_require_grads()
+
+    @property
+    def head_module(self):
+        """The module of the head, whose call gathers its weight."""
+        return self.decoder.network.get_output_embeddings()
 
     def training(self, batch: Batch, step: int):
         """Return the context of a training step: its dropout, and recomputing where it is asked for."""
@@ -52,11 +57,10 @@ class ZeroModel(Model):
     def scaled_loss(self, batch: Batch, scale: float) -> torch.Tensor:
         """Return `scale` x the summed loss, for DeepSpeed to differentiate."""
         hidden, labels = self._supervised(batch)
-        weight = self.decoder.network.lm_head.weight
-        return self.decoder.network.lm_head(_Loss.apply, hidden, weight, self, labels, scale)
+        return self.head_module(_Loss.apply, hidden, self.head_module.weight, self, labels, scale)
 
     def _at_head(self, hidden: torch.Tensor, work: Callable, *arguments):
-        return _answer(self.decoder.network.lm_head, work, hidden, *arguments)
+        return _answer(self.head_module, work, hidden, *arguments)
 
     def loss_sum(self, batch: Batch) -> float:
         """Return the summed loss of the supervised tokens, without dropout."""
@@ -282,12 +286,13 @@ def _initialize(model: ZeroModel, optimizer: ZeroAdamW, runtime: Runtime):
     network, decoder, configuration = model.decoder.network, model.decoder, copy.deepcopy(runtime.deepspeed)
     if configuration["zero_optimization"]["stage"] == 3:
         # A block's operators take the weights of modules below it that are not called themselves.
-        deepspeed.utils.set_z3_leaf_modules(network, [type(network.model.layers[0])])
+        deepspeed.utils.set_z3_leaf_modules(network, [type(network.get_submodule(decoder.spec.layer(0).removesuffix(".")))])
     groups = optimizer.groups()
     zero, *_ = deepspeed.initialize(model=network, model_parameters=groups, config=configuration)
     # Else a step of NaN would be taken in float32.
     zero.optimizer.check_grad_overflow = True
     # In 16 bits it has narrowed the rotary frequencies with everything else; each batch sets them anew.
-    network.model.rotary_emb.float()
+    if hasattr(network.base_model, "rotary_emb"):
+        network.base_model.rotary_emb.float()
     decoder.frequencies = None
     return zero
