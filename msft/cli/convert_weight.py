@@ -50,9 +50,9 @@ def _convert(argv: Sequence[str]) -> None:
     from msft.convert.rank_folder import KEY, lowest_file, slices_explained
     from msft.convert.weights import write_ckpt, write_hf_folder
     from msft.errors import InputError
-    from msft.models.families import family
+    from msft.models.families import named
 
-    family(words.model)
+    asked = named(words.model).model_type
     shard_bytes = byte_size(words.max_shard_size, "--max_shard_size")
     if words.reversed and words.qkv_concat:
         raise InputError("--qkv_concat is for CKPT files; a Hugging Face folder (--reversed) has no joined tensors")
@@ -60,7 +60,7 @@ def _convert(argv: Sequence[str]) -> None:
     strategy = words.src_strategy_path_or_dir
     weights = lowest_file(words.input_path) if strategy else words.input_path
     spec = companions.load_spec(words.config, weights)
-    if spec.family != words.model:
+    if spec.family != asked:
         raise InputError(f"{words.input_path}: is a {spec.family} model, not {words.model} (--model)")
     dtype = WORDS.get(words.dtype)
     with verifying(words.input_path, strategy) as verified:

@@ -49,6 +49,29 @@ MODULES = (
 FAMILIES: dict[str, Family] = {module.FAMILY.model_type: module.FAMILY for module in MODULES}
 
 
+# What MindFormers and model cards call families, where config.json says something else.
+ALIASES = {
+    "yi": "llama",
+    "vicuna": "llama",
+    "tinyllama": "llama",
+    "llama2": "llama",
+    "llama3": "llama",
+    "qwen1.5": "qwen2",
+    "qwen2.5": "qwen2",
+    "baichuan2": "baichuan",
+    "chatglm2": "chatglm",
+    "chatglm3": "chatglm",
+    "glm-n": "chatglm",
+    "gpt": "gpt2",
+    "pythia": "gpt_neox",
+}
+
+
+def named(name: str, where: str = "--model") -> Family:
+    """Return the family that a user names by its `model_type` or another name for it; raises InputError as `family`."""
+    return family(ALIASES.get(name, name), where)
+
+
 def family(name: str, where: str = "--model") -> Family:
     """Return a model family by its `model_type`; raises InputError naming the known ones."""
     if name not in FAMILIES:

@@ -73,10 +73,16 @@ def tables(spec: ModelSpec, position_ids: np.ndarray, longest: int | None = None
     return np.pad(cosine, still, constant_values=1), np.pad(sine, still)
 
 
+def pairs(spec: ModelSpec) -> list[tuple[int, int]]:
+    """Return the features of a head that are turned together."""
+    half = spec.rotary_dim // 2
+    return [(2 * pair, 2 * pair + 1) if spec.neighbours else (pair, pair + half) for pair in range(half)]
+
+
 def signs(spec: ModelSpec) -> np.ndarray:
     """Return -1 for the features of a head that are the first of a pair, else 1, float32 [head_dim]."""
-    found, half = np.ones(spec.head_dim, np.float32), spec.rotary_dim // 2
-    found[: spec.rotary_dim : 2 if spec.neighbours else 1][:half] = -1
+    found = np.ones(spec.head_dim, np.float32)
+    found[[first for first, _ in pairs(spec)]] = -1
     return found
 
 

@@ -120,13 +120,15 @@ def observe_weights(side: Side) -> Observation:
 
 
 def _rotary_error(side: Side) -> float:
-    """How far the engine's rotary embedding is from the published one, halves turned against each other."""
+    """How far the engine's rotary embedding is from the published one, each pair of features turned."""
     spec = side.prepared.spec
     positions = np.arange(8, dtype=np.int32)[None]
     hidden = np.random.default_rng(0).standard_normal((1, 1, 8, spec.head_dim)).astype(np.float32)
     cosine, sine = (table[:, None] for table in rope.tables(spec, positions))
-    first, second = np.split(hidden, 2, axis=-1)
-    expected = hidden * cosine + np.concatenate([-second, first], axis=-1) * sine
+    expected = hidden * cosine
+    for first, second in rope.pairs(spec):
+        expected[..., first] -= hidden[..., second] * sine[..., first]
+        expected[..., second] += hidden[..., first] * sine[..., second]
     error = norm(side.engine.rotate(hidden, positions) - expected) / norm(expected)
     # The order of two additions may differ, which is no other layout.
     return error if error > 1e-6 else 0.0

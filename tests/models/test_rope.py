@@ -1,5 +1,7 @@
 """Protects: rotary frequencies equal transformers' for every scaling kind."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from transformers import LlamaConfig
@@ -101,3 +103,23 @@ def test_an_unknown_kind_is_named():
 def test_numbers_that_give_no_frequencies_are_refused(scaling, message):
     with pytest.raises(InputError, match=message):
         rope.frequencies(llama.spec_from_hf({**SIZES, "rope_scaling": scaling}), 10)
+
+
+@pytest.mark.parametrize(
+    ("turned", "neighbours", "expected"),
+    [
+        (8, False, [(0, 4), (1, 5), (2, 6), (3, 7)]),
+        (4, False, [(0, 2), (1, 3)]),
+        (4, True, [(0, 1), (2, 3)]),
+        (0, False, []),
+    ],
+)
+def test_pairs_and_what_is_not_turned(turned, neighbours, expected):
+    spec = replace(llama.spec_from_hf({**SIZES, "head_dim": 8}), rotary_dim=turned, neighbours=neighbours)
+    assert rope.pairs(spec) == expected
+    cosine, sine = rope.tables(spec, np.array([[5]], np.int32))
+    assert (cosine[..., turned:] == 1).all() and (sine[..., turned:] == 0).all()
+    for number, (first, second) in enumerate(expected):
+        angle = 5 * 10000.0 ** (-2 * number / turned)
+        assert cosine[0, 0, first] == cosine[0, 0, second] == pytest.approx(np.cos(angle), abs=1e-6)
+        assert rope.signs(spec)[first] == -1 and rope.signs(spec)[second] == 1
