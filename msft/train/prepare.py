@@ -9,7 +9,7 @@ from pathlib import Path
 from msft import console
 from msft.backend import PACKAGES
 from msft.backend.contract import Tuning
-from msft.backend.strategies import Plan
+from msft.backend.plan import Plan
 from msft.config import deepspeed, derive, semi_auto
 from msft.config.checks import check_paths
 from msft.config.layout import Layout, layout
