@@ -273,3 +273,11 @@ def test_a_value_in_the_place_of_a_block_is_neither_dropped_nor_a_crash(own, whe
 
 def test_an_empty_scheduler_is_none(tmp_path):
     assert "scheduler" not in of(tmp_path, {"scheduler": None})
+
+
+def test_evaluation_goes_without_deepspeed_and_says_so(tmp_path):
+    recipe = load(tmp_path, RECIPE + "run_mode: eval\ndeepspeed: {}\n")
+    assert derive.strategy(recipe) == "fsdp"
+    told = "\n".join(ignored_lines(recipe))
+    assert re.search(r"deepspeed \(\d+\), strategy|strategy \(\d+\), deepspeed", told)
+    assert "run_mode eval shares the model out as fsdp does" in told

@@ -250,6 +250,19 @@ def test_a_run_goes_on_under_another_strategy(tuned, layouts, write_recipe, tmp_
         assert (right["tokens"], right["supervised"]) == (left["tokens"], left["supervised"])
 
 
+@pytest.mark.slow
+def test_a_recipe_of_deepspeed_is_evaluated_without_it(write_recipe, tiny_data, tmp_path):
+    """Nothing is tuned, and 10 rows are dealt to 2 x 3: as one process finds it."""
+    changes = {"model__pet_config": None, "train_dataset": None, "runner_config": {"batch_size": 3}}
+    data = {"data_loader": {"dataset_dir": str(tiny_data[1])}}
+    recipe = write_recipe("torch", run_mode="eval", strategy="deepspeed", eval_dataset=data, **changes)
+    for name, workers in (("one", 1), ("two", 2)):
+        done = train(["--config", str(recipe), "--output_dir", name], tmp_path, workers)
+        assert done.returncode == 0, done.stderr + done.stdout
+    one, two = (json.loads((tmp_path / name / "eval_summary.json").read_text()) for name in ("one", "two"))
+    assert two["loss"] == pytest.approx(one["loss"], abs=1e-5) and two["supervised"] == one["supervised"]
+
+
 def test_text_is_not_generated_by_a_sharded_model(write_recipe, tmp_path):
     """Which is told before a process starts."""
     recipe = write_recipe("torch", strategy="fsdp", run_mode="predict", predict_data=["w5 w6"])
