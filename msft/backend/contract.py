@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from msft.backend.strategies import Plan
+from msft.backend.plan import Plan
 
 IGNORE = -100
 

@@ -4,7 +4,7 @@ import numpy as np
 
 from msft.backend.contract import Place
 from msft.backend.names import EMBEDDING
-from msft.backend.strategies import Plan
+from msft.backend.plan import Plan
 from msft.convert.layouts import from_mindspore
 
 # Where each process writes how MindSpore cut its parameters; `src_strategy_path_or_dir` reads these files.

@@ -5,49 +5,13 @@ hidden] in norms and sums and [tokens, features] in matrix products. What is not
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
+from msft.backend import slices
+from msft.backend.plan import Plan
 from msft.models.spec import ModelSpec
 
 # One tuple for each input of an operator: into how many parts each of its axes is cut; () is a number.
 Strategy = tuple[tuple[int, ...], ...]
-
-
-@dataclass(frozen=True)
-class Plan:
-    """`data` x `context` x `tensor` devices in each of `pipeline` stages, in MindFormers' words of `parallel_config`.
-
-    `data` parts of the rows, `context` parts of their tokens, `tensor` parts of matrices and heads. `vocab_emb_dp`
-    leaves embedding and head whole; `use_seq_parallel` cuts the tokens of norms and sums over `tensor` too.
-    `micro_batches` are the parts of a step's rows that follow one another through the stages.
-    """
-
-    data: int = 1
-    tensor: int = 1
-    context: int = 1
-    pipeline: int = 1
-    micro_batches: int = 1
-    vocab_emb_dp: bool = True
-    use_seq_parallel: bool = False
-    shard_optimizer: bool = False
-
-    @property
-    def stage_devices(self) -> int:
-        """Devices of one stage."""
-        return self.data * self.context * self.tensor
-
-    @property
-    def devices(self) -> int:
-        """Devices of all stages."""
-        return self.stage_devices * self.pipeline
-
-    def stage_of_layer(self, layer: int, layers: int) -> int:
-        """Return the stage, from 0, of a block among `layers`: equally many follow one another on each."""
-        return layer * self.pipeline // layers
-
-    def cuts_vocabulary(self, vocab_size: int) -> bool:
-        """Whether embedding and head are cut; MindFormers leaves whole what does not divide."""
-        return not self.vocab_emb_dp and vocab_size % (self.tensor * self.context) == 0
 
 
 def hidden_states(plan: Plan) -> tuple[int, int, int]:
@@ -176,12 +140,8 @@ def problems(plan: Plan, spec: ModelSpec, rows: int, length: int) -> Iterator[tu
 
     The vocabulary is no problem: it is left whole where it does not divide.
     """
-    counts = {
-        "num_attention_heads": spec.num_attention_heads,
-        "num_key_value_heads": spec.num_key_value_heads,
-        "intermediate_size": spec.intermediate_size,
-    }
-    yield from _undivided("model_parallel", plan.tensor, counts)
+    if found := slices.undivided(spec, plan.tensor, vocabulary=False):
+        yield "model_parallel", f"{plan.tensor} parts do not divide {', '.join(found)}"
     yield from _undivided("data_parallel", plan.data, {"rows of a micro-batch": rows})
     yield from _undivided("context_parallel", plan.context, {"seq_length": length})
     yield from _undivided("pipeline_stage", plan.pipeline, {"num_hidden_layers": spec.num_hidden_layers})

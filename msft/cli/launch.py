@@ -147,7 +147,7 @@ def _launch_words(argv: Sequence[str]) -> None:
         console.say(USAGE)
         return
     dry, words = "--dry-run" in argv[:1], list(argv)
-    text, layout = parse(words[1:] if dry else words)
+    text, layout = parse(words[1:] if dry else words, os.environ.get("MASTER_PORT", ""))
     after = words[2:] if dry else words[1:]
     resume = shlex.join(["bash", "scripts/msrun/msrun_launcher.sh", f"{text} {shlex.join(RESUME)}", *after])
     launch(layout, from_text(text), dry, resume, _restarts(os.environ.get(MAX_RESTARTS, "0")))

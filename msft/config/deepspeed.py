@@ -49,14 +49,17 @@ def whole(recipe: Recipe, spec: "ModelSpec", ranks: int, device: str) -> dict[st
     transformers fills in). Raises InputError with every contradiction, naming both places.
     """
     own = _own(recipe)
-    problems = [*_unknown(own), *_scheduler(recipe, own)]
     ours, decided = _configuration(recipe, own, device), _decided(recipe, ranks, device)
+    problems = [*_no_blocks(ours | {"scheduler": {"params": {}}}, own)]
+    # What follows looks into the blocks.
+    _raise(recipe, problems)
+    problems += [*_unknown(own), *_scheduler(recipe, own)]
     for key, said in decided.items():
         if (found := _get(own, key)) not in (None, AUTO) and not _same(found, said.value):
             here = said.by if key in FIXED else _place(recipe, said.by)
             problems.append((key, f'is {shown(found)}, but {here} asks for {shown(said.value)}; "auto" takes that'))
     stage = _get(own, "zero_optimization.stage")
-    if stage not in (None, 1, 2, 3):
+    if stage not in (None, 1, 2, 3) or isinstance(stage, bool):
         problems.append(("zero_optimization.stage", f"is {shown(stage)}, it must be 1, 2 or 3 (0 is strategy ddp)"))
     merged = _merged(ours | {"scheduler": None}, {**own, "scheduler": None})
     del merged["scheduler"]
@@ -64,9 +67,23 @@ def whole(recipe: Recipe, spec: "ModelSpec", ranks: int, device: str) -> dict[st
         _put(merged, key, said.value)
     _fill_buckets(merged, spec.hidden_size)
     problems += [(key, '"auto" is not known for this key') for key in _autos(merged)]
+    _raise(recipe, problems)
+    return merged
+
+
+def _raise(recipe: Recipe, problems: list[tuple[str, str]]) -> None:
     if problems:
         raise InputError(*(f"{_where(recipe, key)}: {key}: {message}" for key, message in problems))
-    return merged
+
+
+def _no_blocks(ours: dict, own: dict, path: str = "") -> Iterator[tuple[str, str]]:
+    """Values that stand where keys belong; `scheduler` alone may be empty."""
+    for key, value in own.items():
+        inner, at = ours.get(key), f"{path}{key}"
+        if isinstance(inner, dict) and isinstance(value, dict):
+            yield from _no_blocks(inner, value, f"{at}.")
+        elif isinstance(inner, dict) and (value is not None or not at.startswith("scheduler")):
+            yield at, f"is {shown(value)}, it must be a block of keys"
 
 
 def _own(recipe: Recipe) -> dict[str, Any]:
@@ -203,8 +220,8 @@ def _scheduler(recipe: Recipe, own: dict) -> Iterator[tuple[str, str]]:
     if block is None:
         return
     kind, names = derive.schedule(recipe).kind, {name: kind for kind, name in RATES.items()}
-    said = block.get("type") if isinstance(block, dict) else block
-    if names.get(said) != kind:
+    said = block.get("type")
+    if not isinstance(said, str) or names.get(said) != kind:
         here = _place(recipe, "lr_schedule.type")
         yield "scheduler.type", f"is {shown(said)}, but {here} is {kind} ({RATES[kind]}); or leave scheduler out"
         return

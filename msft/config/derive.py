@@ -210,8 +210,13 @@ def recompute(recipe: Recipe) -> bool:
 
 
 def strategy(recipe: Recipe) -> str:
-    """Return what several processes share out: rows alone (ddp), or the model too (fsdp, deepspeed)."""
-    return recipe.strategy if recipe.backend == "torch" else "ddp"
+    """Return what several processes share out: rows alone (ddp), or the model too (fsdp, deepspeed).
+
+    DeepSpeed is built around an optimizer; what only evaluates is shared out by fsdp.
+    """
+    if recipe.backend != "torch":
+        return "ddp"
+    return "fsdp" if recipe.strategy == "deepspeed" and recipe.run_mode == "eval" else recipe.strategy
 
 
 def runtime(recipe: Recipe, device: str, parallel: bool) -> "Runtime":

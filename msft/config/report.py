@@ -62,6 +62,9 @@ def _outvoted(recipe: Recipe) -> Iterator[tuple[Keys, str]]:
     """Keys that lose against another one that says the same thing."""
     if recipe.deepspeed is not None and recipe.backend == "torch" and recipe.strategy != "deepspeed":
         yield ("deepspeed",), f"it is for strategy deepspeed, here it is {recipe.strategy}"
+    if recipe.strategy == "deepspeed" and recipe.backend == "torch" and recipe.run_mode == "eval":
+        for name in ["strategy"] + ["deepspeed"] * (recipe.deepspeed is not None):
+            yield (name,), "DeepSpeed is for training: run_mode eval shares the model out as fsdp does"
     runner, schedule, config = recipe.runner_config, recipe.lr_schedule, recipe.model.config
     if runner.batch_size and recipe.train_dataset.batch_size not in (None, runner.batch_size):
         yield ("train_dataset", "batch_size"), f"runner_config.batch_size ({runner.batch_size}) wins"

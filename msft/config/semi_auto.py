@@ -9,7 +9,7 @@ from msft.config.yaml_lines import write_yaml
 from msft.errors import InputError
 
 if TYPE_CHECKING:
-    from msft.backend.strategies import Plan
+    from msft.backend.plan import Plan
     from msft.models.spec import ModelSpec
 
 MODE = "parallel.parallel_mode"
@@ -31,7 +31,8 @@ def is_asked(recipe: Recipe, workers: int = 1) -> bool:
 
 def plan(recipe: Recipe, spec: "ModelSpec", workers: int) -> "Plan":
     """Return what `parallel_config` says for so many processes; raises InputError with every problem."""
-    from msft.backend.strategies import Plan, problems
+    from msft.backend.plan import Plan
+    from msft.backend.strategies import problems
 
     asked = recipe.parallel_config
     tensor, stages, context = asked.model_parallel, asked.pipeline_stage, asked.context_parallel

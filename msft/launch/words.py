@@ -29,6 +29,7 @@ USAGE = "\n".join(
         'COMMAND is one word in quotes, such as "run_finetune.py --config X.yaml". Without a WORKER_NUM there are 8,',
         "on this machine. JOIN True, and the forms without JOIN, wait for the end and fail when a worker fails; JOIN",
         "False returns at once. CLUSTER_TIME_OUT: seconds that workers wait for each other at the start.",
+        "MASTER_PORT=N (a variable): the port of the forms without one; 8118, or a free one.",
         "MSFT_MAX_RESTARTS=N (a variable): after a failure, start again from the last whole checkpoint, as msft launch",
         "--max_restarts does; it has the other options for several machines too.",
     ]
@@ -37,11 +38,14 @@ USAGE = "\n".join(
 _BOOLEANS = {"true": True, "1": True, "false": False, "0": False}
 
 
-def parse(words: Sequence[str]) -> tuple[str, Layout]:
-    """Return the command and the layout; raises InputError with the usage for any other number of words."""
+def parse(words: Sequence[str], port: str = "") -> tuple[str, Layout]:
+    """Return the command and the layout; raises InputError with the usage for any other number of words.
+
+    `port` is what the environment's MASTER_PORT says, for the forms that have no such word ("": nothing).
+    """
     if len(words) not in FORMS:
         raise InputError(f"these are {len(words)} words\n{USAGE}")
-    given = dict(zip(FORMS[len(words)], words[1:], strict=True))
+    given = ({"MASTER_PORT": port} if port else {}) | dict(zip(FORMS[len(words)], words[1:], strict=True))
     problems = [problem for name, word in given.items() if (problem := _problem(name, word))]
     if problems:
         raise InputError(*problems)
@@ -63,9 +67,10 @@ def _layout(given: dict[str, str]) -> Layout:
     # MindFormers ignores address and node rank where one machine holds all workers.
     if local_workers != workers:
         settings |= {"master_addr": given["MASTER_ADDR"], "node_rank": int(given["NODE_RANK"])}
-    if len(given) > 1:
+    if "MASTER_PORT" in given:
+        settings["master_port"] = int(given["MASTER_PORT"])
+    if "LOG_DIR" in given:
         settings |= {
-            "master_port": int(given["MASTER_PORT"]),
             "log_dir": Path(given["LOG_DIR"]),
             "wait": _BOOLEANS[given["JOIN"].lower()],
             "timeout": int(given["CLUSTER_TIME_OUT"]),

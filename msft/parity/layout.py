@@ -101,7 +101,7 @@ def _run(job: Job, workers: int, flags: tuple[str, ...]) -> dict:
 def _tell(job: Job, rows: list[Row], bar: Verdict, title: str) -> bool:
     console.say(title)
     for kind in ("supervised tokens", "loss", "gradient norm"):
-        worst = max((row for row in rows if row.name.startswith(kind)), key=lambda row: row.error)
+        worst = max((row for row in rows if row.name.startswith(kind)), key=lambda row: (row.verdict, row.error))
         limit = BARS[bar] * worst.slack
         console.say(f"{kind:<17}  {worst.verdict!s:<11}  largest error {worst.error:.2g} ({worst.name}), bar {limit:g}")
     passed = all(row.verdict <= bar for row in rows)

@@ -9,7 +9,7 @@ from pathlib import Path
 from msft import console
 from msft.backend import PACKAGES
 from msft.backend.contract import Tuning
-from msft.backend.strategies import Plan
+from msft.backend.plan import Plan
 from msft.config import deepspeed, derive, semi_auto
 from msft.config.checks import check_paths
 from msft.config.layout import Layout, layout
@@ -74,7 +74,7 @@ def prepare(recipe: Recipe) -> Prepared:
     evaluates = recipe.run_mode == "eval" or trains and recipe.do_eval
     eval_data = found.of(_rows, recipe, "eval_dataset", pad_id or 0) if evaluates else None
     if trains and not resumed:
-        found.of(_check_output, recipe)
+        found.of(_check_output, recipe, weights)
     found.raise_any()
     plan = semi_auto.plan(recipe, spec, processes()) if semi_auto.is_asked(recipe, processes()) else None
     if plan:
@@ -174,17 +174,22 @@ def _rows(recipe: Recipe, name: str, pad_id: int) -> RowDataset:
     return datasets.open_rows(getattr(recipe, name), name, where, pad_id)
 
 
-def _check_output(recipe: Recipe) -> None:
+def _check_output(recipe: Recipe, weights: sources.Weights | None) -> None:
     """Refuse inputs that lie among the earlier results that a new run sets aside."""
     inputs = {
         "load_checkpoint": recipe.load_checkpoint,
         "model.pretrained": recipe.model.pretrained,
+        "model.model_config.checkpoint_name_or_path": recipe.model.config
+        and recipe.model.config.checkpoint_name_or_path,
     }
+    # What is named may be the folder around: output_dir itself stands for its newest checkpoint.
+    read = [path for path in (weights.path, weights.adapter_path, weights.parts) if path] if weights else []
     problems = [
         f"{recipe.source.get(key, recipe.name)}: {key}: {path} is a result of an earlier run in output_dir "
         f"({recipe.output_dir}), which a new run sets aside: choose another output_dir"
-        for key, path in inputs.items()
-        if path and outputs.is_result(Path(recipe.output_dir), Path(path))
+        for key, given in inputs.items()
+        for path in dict.fromkeys((Path(given), *read) if given else ())
+        if path.is_relative_to(given) and outputs.is_result(Path(recipe.output_dir), path)
     ]
     if problems:
         raise InputError(*problems)

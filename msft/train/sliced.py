@@ -133,7 +133,7 @@ class Tensors(Lazy):
     def _add(self, path: Path, kind: str) -> None:
         try:
             places = json.loads(safetensors_file.read_metadata(path)[_PLACES])
-            found = {name: (tuple(place["shape"]), tuple(place["start"])) for name, place in places.items()}
+            found = {name: (_numbers(place["shape"]), _numbers(place["start"])) for name, place in places.items()}
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise InputError(f"{path}: does not say where its parts belong ({type(error).__name__})") from error
         for key, stored in safetensors_file.read_index(path).items():
@@ -150,13 +150,30 @@ class Tensors(Lazy):
                 raise InputError(f"{self.folder}: the parts of {kind.replace('_', ' ')} {name!r} are not the whole")
 
 
+def _numbers(values: list[int]) -> tuple[int, ...]:
+    if not isinstance(values, list) or not all(type(value) is int for value in values):
+        raise TypeError
+    return tuple(values)
+
+
 def _are_whole(places: list[Place]) -> bool:
-    """Whether the parts of a tensor are all of it: ranges one after another, or regions that begin apart."""
+    """Whether the parts of a tensor are all of it: ranges one after another, or regions that cover it."""
     sizes = sum(math.prod(place.shape) for place in places)
     if not all(place.fits() for place in places) or sizes != math.prod(places[0].whole):
         return False
     if all(len(place.start) == 1 for place in places):
         ranges = sorted(place.start + place.shape for place in places)
         return all(start + size == following for (start, size), (following, _) in pairwise(ranges))
-    axes, starts = {len(place.start) for place in places}, {place.start for place in places}
-    return len(axes) == 1 and len(starts) == len(places)
+    return len({len(place.start) for place in places}) == 1 and _are_covering(places)
+
+
+def _are_covering(places: list[Place]) -> bool:
+    """Whether each number lies in a region, by the boxes between all of their edges."""
+    ends = [[first + size for first, size in zip(place.start, place.shape, strict=True)] for place in places]
+    axes = zip(*(place.start for place in places), strict=True), zip(*ends, strict=True), places[0].whole
+    edges = [np.unique([*starts, *stops, 0, size]) for starts, stops, size in zip(*axes, strict=True)]
+    covered = np.zeros([len(bounds) - 1 for bounds in edges], bool)
+    for place, stops in zip(places, ends, strict=True):
+        corners = zip(edges, place.start, stops, strict=True)
+        covered[tuple(slice(*np.searchsorted(bounds, (first, stop))) for bounds, first, stop in corners)] = True
+    return bool(covered.all())

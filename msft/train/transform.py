@@ -14,6 +14,8 @@ from msft.train.weights import read_tuned
 
 # What a checkpoint has beside its tensors; a PEFT adapter stays whole for others to read.
 KEPT = (checkpoint.STATE, outputs.RECIPE, outputs.VERSIONS, CONFIG, WEIGHTS)
+# Systems let a process have 256 or 1024 open; each tensor is read once for so many files.
+FILES_AT_ONCE = 128
 
 
 def transform(source: Path, target: Path, data: int, tensor: int, vocabulary: bool = False) -> int:
@@ -50,6 +52,12 @@ def _check(shapes: dict[str, tuple[int, ...]], mesh: Mesh, source: Path) -> None
 
 
 def _write(folder: Path, kinds: dict, meshes: list[Mesh]) -> int:
+    """Write the files of all parts, and return their bytes."""
+    starts = range(0, len(meshes), FILES_AT_ONCE)
+    return sum(_write_some(folder, kinds, meshes[start : start + FILES_AT_ONCE]) for start in starts)
+
+
+def _write_some(folder: Path, kinds: dict, meshes: list[Mesh]) -> int:
     shapes = kinds["weights"].shapes
     with ExitStack() as stack:
         files = [

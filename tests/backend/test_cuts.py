@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from msft.backend import cuts
-from msft.backend.strategies import Plan
+from msft.backend.plan import Plan
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from msft.backend.buckets import BUCKET
+from msft.backend.contract import Optimizer
 from msft.backend.mesh import Mesh
 
 SHAPES = {"a": (3, 2), "b": (4,), "large": (BUCKET // 8, 9), "c": (5, 3)}
@@ -43,6 +44,23 @@ def test_ranks_without_rows_of_a_tensor_take_part(backend, monkeypatch):
         given = dict(distributed.gather_rows({"a": make(own)} if len(own) else {}, {"a": make(array)}))
         total += np.asarray(given["a"])
     np.testing.assert_array_equal(total, array)
+
+
+def test_mindspore_takes_moments_over_without_making_tensors_of_whole_ones(monkeypatch):
+    """Its tensors' memory is kept until all are there; of four ranks this one keeps a row of 'a', and none of 'b'."""
+    from msft.backend.mindspore import distributed, optimizer
+
+    arrays = {"a": np.arange(12, dtype=np.float32).reshape(4, 3), "b": np.ones((1, 3), np.float32)}
+    monkeypatch.setattr(distributed, "_joined", SimpleNamespace(mesh=Mesh(data=4, rank=2), replicas=None))
+    model = SimpleNamespace(tuned={name: optimizer.Tensor(array) for name, array in arrays.items()})
+    adamw = optimizer.AdamW(model, Optimizer(), shard=True)
+    made, tensor = [], optimizer.Tensor
+    monkeypatch.setattr(optimizer, "Tensor", lambda array: made.append(array.shape) or tensor(array))
+    adamw.load(arrays, {name: array + 1 for name, array in arrays.items()}, 7)
+    assert made == [(1, 3), (1, 3)] and adamw.step == 7
+    np.testing.assert_array_equal(adamw.first["a"].asnumpy(), arrays["a"][2:3])
+    np.testing.assert_array_equal(adamw.second["a"].asnumpy(), arrays["a"][2:3] + 1)
+    assert adamw.first.keys() == adamw.second.keys() == {"a"}
 
 
 def test_every_group_of_ranks_waits_equally_long(monkeypatch):

@@ -8,7 +8,7 @@ from math import prod
 import pytest
 
 from msft.backend import strategies
-from msft.backend.strategies import Plan
+from msft.backend.plan import Plan
 from tests.conformance.tiny_engines import UNTIED, spec_of
 
 ROWS, LENGTH = 8, 32

@@ -102,8 +102,10 @@ def test_a_new_run_sets_the_earlier_one_aside(write_recipe, output, capsys):
     assert len(losses(output)) == 3 and (output / "checkpoints" / "step-3").is_dir()
     assert not (output / "checkpoints" / "step-2").exists()
     # What would be moved away cannot be an input.
-    assert main([recipe, "--load_checkpoint", str(output / "adapter")]) == 2
-    assert "choose another output_dir" in capsys.readouterr().err
+    for given in (output / "adapter", output):
+        assert main([recipe, "--load_checkpoint", str(given)]) == 2
+        assert "choose another output_dir" in capsys.readouterr().err
+    assert (output / "checkpoints" / "step-3").is_dir()
 
 
 def test_resuming_with_other_data_or_batches_is_refused(write_recipe, output, tmp_path, capsys):

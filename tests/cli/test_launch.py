@@ -242,6 +242,16 @@ def test_a_wrong_number_of_restarts_in_the_variable(write_recipe, plain, capsys,
     assert "MSFT_MAX_RESTARTS or --max_restarts: 'many' is not a number" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("variable", "code", "told"), [("9119", 0, "--master_port 9119"), ("x", 2, "MASTER_PORT: 'x'")]
+)
+def test_two_words_meet_at_the_port_of_the_variable(write_recipe, plain, capsys, monkeypatch, variable, code, told):
+    need("torch")
+    monkeypatch.setenv("MASTER_PORT", variable)
+    assert launch.msrun_launcher(["--dry-run", f"run_finetune.py --config {write_recipe('torch')}", "2"]) == code
+    assert told in "".join(capsys.readouterr())
+
+
 def test_the_help_says_how_several_machines_start_and_what_hang_timeout_is(capsys):
     with pytest.raises(SystemExit, match="0"):
         launch.main(["--help"])

@@ -249,3 +249,35 @@ def test_the_key_belongs_to_its_strategy(tmp_path):
     assert any("it is for strategy deepspeed, here it is fsdp" in line for line in ignored_lines(load(tmp_path, text)))
     with pytest.raises(InputError, match="must be the path of a JSON file or a block of DeepSpeed's own keys, not 3"):
         load(tmp_path, RECIPE + "deepspeed: 3\n")
+
+
+@pytest.mark.parametrize(
+    ("own", "where"),
+    [
+        ({"zero_optimization": True}, "zero_optimization: is True, it must be a block of keys"),
+        ({"zero_optimization": {"offload_optimizer": "cpu"}}, "zero_optimization.offload_optimizer: is 'cpu', it must"),
+        ({"zero_optimization": {"stage": True}}, "zero_optimization.stage: is True, it must be 1, 2 or 3"),
+        ({"optimizer": "Adam"}, "optimizer: is 'Adam', it must be a block of keys"),
+        ({"optimizer": {"type": "AdamW", "params": 3}}, "optimizer.params: is 3, it must be a block of keys"),
+        ({"fp16": True}, "fp16: is True, it must be a block of keys"),
+        ({"data_types": None}, "data_types: is None, it must be a block of keys"),
+        ({"scheduler": "WarmupLR"}, "scheduler: is 'WarmupLR', it must be a block of keys"),
+        ({"scheduler": {"type": [1]}}, "scheduler.type: is "),
+        ({"scheduler": {"type": "WarmupLR", "params": [1]}}, "scheduler.params: is "),
+    ],
+)
+def test_a_value_in_the_place_of_a_block_is_neither_dropped_nor_a_crash(own, where, tmp_path):
+    (problem,) = problems(tmp_path, own)
+    assert where in problem
+
+
+def test_an_empty_scheduler_is_none(tmp_path):
+    assert "scheduler" not in of(tmp_path, {"scheduler": None})
+
+
+def test_evaluation_goes_without_deepspeed_and_says_so(tmp_path):
+    recipe = load(tmp_path, RECIPE + "run_mode: eval\ndeepspeed: {}\n")
+    assert derive.strategy(recipe) == "fsdp"
+    told = "\n".join(ignored_lines(recipe))
+    assert re.search(r"deepspeed \(\d+\), strategy|strategy \(\d+\), deepspeed", told)
+    assert "run_mode eval shares the model out as fsdp does" in told

@@ -3,7 +3,7 @@
 import pytest
 from recipe_texts import SIZES, load
 
-from msft.backend.strategies import Plan
+from msft.backend.plan import Plan
 from msft.config import derive, semi_auto
 from msft.config.layout import Layout, layout
 from msft.errors import InputError

@@ -27,7 +27,7 @@ def main(plan_text, tuning_name, rank, folder):
     from msft.backend import cuts
     from msft.backend.mindspore.whole_model import WholeModel
     from msft.backend.mindspore.whole_step import WholeAdamW, stacked
-    from msft.backend.strategies import Plan
+    from msft.backend.plan import Plan
     from tests.conformance import tiny_engines
 
     plan = Plan(**json.loads(plan_text))

@@ -11,6 +11,7 @@ import sys
 import pytest
 
 from msft.backend import slices
+from msft.backend.mesh import Mesh
 from msft.convert import strategy
 from msft.models.shapes import tensor_shapes
 from tests.conformance.tiny_engines import UNTIED, spec_of
@@ -27,17 +28,11 @@ def compiled(folder, tuning, rank=0, **plan):
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 
-def own_shape(name, shape, parts):
-    """What one of `parts` processes holds by explicit slices."""
-    along = slices.axis(name)
-    return [size // parts if place == along else size for place, size in enumerate(shape)]
-
-
 @pytest.mark.slow
 def test_every_parameter_and_its_moments_are_cut_as_by_explicit_slices(tmp_path):
     found = compiled(tmp_path, "full", data=512, tensor=4)
     shapes = tensor_shapes(spec_of(WIDE))
-    assert found["parameters"] == {name: own_shape(name, shape, 4) for name, shape in shapes.items()}
+    assert found["parameters"] == {name: [*slices.own_shape(name, shape, Mesh(tensor=4))] for name, shape in shapes.items()}
     assert all(found["moments"][f"adam_m.{name}"] == cut for name, cut in found["parameters"].items())
     # The file that MindSpore writes beside it says the same to what reads distributed checkpoints.
     written = strategy.read_strategy(tmp_path / "ckpt_strategy_rank_0.ckpt")

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from msft.backend.contract import Batch
-from msft.backend.strategies import Plan
+from msft.backend.plan import Plan
 from tests.conformance.tiny_engines import CONFIGS, RUNTIME, batch, build, full, lora, run
 
 WHOLE = replace(RUNTIME, plan=Plan())

@@ -21,6 +21,13 @@ def test_two_words_are_that_many_workers_and_wait():
     assert parse([COMMAND, "2"])[1] == Layout(2, 2)
 
 
+def test_a_port_from_outside_is_for_the_forms_that_have_no_word_for_it():
+    assert [parse(words, "9119")[1].master_port for words in ([COMMAND], [COMMAND, "2"])] == [9119, 9119]
+    assert parse([COMMAND, "4", "8119", "logs", "False", "300"], "9119")[1].master_port == 8119
+    with pytest.raises(InputError, match="MASTER_PORT: 'nine' is not a number"):
+        parse([COMMAND, "2"], "nine")
+
+
 def test_six_words():
     layout = parse([COMMAND, "4", "8119", "logs", "False", "300"])[1]
     assert layout == Layout(4, 4, master_port=8119, log_dir=Path("logs"), wait=False, timeout=300)

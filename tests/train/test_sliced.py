@@ -140,6 +140,23 @@ def test_a_part_outside_its_tensor_is_named(tmp_path):
         sliced.Tensors(tmp_path, "weights")
 
 
+def test_parts_that_overlap_and_leave_a_gap_of_the_same_size_are_named(tmp_path):
+    """Rows 0 and 1, 1 and 2 of four: as many numbers as the whole, from different places, yet row 3 is in no part."""
+    for rank in range(2):
+        arrays = {"a": np.ones((2, 5), np.float32)}
+        sliced.write(tmp_path, rank, StateParts(*[arrays] * 3, {"a": Place((4, 5), (rank, 0), (2, 5))}, {}))
+    with pytest.raises(InputError, match="'a' are not the whole"):
+        sliced.Tensors(tmp_path, "weights")
+
+
+@pytest.mark.parametrize(("whole", "start"), [("ab", "cd"), ((2.0, 5.0), (0.0, 0.0)), ((2, 5), (None, 0)), (10, 0)])
+def test_places_that_are_no_whole_numbers_are_named(whole, start, tmp_path):
+    arrays = {"a": np.ones((2, 5), np.float32)}
+    sliced.write(tmp_path, 0, StateParts(*[arrays] * 3, {"a": Place(whole, start, (2, 5))}, {}))
+    with pytest.raises(InputError, match="rank-0.safetensors: does not say where its parts belong"):
+        sliced.Tensors(tmp_path, "weights")
+
+
 def test_a_file_without_places_is_named(tmp_path):
     from safetensors.numpy import save_file
 

@@ -1,5 +1,6 @@
 """Protects `msft transform_ckpt`: the same numbers under any layout, in bounded memory, and what cannot be is named."""
 
+import resource
 import tracemalloc
 from dataclasses import asdict
 
@@ -65,6 +66,20 @@ def test_any_layout_and_back_is_bit_equal(source, tmp_path, capsys):
     for path in (source / "slices").glob("*.safetensors"):
         assert (tmp_path / "back" / "slices" / path.name).read_bytes() == path.read_bytes()
     assert checkpoint.read_state(tmp_path / "back") == checkpoint.read_state(source)
+
+
+def test_more_parts_than_a_process_may_have_files_open(source, tmp_path, monkeypatch):
+    monkeypatch.setattr("msft.train.transform.FILES_AT_ONCE", 16)
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with open(source / checkpoint.STATE) as probe:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (probe.fileno() + 32, limits[1]))
+    try:
+        assert transform(source, tmp_path / "many", "16x4") == 0
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    found = sliced.Tensors(tmp_path / "many", "second_moment")
+    for name, array in arrays("second_moment").items():
+        np.testing.assert_array_equal(found[name], array)
 
 
 def test_a_vocabulary_is_cut_where_it_is_asked_for(source, tmp_path):

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 
 from msft.backend.mesh import Mesh
-from msft.backend.strategies import Plan
+from msft.backend.plan import Plan
 from msft.config.load import load_recipe
 from msft.train import setup
 from msft.train.prepare import prepare

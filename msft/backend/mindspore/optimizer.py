@@ -75,9 +75,15 @@ class AdamW:
 
     def load(self, first: Mapping[str, np.ndarray], second: Mapping[str, np.ndarray], step: int) -> None:
         """Take over moments and the number of steps taken."""
-        tensors = ({name: Tensor(np.array(whole[name], np.float32)) for name in whole} for whole in (first, second))
-        self.first, self.second = map(self._own, tensors)
+        for own, whole in ((self.first, first), (self.second, second)):
+            for name in own:
+                # One whole tensor at a time: together they may not fit into one process's memory.
+                own[name] = Tensor(np.array(self._part(whole[name]), np.float32))
         self.step = step
+
+    def _part(self, whole: np.ndarray) -> np.ndarray:
+        """What this rank holds of a whole array, as a view."""
+        return whole[distributed.mesh().rows(len(whole))] if self.shard else whole
 
     def _own(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         """This rank's rows of tensors; those of which it has none are left out."""

@@ -15,7 +15,7 @@ from mindspore.ops.operations.nn_ops import FlashAttentionScore
 from msft.backend import names, random, slices, strategies
 from msft.backend.mindspore import ops
 from msft.backend.mindspore.attention import MASKED
-from msft.backend.strategies import Plan
+from msft.backend.plan import Plan
 from msft.models.spec import ModelSpec
 
 

@@ -11,7 +11,7 @@ from mindspore import Parameter, ParameterTuple, Tensor, nn
 from msft.backend import names, random
 from msft.backend.contract import IGNORE, Batch, Runtime, Tuning
 from msft.backend.mindspore import ops, whole
-from msft.backend.strategies import Plan
+from msft.backend.plan import Plan
 from msft.errors import RunError
 from msft.models import rope
 from msft.models.adapters import peft_names
