@@ -43,7 +43,7 @@ def _merge(argv: Sequence[str]) -> None:
     from msft.cli.output import byte_size, ckpt_path, folder_path, gigabytes
     from msft.convert import companions
     from msft.convert.adapter import adapter_lora, read_adapter
-    from msft.convert.check import HEAD, check_against
+    from msft.convert.check import check_against
     from msft.convert.dtypes import WORDS
     from msft.convert.merged import MergedTensors
     from msft.convert.open import open_weights
@@ -64,8 +64,8 @@ def _merge(argv: Sequence[str]) -> None:
     with slices_explained(None if strategy else words.adapter, f"give --{KEY}"):
         config, weights = read_adapter(words.adapter, spec.family, of_adapter)
         lora = adapter_lora(config, weights, str(words.adapter), words.lora_alpha)
-        merged = MergedTensors(base, lora, weights, str(words.adapter), dtype)
-    if spec.tie_word_embeddings and HEAD.removesuffix(".weight") in lora.modules:
+        merged = MergedTensors(base, lora, weights, str(words.adapter), dtype, spec.block.is_transposed)
+    if spec.tie_word_embeddings and spec.outside.head in lora.modules:
         raise InputError(
             f"{words.adapter}: tunes lm_head, which {words.model} shares with its embedding; cannot be merged"
         )

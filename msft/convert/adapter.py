@@ -84,6 +84,7 @@ def check_adapter(lora: Lora, weights: dict[str, np.ndarray], spec: ModelSpec, w
         else:
             first, second = (weights[name].shape for name in peft_names(module))
             size, expected = [second[0], first[1]], list(shapes[f"{module}.weight"])
+            expected = expected[::-1] if spec.block.is_transposed else expected
             if size != expected:
                 problems.append(f"{where}: {module}: B A is {size}, but the model's weight is {expected}")
     if problems:
@@ -115,7 +116,7 @@ def write_adapter(
         "lora_dropout": lora.dropout,
         "target_modules": _target_modules(lora, spec),
         "bias": "none",
-        "fan_in_fan_out": False,
+        "fan_in_fan_out": spec is not None and spec.block.is_transposed,
         "init_lora_weights": True,
         "modules_to_save": None,
         "inference_mode": True,
@@ -142,9 +143,7 @@ def _write_files(directory: Path, config: dict, weights: dict[str, np.ndarray]) 
 def _target_modules(lora: Lora, spec: ModelSpec | None) -> list[str]:
     leaves = {module.rsplit(".", 1)[-1] for module in lora.modules}
     if spec is not None:
-        selected = {
-            module for module in linear_modules(spec) if module.rsplit(".", 1)[-1] in leaves
-        }
+        selected = {module for module in linear_modules(spec) if module.rsplit(".", 1)[-1] in leaves}
         if selected == set(lora.modules):
             return sorted(leaves)
     return list(lora.modules)

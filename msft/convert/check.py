@@ -8,10 +8,15 @@ from msft.models.shapes import tensor_shapes
 from msft.models.spec import ModelSpec
 
 MAX_PROBLEMS = 20
-HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 
 # Buffers that old versions of transformers and Meta's code saved; every engine computes them itself.
-_BUFFERS = ("rotary_emb.inv_freq", "rotary_pos_emb.inv_freq", "rope.freqs", "rotary_emb.cos_cached", "rotary_emb.sin_cached")
+_BUFFERS = (
+    "rotary_emb.inv_freq",
+    "rotary_pos_emb.inv_freq",
+    "rope.freqs",
+    "rotary_emb.cos_cached",
+    "rotary_emb.sin_cached",
+)
 
 
 def check_against(spec: ModelSpec, source: TensorSource) -> None:
@@ -21,12 +26,15 @@ def check_against(spec: ModelSpec, source: TensorSource) -> None:
     """
     shapes = tensor_shapes(spec)
     unexpected = [name for name in source.tensors if name not in shapes and not is_buffer(name)]
-    if HEAD in unexpected and source.tensors[HEAD].shape == shapes[EMBEDDING]:
-        unexpected.remove(HEAD)
-        console.note(f"{source.file_of(HEAD)}: {HEAD} is left out; the config ties the head to the embedding")
+    head = spec.head
+    if head in unexpected and source.tensors[head].shape == shapes[spec.embedding]:
+        unexpected.remove(head)
+        console.note(f"{source.file_of(head)}: {head} is left out; the config ties the head to the embedding")
     missing = [name for name in shapes if name not in source.tensors]
     place, near = _place(source), unexpected if len(missing) <= MAX_PROBLEMS else []
-    problems = [f"{place}: tensor {name!r} {list(shapes[name])} is missing{_hint(name, near)}" for name in missing]
+    problems = [
+        f"{place}: tensor {name!r} {list(shapes[name])} is missing{_hint(name, near, head)}" for name in missing
+    ]
     problems += [_problem(name, shape, source) for name, shape in shapes.items() if name in source.tensors]
     problems = [problem for problem in problems if problem]
     problems += [
@@ -43,8 +51,8 @@ def is_buffer(name: str) -> bool:
     return name.endswith(_BUFFERS)
 
 
-def _hint(name: str, near: list[str]) -> str:
-    return "; is the head tied (tie_word_embeddings)?" if name == HEAD else did_you_mean(name, near)
+def _hint(name: str, near: list[str], head: str) -> str:
+    return "; is the head tied (tie_word_embeddings)?" if name == head else did_you_mean(name, near)
 
 
 def _problem(name: str, shape: tuple[int, ...], source: TensorSource) -> str:

@@ -39,4 +39,6 @@ def spec_from_hf(config: dict, where: str = "config.json") -> ModelSpec:
     return values.spec("bloom", **fields)
 
 
-FAMILY = Family("bloom", "BloomForCausalLM", spec_from_hf, ("query_key_value",), files=FileNames(prefixes=("transformer.",)))
+FAMILY = Family(
+    "bloom", "BloomForCausalLM", spec_from_hf, ("query_key_value",), files=FileNames(prefixes=("transformer.",))
+)

@@ -43,4 +43,6 @@ def spec_from_hf(config: dict, where: str = "config.json") -> ModelSpec:
     )
 
 
-FAMILY = Family("gpt2", "GPT2LMHeadModel", spec_from_hf, ("c_attn",), MINDFORMERS, FileNames(prefixes=("transformer.",)))
+FAMILY = Family(
+    "gpt2", "GPT2LMHeadModel", spec_from_hf, ("c_attn",), MINDFORMERS, FileNames(prefixes=("transformer.",))
+)

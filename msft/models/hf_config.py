@@ -84,7 +84,9 @@ class HfConfig:
         known = ("full_attention", "sliding_attention")
         foreign = [kind for kind in kinds if kind not in known]
         if foreign:
-            raise InputError(f"{self.where}: 'layer_types' has {foreign[0]!r:.80}; only {' and '.join(known)} are known")
+            raise InputError(
+                f"{self.where}: 'layer_types' has {foreign[0]!r:.80}; only {' and '.join(known)} are known"
+            )
 
     def spec(self, family: str, activations: tuple[str, ...] = ("silu",), **more) -> ModelSpec:
         """Return the ModelSpec of the values that all decoders have; `more` are the family's own fields.

@@ -69,9 +69,9 @@ class ModelSpec:
     `rope_scaling` is Hugging Face's rope parameters without `rope_theta` (None = plain rotary embedding), of which the
     first `rotary_dim` features of a head are turned (0 = none), in pairs of one of each half, or of `neighbours`.
     `has_alibi` adds ALiBi's slopes (arXiv 2108.12409) to scores. Scores are products times `attention_scale`, squashed
-    to +-`attention_cap` where there is one, as logits are to `head_cap`; rows of an `is_head_normed` head are divided by
-    their length. `windows` has for each layer how many tokens a
-    query sees, itself included (0 = all before it). Embeddings are multiplied by `embedding_scale`.
+    to +-`attention_cap` where there is one, as logits are to `head_cap`; rows of an `is_head_normed` head are divided
+    by their length. `windows` has for each layer how many tokens a query sees, itself included (0 = all before it).
+    Embeddings are multiplied by `embedding_scale`.
     `hf_config` is the whole `config.json`, kept to be written back beside exported weights.
     """
 

@@ -2,7 +2,6 @@
 
 import numpy as np
 
-from msft.backend import names
 from msft.backend.contract import IGNORE, Batch, Sampling
 from msft.config import derive
 from msft.parity import adamw
@@ -53,7 +52,7 @@ def observe_step(side: Side) -> Observation:
 def _frozen_changed(side: Side, tuned: set[str], seen: Observation) -> bool:
     """Whether the step has moved a weight that is not tuned; the first one is noted."""
     for name, array, _ in side.engine.parameters():
-        tied = name == names.HEAD and side.engine.is_head_tied()
+        tied = name == side.prepared.spec.head and side.engine.is_head_tied()
         if name not in tuned and not tied and fingerprint(array).sha256 != side.hashes[name]:
             seen.notes[FROZEN] = name
             return True

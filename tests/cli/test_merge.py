@@ -114,7 +114,10 @@ def ckpt_adapter(path, weights, base=()):
     keep = Cast(None)
     with open(path, "wb") as file:
         writer = CkptWriter(file)
-        for name, array in [*base, *((peft_to_mindformers(name, llama.FAMILY), array) for name, array in weights.items())]:
+        for name, array in [
+            *base,
+            *((peft_to_mindformers(name, llama.FAMILY), array) for name, array in weights.items()),
+        ]:
             writer.add(name, TensorInfo(array.shape, array.dtype.name), keep.pieces(name, array))
         writer.close()
 

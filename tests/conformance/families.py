@@ -5,11 +5,14 @@ from dataclasses import replace
 
 import numpy as np
 import torch
+from peft import PeftModel
 from torch.nn.utils import parametrizations
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.models.bloom.modeling_bloom import build_alibi_tensor
 
 from msft.backend.contract import Batch, Lora, Optimizer, Runtime, Sampling, Tuning
+from msft.convert.adapter import write_adapter
+from msft.convert.merged import MergedTensors
 from msft.models.families import spec_from_hf
 from msft.models.shapes import linear_modules, tensor_shapes
 from tests.conformance.tiny_engines import Perturbed
@@ -160,6 +163,24 @@ def oracle(name):
         model.lm_head.parametrizations.weight.original0.data.fill_(1)
     model.has_alibi = spec.has_alibi and name in NATIVE
     return model
+
+
+def through_peft(name, engine, folder):
+    """Logits of transformers' model with the engine's adapter, read by peft from what is written."""
+    spec, tuning = spec_of(name), lora(name)
+    write_adapter(folder, tuning.lora, engine.export_adapter(), "base", spec)
+    adapted = PeftModel.from_pretrained(oracle(name), folder).eval()
+    adapted.has_alibi = False
+    return oracle_logits(adapted, batch()).detach().numpy()
+
+
+def merged(name, engine, folder):
+    """Logits of the engine on base weights into which msft has merged the adapter."""
+    spec, tuning = spec_of(name), lora(name)
+    arguments = Perturbed(spec, 0), tuning.lora, engine.export_adapter(), "adapter", None
+    source = MergedTensors(*arguments, spec.block.is_transposed)
+    module = importlib.import_module("msft.backend.torch.engine")
+    return module.build(spec, source, Tuning(parameters=(spec.embedding,)), RUNTIME).logits(batch())
 
 
 def batch(seed=0, rows=3, length=LENGTH):

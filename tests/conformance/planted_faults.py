@@ -38,8 +38,8 @@ def rotary_halves_swapped(engine, monkeypatch):
     ops = import_module("msft.backend.mindspore.ops")
     right = ops._Rotary
 
-    def swapped_rotary(precision, dim):
-        rotary = right(precision, dim)
+    def swapped_rotary(*arguments):
+        rotary = right(*arguments)
 
         def swapped(heads, cosine, sine):
             return rotary(heads, cosine, -sine)

@@ -60,5 +60,18 @@ def test_both_engines_train_alike(name, tuned):
         np.testing.assert_allclose(states[1][tensor], array, atol=1e-5, err_msg=tensor)
 
 
+@pytest.mark.parametrize("name", sorted(families.CONFIGS.keys() - families.NATIVE.keys()))
+def test_adapters_are_pefts_and_can_be_merged(name, tmp_path):
+    """What PyTorch has trained: as peft computes it, and merged into the base weights."""
+    built = families.build("torch", name, families.lora(name))
+    families.steps(built, 2)
+    real, expected = families.batch().segment_ids != 0, built.logits(families.batch())
+    alone = families.build("torch", name, families.full(name)).logits(families.batch())
+    assert np.abs(expected - alone)[real].max() > 1e-3
+    theirs = families.through_peft(name, built, tmp_path / "adapter")
+    np.testing.assert_allclose(theirs[real], expected[real], atol=2e-5)
+    np.testing.assert_allclose(families.merged(name, built, tmp_path)[real], expected[real], atol=2e-5)
+
+
 def test_every_family_is_here():
     assert {config["model_type"] for config in families.CONFIGS.values()} == set(FAMILIES)

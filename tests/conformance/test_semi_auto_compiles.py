@@ -32,7 +32,9 @@ def compiled(folder, tuning, rank=0, **plan):
 def test_every_parameter_and_its_moments_are_cut_as_by_explicit_slices(tmp_path):
     found = compiled(tmp_path, "full", data=512, tensor=4)
     shapes = tensor_shapes(spec_of(WIDE))
-    assert found["parameters"] == {name: [*slices.own_shape(name, shape, Mesh(tensor=4))] for name, shape in shapes.items()}
+    assert found["parameters"] == {
+        name: [*slices.own_shape(name, shape, Mesh(tensor=4))] for name, shape in shapes.items()
+    }
     assert all(found["moments"][f"adam_m.{name}"] == cut for name, cut in found["parameters"].items())
     # The file that MindSpore writes beside it says the same to what reads distributed checkpoints.
     written = strategy.read_strategy(tmp_path / "ckpt_strategy_rank_0.ckpt")

@@ -6,6 +6,7 @@ import numpy as np
 
 from msft.convert.check import check_against
 from msft.convert.random_weights import RandomWeights
+from msft.models.spec import Block
 
 
 def test_equal_for_equal_seeds_in_any_order(spec, same_bits):
@@ -37,6 +38,5 @@ def test_the_stream_is_fixed(spec):
     values = RandomWeights(spec, 1).read("model.embed_tokens.weight")[0, :3]
     assert np.allclose(values, FIRST_VALUES, rtol=1e-6)
 
-from msft.models.spec import Block
 
 FIRST_VALUES = [-0.03251282, -0.02988095, -0.00842614]

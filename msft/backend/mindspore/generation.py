@@ -35,7 +35,9 @@ class Session:
         seen |= slots == slots[:, None]
         positions = np.maximum(slots[None, :] - padding[:, None], 0).astype(np.int32)
         first, last = [*self._tables(positions), self.decoder.cached_blocks.turn], self._places(length)
-        near = {window: self.decoder.tensor(seen & self._near(slots[:, None], slots, window)) for window in self._windows}
+        near = {
+            window: self.decoder.tensor(seen & self._near(slots[:, None], slots, window)) for window in self._windows
+        }
         hidden = self.decoder.entrance.of(input_ids, positions)
         for number, (layout, _) in enumerate(self.decoder.layers):
             shared = *first, near[self.decoder.windows[number]], last

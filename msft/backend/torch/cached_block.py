@@ -64,7 +64,9 @@ class CachedBlock:
     def _attend(self, normed, step: "Step"):
         query, key, value = (self._heads(rows, step) for rows in self._projected(normed))
         if self.form.head_norms:
-            query, key = (self._norm(name, heads) for name, heads in zip(self.form.head_norms, (query, key), strict=True))
+            query, key = (
+                self._norm(name, heads) for name, heads in zip(self.form.head_norms, (query, key), strict=True)
+            )
         turned = step.rotate(torch.cat((query, key), 1)).to(self.compute)
         query, key = turned.split((query.shape[1], key.shape[1]), 1)
         keys, values = self.cache[:, :, :, : step.end]

@@ -9,7 +9,7 @@ from torch import nn
 from msft.backend import slices
 from msft.backend.contract import Lora, Runtime
 from msft.backend.mesh import Mesh
-from msft.backend.torch import block, ops, placed
+from msft.backend.torch import block, ops, placed, replaced
 
 
 def add(network: nn.Module, lora: Lora, runtime: Runtime, mesh: Mesh, keep: Callable | None):
@@ -69,4 +69,4 @@ def _adapted_linear(layer: nn.Module, probability: float, hidden: torch.Tensor) 
     bias = block.bias(base)
     if base.weight.requires_grad or (bias is not None and bias.requires_grad):
         return base(hidden) + block.low_rank(hidden, a, b, scaling, keep, probability)
-    return block.adapted_linear(hidden, placed.local(base), bias, a, b, scaling, keep, probability)
+    return block.adapted_linear(hidden, replaced.weight(base), bias, a, b, scaling, keep, probability)

@@ -20,8 +20,13 @@ ACTIVATIONS = {
 
 def linear(part: nn.Module, compute: torch.dtype, hidden: torch.Tensor) -> torch.Tensor:
     """Return what a linear module gives for hidden states, in the compute dtype."""
-    weight = placed.local(part)
-    return block.linear(hidden, weight.t() if part.is_transposed else weight, block.bias(part), compute)
+    return block.linear(hidden, weight(part), block.bias(part), compute)
+
+
+def weight(part: nn.Module) -> torch.Tensor:
+    """Return a linear module's weight as [outputs, inputs]."""
+    found = placed.local(part)
+    return found.t() if part.is_transposed else found
 
 
 def _normed(norm: nn.Module, parts: block.Parts, hidden: torch.Tensor) -> torch.Tensor:

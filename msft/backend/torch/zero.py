@@ -286,7 +286,9 @@ def _initialize(model: ZeroModel, optimizer: ZeroAdamW, runtime: Runtime):
     network, decoder, configuration = model.decoder.network, model.decoder, copy.deepcopy(runtime.deepspeed)
     if configuration["zero_optimization"]["stage"] == 3:
         # A block's operators take the weights of modules below it that are not called themselves.
-        deepspeed.utils.set_z3_leaf_modules(network, [type(network.get_submodule(decoder.spec.layer(0).removesuffix(".")))])
+        deepspeed.utils.set_z3_leaf_modules(
+            network, [type(network.get_submodule(decoder.spec.layer(0).removesuffix(".")))]
+        )
     groups = optimizer.groups()
     zero, *_ = deepspeed.initialize(model=network, model_parameters=groups, config=configuration)
     # Else a step of NaN would be taken in float32.
