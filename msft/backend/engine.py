@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from msft.backend import decoding, names, slices
+from msft.backend import decoding, names, positions, slices
 from msft.backend.contract import (
     Batch,
     EngineState,
@@ -215,6 +215,7 @@ class FrameworkEngine:
                 f"a prompt has the token id {largest}, but the model's vocabulary ends at {vocabulary - 1}: "
                 "the tokenizer is another model's"
             )
+        positions.check_length(self.model.decoder.spec, max(map(len, prompts)) + sampling.max_new_tokens)
         return decoding.generate(self.session(self.model, sampling.max_new_tokens), prompts, sampling, on_token)
 
     def export_state(self) -> EngineState:

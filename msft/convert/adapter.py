@@ -189,7 +189,6 @@ def _refuse_unsupported(config: dict, where: str) -> None:
         "modules_to_save",
         "rank_pattern",
         "alpha_pattern",
-        "fan_in_fan_out",
         "lora_bias",
         "trainable_token_indices",
         "target_parameters",

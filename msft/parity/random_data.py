@@ -48,7 +48,7 @@ def write_rows(path: Path, rows: list[dict[str, np.ndarray]]) -> None:
 
 
 def _write_recipe(model: Path, output_dir: Path, data: Path, kind: str, seed: int) -> Path:
-    pet = {"pet_type": "lora", "lora_rank": 8, "lora_alpha": 16, "lora_dropout": 0.05, "target_modules": ".*_proj"}
+    pet = {"pet_type": "lora", "lora_rank": 8, "lora_alpha": 16, "lora_dropout": 0.05, "target_modules": ".*"}
     recipe = {
         "seed": seed,
         "run_mode": "finetune",

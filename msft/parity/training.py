@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from msft.backend import positions
 from msft.backend.contract import IGNORE, Batch, Sampling
 from msft.config import derive
 from msft.parity import adamw
@@ -79,9 +80,11 @@ def observe_trajectory(side: Side) -> Observation:
 def observe_generation(side: Side) -> Observation:
     """Greedy tokens after the trajectory, and how far ahead of the second best each one was."""
     prompts = prompts_of(side.first_step[0])
-    answers = side.engine.generate(prompts, Sampling(max_new_tokens=NEW_TOKENS))
+    most = positions.most_tokens(side.prepared.spec)
+    room = NEW_TOKENS if most is None else min(NEW_TOKENS, most - max(map(len, prompts)))
+    answers = side.engine.generate(prompts, Sampling(max_new_tokens=room))
     logits = side.engine.logits(_as_batch([prompt + answer for prompt, answer in zip(prompts, answers, strict=True)]))
-    seen = Observation()
+    seen = Observation(facts={"new tokens": room})
     for number, (prompt, answer) in enumerate(zip(prompts, answers, strict=True), start=1):
         seen.facts[f"prompt {number}"] = prompt
         seen.facts[f"answer {number}"] = answer

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from msft.errors import RunError
 from msft.models.families import FAMILIES
 from tests.conformance import families
 from tests.conformance.tiny_engines import ENGINES
@@ -75,3 +76,13 @@ def test_adapters_are_pefts_and_can_be_merged(name, tmp_path):
 
 def test_every_family_is_here():
     assert {config["model_type"] for config in families.CONFIGS.values()} == set(FAMILIES)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_learned_positions_end(engine):
+    """MindSpore would read zeros behind a table, torch an error about an index."""
+    built, long = families.build(engine, "gpt2", families.lora("gpt2")), families.batch(rows=1, length=70)
+    with pytest.raises(RunError, match=r"a text has \d\d tokens, but this gpt2 model has learned 64 positions"):
+        built.evaluate(long)
+    with pytest.raises(RunError, match="a text has 73 tokens"):
+        families.generation(built, 64)

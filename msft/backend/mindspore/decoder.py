@@ -14,7 +14,7 @@ import numpy as np
 from mindspore import Tensor
 from mindspore import ops as operators
 
-from msft.backend import context, line, names, slices, stages
+from msft.backend import context, line, names, positions, slices, stages
 from msft.backend.contract import Lora, Runtime, Tuning
 from msft.backend.mindspore import attention, block, distributed, ops, outside, sequence, vocabulary
 from msft.backend.mindspore.cached_block import CachedBlocks
@@ -190,6 +190,7 @@ class Decoder:
 
     def _line(self, *arrays: np.ndarray, is_shared: bool = False) -> tuple[line.Line, dict[int, block.LineTensors]]:
         """A line, and what the blocks of each window take of it."""
+        positions.check(self.spec, arrays[1])
         ranks = (self.mesh.context, self.mesh.context_rank) if is_shared else (1, 0)
         parts = self.mesh.tensor if self.mesh.is_sequence_cut else 1
         found = line.line(*arrays, *ranks, parts)

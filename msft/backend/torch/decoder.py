@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn import functional
 from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM
 
-from msft.backend import context, names, slices, stages
+from msft.backend import context, names, positions, slices, stages
 from msft.backend.contract import Runtime, Tuning
 from msft.backend.mesh import Mesh
 from msft.backend.torch import (
@@ -237,6 +237,7 @@ class Decoder:
 
     def _line(self, input_ids, position_ids, part: context.Part, is_shared=False, taken=None) -> torch.Tensor:
         """The final hidden states [1, tokens, hidden] of a part, this rank's alone where each has its own."""
+        positions.check(self.spec, position_ids)
         self._set_frequencies(position_ids)
         part = self._filled(part, is_shared)
         segments, attention_of = self._segments(part), self.attention
@@ -301,14 +302,16 @@ class Decoder:
     ) -> Iterator[tuple[str, torch.Tensor]]:
         """Yield the name and the output of the embedding, of each block and of the last norm."""
         seen, part, around = {}, context.part(segment_ids), self.spec.outside
-        watched = [around.embedding_norm or around.embedding, around.norm]
-        watched += [self.spec.layer(number).removesuffix(".") for number in range(self.spec.num_hidden_layers)]
+        layers = [self.spec.layer(number).removesuffix(".") for number in range(self.spec.num_hidden_layers)]
         hooks = [
             self.network.get_submodule(name).register_forward_hook(
                 lambda _, __, output, name=name: seen.update({name: output})
             )
-            for name in watched
+            for name in (*layers, around.norm)
         ]
+        # Whatever is added to the embedding, the first layer takes it.
+        first = self.network.get_submodule(layers[0])
+        hooks.append(first.register_forward_pre_hook(lambda _, taken: seen.update({around.embedding: taken[0]})))
         try:
             self._line(input_ids, position_ids, part)
         finally:

@@ -63,7 +63,8 @@ class AdamW:
             group = [name for name in gradients if name in chosen]
             adamw(
                 [tuned[name] for name in group],
-                [gradients[name] for name in group],
+                # The fused kernel takes numbers as they lie: gradients of transposed weights lie the other way round.
+                [gradients[name].contiguous() for name in group],
                 [self.first[name] for name in group],
                 [self.second[name] for name in group],
                 [],
