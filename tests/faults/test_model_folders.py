@@ -14,10 +14,10 @@ from msft.convert.adapter import adapter_lora, check_adapter, read_adapter, writ
 from msft.convert.check import check_against
 from msft.convert.open import open_weights, read_spec
 from msft.data.encode import encode_prompt
+from msft.data.templates import chat_or_none
 from msft.data.tokenizers import open_tokenizer
 from msft.models.rope import frequencies
 from msft.models.targets import lora_modules
-from msft.predict.prompts import default_template
 from tests.conftest import TINY
 from tests.data.small_mindrecord import write_small
 from tests.data.text_folders import byte_level_folder, metaspace_folder
@@ -209,7 +209,7 @@ def _use(tokenizer, named: str) -> None:
         assert len(encoding.ids) == len(encoding.starts) == len(encoding.ends)
     tokenizer.decode([int(token) for token in tokenizer.encode([text])[0].ids])
     assert all(isinstance(word, str) for word in tokenizer.named_tokens.values())
-    template = result_or_error(lambda: default_template(tokenizer), ":")
+    template = result_or_error(lambda: chat_or_none(tokenizer), ":")
     if template:
         messages = [{"role": "user", "content": "Hi"}]
         result_or_error(lambda: encode_prompt(tokenizer, template, messages), ":")
