@@ -52,8 +52,8 @@ def _facts(entry: dict) -> list[str]:
         f"template: the tokenizer's, else {entry['template']}",
         f"CKPT in {'MindFormers' if entry['mindformers_names'] else 'Hugging Face'} names",
     ]
-    layouts = [kind for kind in ("tensor", "pipeline") if entry[f"{kind}_parallel"]]
-    return [*facts, f"{' and '.join(layouts)} parallel"] if layouts else facts
+    is_dealt = any(size["dealt"] for size in entry["sizes"].values())
+    return [*facts, "tensor, pipeline and context parallel"] if is_dealt else facts
 
 
 def _ending(entries: list[dict]) -> list[str]:
@@ -61,7 +61,7 @@ def _ending(entries: list[dict]) -> list[str]:
     return [
         "",
         *textwrap.wrap(f"Verified here for every family, on CPU: {', '.join(common)}.", WIDTH),
-        "Layouts other than data parallel were run for the families alone that name them.",
+        "Families that do not name other layouts have data parallelism alone.",
         "msft list FAMILY tells how; msft recipe --model FAMILY --size SIZE --method lora writes the recipe of a size.",
     ]
 
@@ -69,9 +69,21 @@ def _ending(entries: list[dict]) -> list[str]:
 def _details(entry: dict) -> list[str]:
     class_of = "" if entry["transformers_has_it"] else " (not in transformers: a class that computes the same is used)"
     lines = [f"{entry['family']}: {entry['architecture']}{class_of}", *(f"  {fact}" for fact in _facts(entry)), ""]
-    heads = ["size", "release", "parameters", "layers", "hidden", "heads", "key heads", "vocabulary", "longest"]
+    heads = [
+        "size",
+        "release",
+        "parameters",
+        "layers",
+        "hidden",
+        "heads",
+        "key heads",
+        "vocabulary",
+        "longest",
+        "dealt",
+    ]
     rows = [[name, *(_told(value) for value in size.values())] for name, size in entry["sizes"].items()]
     lines += [f"  {line}" for line in _table([heads, *rows])] if rows else ["  no published size on record"]
+    lines += ["  dealt: to several processes (tensor, pipeline, context parallel)"] if rows else []
     lines += ["", "verified here, on CPU, in float32:"]
     for check in entry["verified"]:
         lines += [f"  {check['what']}", *textwrap.wrap(check["how"], WIDTH, **_indent(4)), f"    {check['test']}"]
@@ -95,6 +107,8 @@ def _table(rows: list[list[str]]) -> list[str]:
 
 
 def _told(value) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
     return f"{value:,}" if isinstance(value, int) else value
 
 

@@ -2,11 +2,11 @@
 
 import math
 
-from msft.models.families import FAMILIES, family, spec_from_hf
+from msft.models.families import FAMILIES, named, spec_from_hf
 from msft.models.shapes import tensor_shapes
 from msft.models.sizes import SIZES, Size, config_of
 from msft.models.spec import ModelSpec
-from msft.models.verified import checks_of, is_verified
+from msft.models.verified import checks_of
 
 
 def catalog() -> list[dict]:
@@ -14,9 +14,14 @@ def catalog() -> list[dict]:
     return [entry(name) for name in FAMILIES]
 
 
-def entry(model_type: str) -> dict:
-    """Return a family's entry: what describes it, its sizes, and what was verified how; raises InputError."""
-    kind = family(model_type, "msft list")
+def entry(name: str) -> dict:
+    """Return a family's entry: what describes it, its sizes, and what was verified how; raises InputError.
+
+    `dealt` says of a size whether its layers can be dealt to several processes (tensor, pipeline, context parallel).
+    """
+    kind = named(name, "msft list")
+    model_type = kind.model_type
+    sizes = {size: _size(model_type, published) for size, published in SIZES.get(model_type, {}).items()}
     return {
         "family": model_type,
         "architecture": kind.architecture,
@@ -24,9 +29,7 @@ def entry(model_type: str) -> dict:
         "template": kind.template,
         "mindformers_names": bool(kind.mindformers.renames),
         "transformers_has_it": kind.native is None,
-        "tensor_parallel": is_verified("tensor parallel", model_type),
-        "pipeline_parallel": is_verified("pipeline parallel", model_type),
-        "sizes": {name: _size(model_type, size) for name, size in SIZES.get(model_type, {}).items()},
+        "sizes": sizes,
         "verified": [check._asdict() | {"families": list(check.families)} for check in checks_of(model_type)],
     }
 
@@ -47,4 +50,5 @@ def _size(model_type: str, size: Size) -> dict:
         "key_heads": spec.num_key_value_heads,
         "vocabulary": spec.vocab_size,
         "longest": spec.max_position_embeddings,
+        "dealt": spec.is_like_llama,
     }

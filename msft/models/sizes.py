@@ -3,9 +3,11 @@
 from typing import NamedTuple
 
 from msft.errors import InputError, did_you_mean
-from msft.models.families import family
+from msft.models.families import named
 
 LLAMA2 = {"vocab_size": 32000, "max_position_embeddings": 4096, "rms_norm_eps": 1e-5}
+CHINESE = {**LLAMA2, "vocab_size": 55296, "bos_token_id": 1, "eos_token_id": 2}
+YI = {**CHINESE, "vocab_size": 64000, "rope_theta": 5000000.0}
 LLAMA3 = {
     "vocab_size": 128256,
     "max_position_embeddings": 8192,
@@ -190,6 +192,12 @@ SIZES: dict[str, dict[str, Size]] = {
         "llama3.1-70b": _like_llama(LLAMA31, "Llama-3.1-70B-Instruct", 8192, 28672, 80, 64, 8),
         "llama3.2-1b": _like_llama(LLAMA32, "Llama-3.2-1B-Instruct", 2048, 8192, 16, 32, 8, head_dim=64),
         "llama3.2-3b": _like_llama(LLAMA32, "Llama-3.2-3B-Instruct", 3072, 8192, 28, 24, 8, head_dim=128),
+        "vicuna-7b": _like_llama(LLAMA2, "vicuna-7b-v1.5", 4096, 11008, 32, 32, 32),
+        "vicuna-13b": _like_llama(LLAMA2, "vicuna-13b-v1.5", 5120, 13824, 40, 40, 40),
+        "chinese-alpaca2-7b": _like_llama(CHINESE, "chinese-alpaca-2-7b", 4096, 11008, 32, 32, 32),
+        "chinese-alpaca2-13b": _like_llama(CHINESE, "chinese-alpaca-2-13b", 5120, 13824, 40, 40, 40),
+        "yi-6b": _like_llama(YI, "Yi-6B-Chat", 4096, 11008, 32, 32, 4),
+        "yi-34b": _like_llama(YI, "Yi-34B-Chat", 7168, 20480, 60, 56, 8),
         "tinyllama-1.1b": _like_llama(
             LLAMA2, "TinyLlama-1.1B-Chat-v1.0", 2048, 5632, 22, 32, 4, max_position_embeddings=2048
         ),
@@ -214,6 +222,10 @@ SIZES: dict[str, dict[str, Size]] = {
         "14b": _like_llama(QWEN, "Qwen2.5-14B-Instruct", 5120, 13824, 48, 40, 8),
         "32b": _like_llama(QWEN, "Qwen2.5-32B-Instruct", 5120, 27648, 64, 40, 8),
         "72b": _like_llama(QWEN, "Qwen2.5-72B-Instruct", 8192, 29568, 80, 64, 8),
+        "qwen1.5-1.8b": _like_llama(QWEN, "Qwen1.5-1.8B-Chat", 2048, 5504, 24, 16, 16, vocab_size=151936),
+        "qwen1.5-7b": _like_llama(QWEN, "Qwen1.5-7B-Chat", 4096, 11008, 32, 32, 32, vocab_size=151936),
+        "qwen1.5-14b": _like_llama(QWEN, "Qwen1.5-14B-Chat", 5120, 13696, 40, 40, 40),
+        "qwen1.5-72b": _like_llama(QWEN, "Qwen1.5-72B-Chat", 8192, 24576, 80, 64, 64),
     },
     "qwen3": {
         "0.6b": _like_llama(SMALL_QWEN3, "Qwen3-0.6B", 1024, 3072, 28, 16, 8),
@@ -246,6 +258,7 @@ SIZES: dict[str, dict[str, Size]] = {
     },
     "internlm3": {"8b": _like_llama(INTERNLM3, "internlm3-8b-instruct", 4096, 10240, 48, 32, 2)},
     "baichuan": {
+        "1-7b": _like_llama({**BAICHUAN, **BAICHUAN_7B}, "Baichuan-7B", 4096, 11008, 32, 32, vocab_size=64000),
         "1-13b": _like_llama({**BAICHUAN, **BAICHUAN_13B}, "Baichuan-13B-Chat", 5120, 13696, 40, 40, vocab_size=64000),
         "2-7b": _like_llama({**BAICHUAN, **BAICHUAN_7B}, "Baichuan2-7B-Chat", 4096, 11008, 32, 32),
         "2-13b": _like_llama({**BAICHUAN, **BAICHUAN_13B}, "Baichuan2-13B-Chat", 5120, 13696, 40, 40),
@@ -314,16 +327,16 @@ SIZES: dict[str, dict[str, Size]] = {
 }
 
 
-def published(model_type: str, size: str, where: str = "--size") -> Size:
-    """Return a published size; raises InputError naming the known ones."""
-    sizes = SIZES.get(model_type, {})
+def published(name: str, size: str, where: str = "--size") -> Size:
+    """Return a published size of a family; raises InputError naming the known ones."""
+    sizes = SIZES.get(named(name).model_type, {})
     if size not in sizes:
         known = ", ".join(sizes) or "none"
-        raise InputError(f"{where}: {model_type} has no size {size!r:.80}{did_you_mean(size, sizes)} (known: {known})")
+        raise InputError(f"{where}: {name} has no size {size!r:.80}{did_you_mean(size, sizes)} (known: {known})")
     return sizes[size]
 
 
-def config_of(model_type: str, size: Size) -> dict:
+def config_of(name: str, size: Size) -> dict:
     """Return a size's `config.json`."""
-    kind = family(model_type)
+    kind = named(name)
     return {"architectures": [kind.architecture], "model_type": kind.model_type, **size.values}

@@ -90,8 +90,3 @@ CHECKS = (
 def checks_of(model_type: str) -> tuple[Check, ...]:
     """Return what was verified of a family."""
     return tuple(check for check in CHECKS if check.families == EVERY or model_type in check.families)
-
-
-def is_verified(what: str, model_type: str) -> bool:
-    """Return whether a check was made of a family."""
-    return any(check.what == what for check in checks_of(model_type))

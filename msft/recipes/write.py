@@ -4,7 +4,7 @@ from pathlib import Path
 from string import Template
 
 from msft.models.catalog import parameters
-from msft.models.families import family, spec_from_hf
+from msft.models.families import named, spec_from_hf
 from msft.models.sizes import config_of, published
 
 METHODS = ("lora", "full")
@@ -16,14 +16,13 @@ ROWS = ((3e9, 4), (20e9, 2), (float("inf"), 1))
 RECOMPUTED_FROM = 3e9
 
 
-def recipe(
-    model_type: str, size: str, method: str, pretrained: str = "", file: str = "recipe.yaml", devices: int = 1
-) -> str:
+def recipe(name: str, size: str, method: str, pretrained: str = "", file: str = "recipe.yaml", devices: int = 1) -> str:
     """Return the recipe's YAML; `pretrained` is the model's folder ('' = the release's name), `file` how it is called.
 
     Raises InputError for a family or a size that is not known.
     """
-    kind = family(model_type)
+    kind = named(name)
+    model_type = kind.model_type
     chosen = published(model_type, size)
     spec = spec_from_hf(config_of(model_type, chosen), chosen.release)
     count = parameters(spec)

@@ -30,7 +30,9 @@ def test_all_families_with_their_sizes(capsys):
 def test_one_family_with_what_was_verified(capsys):
     said = run(capsys, "list", "chatglm").out
     assert said.startswith("chatglm: ChatGLMModel (not in transformers: a class that computes the same is used)\n")
-    assert "  4-9b  glm-4-9b-chat  9,399,951,360      40   4,096     32          2     151,552  131,072\n" in said
+    assert (
+        "  4-9b  glm-4-9b-chat  9,399,951,360      40   4,096     32          2     151,552  131,072     no\n" in said
+    )
     assert "    tests/convert/test_file_names.py::test_files_hold_what_the_family_says\n" in said
     assert "tensor parallel" not in said and "  tensor parallel\n" in run(capsys, "list", "llama").out
 
@@ -38,9 +40,9 @@ def test_one_family_with_what_was_verified(capsys):
 def test_json_has_what_the_text_says(capsys):
     entries = json.loads(run(capsys, "list", "--json").out)
     assert [entry["family"] for entry in entries] == list(FAMILIES)
-    one = json.loads(run(capsys, "list", "qwen2", "--json").out)
+    one = json.loads(run(capsys, "list", "qwen2.5", "--json").out)
     assert one in entries and one["sizes"]["7b"]["parameters"] == 7_615_616_512 and one["template"] == "qwen-7b-chat"
-    assert one["mindformers_names"] and not one["tensor_parallel"]
+    assert one["mindformers_names"] and one["sizes"]["7b"]["dealt"]
     assert {check["what"] for check in one["verified"]} >= {"training", "conversion"}
 
 

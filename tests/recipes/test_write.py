@@ -11,13 +11,11 @@ from msft.config import derive
 from msft.config.checks import check_device
 from msft.config.layout import Layout, layout
 from msft.config.load import load_recipe
-from msft.errors import InputError
 from msft.estimate.run import estimate
 from msft.models.catalog import parameters
 from msft.models.families import FAMILIES
 from msft.models.shapes import tensor_shapes
 from msft.models.sizes import SIZES, config_of
-from msft.models.spec import Block
 from msft.recipes.write import METHODS, recipe
 
 ALL = [(family, size) for family, sizes in SIZES.items() for size in sizes]
@@ -57,13 +55,9 @@ def test_every_recipe_loads_and_tunes_what_it_says(tmp_path, family, size):
 
 
 @pytest.mark.parametrize(("family", "size"), [(family, next(iter(sizes))) for family, sizes in SIZES.items()])
-def test_the_estimate_takes_a_recipe_or_says_that_it_does_not_know_the_family(tmp_path, family, size):
+def test_the_estimate_takes_every_familys_recipe(tmp_path, family, size):
     loaded = load_recipe(written(tmp_path, family, size, "lora", 8))
     spec = derive.model_spec(loaded)
-    if spec.block.modules != Block().modules:
-        with pytest.raises(InputError, match=f"knows layers with Llama's seven matrices, not {family}'s"):
-            estimate(loaded, "ascend910b")
-        return
     found = estimate(loaded, "ascend910b")
     assert found.asked.layout.data == 8 and found.sizes.parameters - found.sizes.adapters == parameters(spec)
 
