@@ -7,6 +7,7 @@ import pytest
 import yaml
 
 from msft.backend import stages
+from msft.cli.main import main
 from msft.config import derive
 from msft.config.checks import check_device
 from msft.config.layout import Layout, layout
@@ -81,3 +82,17 @@ def test_a_plain_yaml_reader_sees_the_same_values():
     data = yaml.safe_load(recipe("gemma2", "9b", "lora", "models/gemma"))
     assert data["lr_schedule"]["learning_rate"] == 1e-4 and data["model"]["pretrained"] == "models/gemma"
     assert data["model"]["pet_config"]["target_modules"] == ".*q_proj$|.*k_proj$|.*v_proj$|.*o_proj$"
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_recipe_trains(tmp_path, tiny_model, tiny_data, method):
+    """With a model's own folder in the release's place, on the data of the flag; the other engine takes it too."""
+    path = tmp_path / "recipe.yaml"
+    path.write_text(recipe("llama", "smollm2-135m", method, str(tiny_model), str(path)))
+    words = ["train", str(path), "--train_dataset_dir", str(tiny_data[0]), "--device", "cpu", "--model.seq_length", "24"]
+    words += ["--output_dir", str(tmp_path / "out"), "--epochs", "1"]
+    assert main([*words, "--backend", "mindspore", "--dry_run"]) == 0
+    assert main([*words, "--backend", "torch"]) == 0
+    losses = [json.loads(line) for line in (tmp_path / "out" / "trainer_log.jsonl").read_text().splitlines()]
+    assert any("loss" in record for record in losses)
+    assert (tmp_path / "out" / {"lora": "adapter", "full": "model"}[method]).is_dir()
