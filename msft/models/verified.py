@@ -5,6 +5,8 @@ Everything ran on CPU, in float32. The tests are the record: `tests/models/test_
 
 from typing import NamedTuple
 
+from msft.models.families import FAMILIES
+
 EVERY: tuple[str, ...] = ()
 CUT = "2 and 4 processes train as one does: losses within 1e-5, LoRA and full"
 
@@ -33,6 +35,12 @@ CHECKS = (
         "training",
         "steps of both engines with dropout, decay and clipping, LoRA and full: losses and norms within 1e-5",
         "tests/conformance/test_families.py::test_both_engines_train_alike",
+    ),
+    Check(
+        "adapters",
+        "PEFT loads them beside transformers' class: the same logits, merged ones too",
+        "tests/conformance/test_families.py::test_adapters_are_pefts_and_can_be_merged",
+        tuple(name for name, kind in FAMILIES.items() if kind.native is None),
     ),
     Check(
         "conversion",

@@ -18,6 +18,7 @@ from msft.data.templates import chat_or_none
 from msft.data.tokenizers import open_tokenizer
 from msft.models.rope import frequencies
 from msft.models.targets import lora_modules
+from msft.predict.loading import end_ids
 from tests.conftest import TINY
 from tests.data.small_mindrecord import write_small
 from tests.data.text_folders import byte_level_folder, metaspace_folder
@@ -181,6 +182,18 @@ def test_metas_params(tmp_path, count):
             result_or_error(lambda name=name: source.read(name), str(folder))
 
     try_all(count, contents(params), check)
+
+
+@short_and_long(40, 1000)
+def test_generation_config(folder, count):
+    spec = read_spec(folder)
+
+    def check(content):
+        (folder / "generation_config.json").write_bytes(content)
+        found = result_or_error(lambda: end_ids(spec, folder), str(folder))
+        assert found is None or set(found) >= set(spec.eos_token_ids)
+
+    try_all(count, contents({"bos_token_id": 1, "eos_token_id": [2, 7], "pad_token_id": 0}), check)
 
 
 @pytest.mark.parametrize("kind", ["byte_level", "metaspace"])

@@ -7,7 +7,7 @@ import pytest
 
 from msft.models.families import FAMILIES
 from msft.models.verified import CHECKS, EVERY, checks_of
-from tests.conformance.families import CONFIGS
+from tests.conformance.families import CONFIGS, NATIVE
 
 ROOT = Path(__file__).parents[2]
 
@@ -27,6 +27,11 @@ def test_what_holds_for_every_family_runs_over_every_family():
         if check.families == EVERY:
             text = (ROOT / check.test.split("::")[0]).read_text(encoding="utf-8")
             assert re.search(r"families\.CONFIGS|\bCONFIGS\b|\bFAMILIES\b|\bSIZES\b|\bALL\b", text), check.test
+
+
+def test_adapters_are_held_against_peft_where_transformers_has_the_family():
+    (check,) = (check for check in CHECKS if check.what == "adapters")
+    assert set(check.families) == {CONFIGS[name]["model_type"] for name in CONFIGS.keys() - NATIVE.keys()}
 
 
 def test_a_family_alone_has_its_own_checks_too():
