@@ -89,8 +89,8 @@ def test_a_recipe_trains(tmp_path, tiny_model, tiny_data, method):
     """With a model's own folder in the release's place, on the data of the flag; the other engine takes it too."""
     path = tmp_path / "recipe.yaml"
     path.write_text(recipe("llama", "smollm2-135m", method, str(tiny_model), str(path)))
-    words = ["train", str(path), "--train_dataset_dir", str(tiny_data[0]), "--device", "cpu", "--model.seq_length", "24"]
-    words += ["--output_dir", str(tmp_path / "out"), "--epochs", "1"]
+    words = ["train", str(path), "--train_dataset_dir", str(tiny_data[0]), "--output_dir", str(tmp_path / "out")]
+    words += ["--device", "cpu", "--model.seq_length", "24", "--epochs", "1"]
     assert main([*words, "--backend", "mindspore", "--dry_run"]) == 0
     assert main([*words, "--backend", "torch"]) == 0
     losses = [json.loads(line) for line in (tmp_path / "out" / "trainer_log.jsonl").read_text().splitlines()]
