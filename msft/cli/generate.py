@@ -50,18 +50,18 @@ def _generate(argv: Sequence[str]) -> None:
     from msft.convert.dtypes import WORDS
     from msft.data.tokenizers import open_tokenizer
     from msft.predict.answers import Answerer
-    from msft.predict.loading import load_engine, load_spec, load_tokenizer
+    from msft.predict.loading import end_ids, load_engine, load_spec, load_tokenizer
     from msft.predict.prompts import Prompts, read_prompts
 
     texts = words.prompt if words.prompt is not None else read_prompts(words.file)
     spec = load_spec(words.model)
     tokenizer = open_tokenizer(words.tokenizer) if words.tokenizer else load_tokenizer(words.model)
-    prompts = Prompts(tokenizer, _template(words, tokenizer), words.system)
+    prompts = Prompts(tokenizer, _template(words, tokenizer, spec.family), words.system)
     encoded = [prompts.encode(text) for text in texts]
     engine = load_engine(
         spec, words.model, words.adapter, words.backend, words.device, WORDS[words.dtype], words.lora_alpha
     )
-    stop_ids = prompts.stop_ids(spec.eos_token_ids, words.stop)
+    stop_ids = prompts.stop_ids(end_ids(spec, words.model), words.stop)
     sampling = Sampling(words.max_new_tokens, words.temperature, words.top_k, words.top_p, words.seed, stop_ids)
     answerer = Answerer(engine, tokenizer, sampling, (*words.stop, *prompts.stop_texts()))
     if len(texts) == 1:
@@ -74,18 +74,17 @@ def _generate(argv: Sequence[str]) -> None:
             console.say(json.dumps({"prompt": text, "answer": answer}, ensure_ascii=False))
 
 
-def _template(words, tokenizer) -> str | None:
-    """The template asked for, the tokenizer's own, or the one that llama_preprocess trains with; None for --raw."""
+def _template(words, tokenizer, model_type: str) -> str | None:
+    """The template asked for, or the one that llama_preprocess trains with; None for --raw."""
     from msft import console
-    from msft.data.templates import DEFAULT_TEMPLATE
-    from msft.predict.prompts import default_template
+    from msft.data.templates import CHAT, default_template
 
-    if words.raw:
-        return None
-    template = words.template or default_template(tokenizer)
-    if template is None:
-        console.note(f"the tokenizer has no chat template: prompts stand in {DEFAULT_TEMPLATE} (--template, --raw)")
-    return template or DEFAULT_TEMPLATE
+    if words.raw or words.template:
+        return words.template
+    template = default_template(tokenizer, model_type)
+    if template != CHAT:
+        console.note(f"the tokenizer has no chat template: prompts stand in {template} (--template, --raw)")
+    return template
 
 
 def _check(words) -> None:

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from importlib import import_module
 
 COMMANDS = {
+    "list": "tell the model families, their sizes, templates, and what was verified how",
+    "recipe": "write the recipe of a family's size, full or LoRA",
     "train": "fine-tune, pretrain, evaluate or predict from a recipe",
     "estimate": "tell memory, speed and the best layout of a recipe on a device, without running it",
     "parity": "run a recipe on both engines and name the first place where they differ",

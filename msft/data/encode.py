@@ -18,9 +18,6 @@ from msft.data.templates import open_template
 from msft.data.tokenizers import Encoding, Tokenizer
 from msft.errors import InputError
 
-# The shortest conversation.
-PROBE = Conversation((Turn("user", "question"), Turn("assistant", "answer")))
-
 
 class Example(NamedTuple):
     """One conversation in tokens: `ids` and `labels` int32 [n], labels[t] == ids[t] or -100 where not supervised.
@@ -131,29 +128,3 @@ def encode_prompt(tokenizer: Tokenizer, template, messages: Sequence[dict]) -> l
         raise InputError(f"prompt: {reason}") from None
     ids = tokenizer.encode([text])[0].ids
     return [*(with_prefix(tokenizer.prefix_ids, ids) if template.adds_prefix else ()), *ids.tolist()]
-
-
-def end_mark(tokenizer: Tokenizer, template) -> str:
-    """Return the text that ends an answer: a special token or plain text, "" when the end token is added instead."""
-    template = open_template(template, tokenizer) if isinstance(template, str) else template
-    try:
-        return AnswerFinder(template, tokenizer.special_tokens).by_openings(PROBE).end_mark
-    except BadRow as reason:
-        raise InputError(f"--template {template.name}: {reason}") from None
-
-
-def stop_ids(tokenizer: Tokenizer, template) -> tuple[int, ...]:
-    """Return the token ids that end an answer: the end token, the template's end mark and its own stop tokens."""
-    template = open_template(template, tokenizer) if isinstance(template, str) else template
-    special = tokenizer.special_tokens
-    words = [end_mark(tokenizer, template), *template.stop_strings]
-    known = set(special.values())
-    found = {tokenizer.eos_id, *(special.get(word) for word in words), *known.intersection(template.stop_token_ids)}
-    return tuple(sorted(found - {None}))
-
-
-def stop_strings(tokenizer: Tokenizer, template) -> tuple[str, ...]:
-    """Return the plain texts that end an answer, for templates whose end mark is no special token."""
-    template = open_template(template, tokenizer) if isinstance(template, str) else template
-    words = [end_mark(tokenizer, template), *template.stop_strings]
-    return tuple(dict.fromkeys(word for word in words if word and word not in tokenizer.special_tokens))

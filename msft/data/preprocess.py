@@ -3,7 +3,7 @@
 import os
 import time
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,13 +11,13 @@ import numpy as np
 
 from msft import console
 from msft.data import origin, qa, rows, wiki
-from msft.data.encode import PROBE, end_mark, stop_ids
+from msft.data.ends import PROBE, answer_ends
 from msft.data.formats import BadRow
 from msft.data.mindrecord import MindRecordWriter
 from msft.data.mindrecord.writer import shard_paths
 from msft.data.parallel import cores
 from msft.data.report import Report
-from msft.data.templates import DEFAULT_TEMPLATE, open_template
+from msft.data.templates import default_template, model_type_beside, open_template
 from msft.data.tokenizers import Tokenizer, open_tokenizer
 from msft.errors import InputError
 
@@ -28,7 +28,8 @@ DATASET_TYPES = ("qa", "wiki", "wikipedia")
 class Options:
     """MindFormers' arguments of llama_preprocess, `template`, `num_workers` (None: all cores) and `overwrite`.
 
-    Rows have `seq_length` + 1 tokens. `repeat` is for wiki, `samples_num` for wikipedia, `template` for qa.
+    Rows have `seq_length` + 1 tokens. `repeat` is for wiki, `samples_num` for wikipedia, `template` for qa ('' =
+    the tokenizer's own, else the one of the model family beside it).
     """
 
     input_glob: str
@@ -39,7 +40,7 @@ class Options:
     file_partition: int = 1
     repeat: int = 1
     samples_num: int = 10000
-    template: str = DEFAULT_TEMPLATE
+    template: str = ""
     num_workers: int | None = None
     overwrite: bool = False
 
@@ -64,7 +65,10 @@ def preprocess(options: Options) -> Report | None:
     started = time.perf_counter()
     tokenizer = open_tokenizer(options.model_file)
     paths = _input_files(options)
-    template = open_template(options.template, tokenizer) if options.dataset_type == "qa" else None
+    given, template = options, None
+    if options.dataset_type == "qa":
+        name = options.template or default_template(tokenizer, model_type_beside(options.model_file))
+        options, template = replace(options, template=name), open_template(name, tokenizer)
     report = Report(_recorded(options) | {"pad_id": tokenizer.pad_id})
     report_path, outputs = Path(f"{options.output_file}.report.json"), _outputs(options)
     made_from = origin.origin(paths, options.model_file, _settings(options, template))
@@ -72,7 +76,7 @@ def preprocess(options: Options) -> Report | None:
         console.say(f"{options.output_file}: is there already, made from the same data, tokenizer and options")
         console.say(f"what became of each row: {report_path}; --overwrite makes it anew")
         return None
-    _note_unused(options, report)
+    _note_unused(given, report)
     columns = qa.COLUMNS if template else wiki.COLUMNS
     write = {"qa": _write_qa, "wiki": _write_wiki, "wikipedia": _write_wikipedia}[options.dataset_type]
     job = _Job(options, paths, tokenizer, template, report)
@@ -199,10 +203,10 @@ def _workers(job: _Job) -> int:
 
 
 def _describe(tokenizer: Tokenizer, template) -> str:
-    mark = end_mark(tokenizer, template)
-    stops = ", ".join(map(str, stop_ids(tokenizer, template))) or "none"
-    if mark:
-        return f"template {template.name}: an answer ends with {mark!r} (stop ids: {stops})"
+    ends = answer_ends(tokenizer, template)
+    stops = ", ".join(map(str, ends.ids)) or "none"
+    if ends.mark:
+        return f"template {template.name}: an answer ends with {ends.mark!r} (stop ids: {stops})"
     if tokenizer.eos_id is None:
         return f"template {template.name}: nothing marks the end of an answer, and the tokenizer has no end token"
     return f"template {template.name}: no end mark of its own, so the end token is added (stop ids: {stops})"

@@ -1,10 +1,15 @@
 """Templates by name: 'chat' is the tokenizer's own, every other name one of FastChat's."""
 
+import os
+from pathlib import Path
+
 from msft.data.named_template import NamedTemplate
+from msft.data.tokenizer_files import read_json
 from msft.data.tokenizers import Tokenizer
 from msft.errors import InputError, did_you_mean
+from msft.models.families import FAMILIES
+from msft.models.family import DEFAULT_TEMPLATE
 
-DEFAULT_TEMPLATE = "vicuna_v1.1"
 CHAT = "chat"
 
 
@@ -20,6 +25,24 @@ def open_template(name: str, tokenizer: Tokenizer):
         if llama not in tokenizer.special_tokens:
             tokens[llama] = tokenizer.named_tokens.get(own, "")
     return NamedTemplate(name, tokens)
+
+
+def default_template(tokenizer: Tokenizer, model_type: str | None = None) -> str:
+    """Return the template where none is named: the tokenizer's own, else its model family's, else vicuna_v1.1."""
+    own = FAMILIES[model_type].template if model_type in FAMILIES else DEFAULT_TEMPLATE
+    return chat_or_none(tokenizer) or own
+
+
+def chat_or_none(tokenizer: Tokenizer) -> str | None:
+    """Return 'chat' for a tokenizer with a chat template, else None."""
+    return CHAT if tokenizer.chat_templates else None
+
+
+def model_type_beside(path: str | os.PathLike) -> str | None:
+    """Return the `model_type` that the config.json beside a tokenizer says, None where there is none."""
+    path = Path(path)
+    found = read_json((path if path.is_dir() else path.parent) / "config.json").get("model_type")
+    return found if isinstance(found, str) else None
 
 
 def _chat_template(name: str, key: str, tokenizer: Tokenizer):

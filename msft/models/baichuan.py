@@ -32,4 +32,5 @@ FAMILY = Family(
     llama.MINDFORMERS,
     FILES,
     llama.config_of,
+    template="baichuan2-chat",
 )

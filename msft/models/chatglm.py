@@ -49,4 +49,6 @@ def native(spec: ModelSpec) -> dict:
     return config
 
 
-FAMILY = Family("chatglm", "ChatGLMModel", spec_from_hf, llama.LORA_TARGETS, files=FILES, native=native)
+FAMILY = Family(
+    "chatglm", "ChatGLMModel", spec_from_hf, llama.LORA_TARGETS, files=FILES, native=native, template="chatglm3"
+)

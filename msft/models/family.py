@@ -7,6 +7,9 @@ from typing import NamedTuple
 from msft.models.shapes import tensor_shapes
 from msft.models.spec import ModelSpec
 
+# For families whose prompts FastChat does not know.
+DEFAULT_TEMPLATE = "vicuna_v1.1"
+
 
 @dataclass(frozen=True)
 class MindFormersNames:
@@ -88,7 +91,8 @@ class Family:
 
     `model_type` and `architecture` are those of its config.json. `lora_targets` are the modules that get adapters
     where a recipe names none. `native` gives the config.json of the transformers class that computes a model of this
-    family on PyTorch, where it is another family's.
+    family on PyTorch, where it is another family's. `template` is FastChat's name for the prompts of its chat releases,
+    for a tokenizer without a chat template of its own.
     """
 
     model_type: str
@@ -98,3 +102,4 @@ class Family:
     mindformers: MindFormersNames = field(default_factory=MindFormersNames)
     files: FileNames = field(default_factory=FileNames)
     native: Callable[[ModelSpec], dict] | None = None
+    template: str = DEFAULT_TEMPLATE

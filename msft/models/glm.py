@@ -26,4 +26,4 @@ def described(values: HfConfig, family: str, block: Block, biased: tuple[str, ..
     return replace(spec, rotary_dim=values.partial_rotary(spec.head_dim, 0.5))
 
 
-FAMILY = Family("glm", "GlmForCausalLM", spec_from_hf, llama.LORA_TARGETS)
+FAMILY = Family("glm", "GlmForCausalLM", spec_from_hf, llama.LORA_TARGETS, template="chatglm3")

@@ -14,4 +14,4 @@ def spec_from_hf(config: dict, where: str = "config.json") -> ModelSpec:
     return glm.spec_from_hf(config, where, "glm4", BLOCK)
 
 
-FAMILY = Family("glm4", "Glm4ForCausalLM", spec_from_hf, llama.LORA_TARGETS)
+FAMILY = Family("glm4", "Glm4ForCausalLM", spec_from_hf, llama.LORA_TARGETS, template="chatglm3")

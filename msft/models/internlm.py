@@ -15,5 +15,11 @@ def spec_from_hf(config: dict, where: str = "config.json") -> ModelSpec:
 
 
 FAMILY = Family(
-    "internlm", "InternLMForCausalLM", spec_from_hf, llama.LORA_TARGETS, llama.MINDFORMERS, native=llama.config_of
+    "internlm",
+    "InternLMForCausalLM",
+    spec_from_hf,
+    llama.LORA_TARGETS,
+    llama.MINDFORMERS,
+    native=llama.config_of,
+    template="internlm-chat",
 )

@@ -36,4 +36,5 @@ FAMILY = Family(
     llama.MINDFORMERS,
     files=FILES,
     native=llama.config_of,
+    template="Yi-34b-chat",
 )

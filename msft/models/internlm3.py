@@ -14,4 +14,11 @@ def spec_from_hf(config: dict, where: str = "config.json") -> ModelSpec:
     return values.spec("internlm3", block=Block(biased=biased))
 
 
-FAMILY = Family("internlm3", "InternLM3ForCausalLM", spec_from_hf, llama.LORA_TARGETS, native=llama.config_of)
+FAMILY = Family(
+    "internlm3",
+    "InternLM3ForCausalLM",
+    spec_from_hf,
+    llama.LORA_TARGETS,
+    native=llama.config_of,
+    template="Yi-34b-chat",
+)

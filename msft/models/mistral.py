@@ -15,4 +15,6 @@ def spec_from_hf(config: dict, where: str = "config.json") -> ModelSpec:
     return replace(spec, windows=(values.get("sliding_window", 0),) * spec.num_hidden_layers)
 
 
-FAMILY = Family("mistral", "MistralForCausalLM", spec_from_hf, llama.LORA_TARGETS, llama.MINDFORMERS)
+FAMILY = Family(
+    "mistral", "MistralForCausalLM", spec_from_hf, llama.LORA_TARGETS, llama.MINDFORMERS, template="mistral"
+)

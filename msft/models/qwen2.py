@@ -26,4 +26,6 @@ def windows(values: HfConfig) -> tuple[int, ...]:
     return (0,) * whole + (window,) * (layers - whole)
 
 
-FAMILY = Family("qwen2", "Qwen2ForCausalLM", spec_from_hf, llama.LORA_TARGETS, llama.MINDFORMERS)
+FAMILY = Family(
+    "qwen2", "Qwen2ForCausalLM", spec_from_hf, llama.LORA_TARGETS, llama.MINDFORMERS, template="qwen-7b-chat"
+)

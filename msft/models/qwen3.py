@@ -18,4 +18,4 @@ def spec_from_hf(config: dict, where: str = "config.json") -> ModelSpec:
     return replace(spec, windows=qwen2.windows(values))
 
 
-FAMILY = Family("qwen3", "Qwen3ForCausalLM", spec_from_hf, llama.LORA_TARGETS)
+FAMILY = Family("qwen3", "Qwen3ForCausalLM", spec_from_hf, llama.LORA_TARGETS, template="qwen-7b-chat")

@@ -16,6 +16,7 @@ from msft.convert.adapter import adapter_lora, check_adapter, read_adapter
 from msft.convert.check import check_against
 from msft.convert.open import open_weights
 from msft.convert.rank_folder import KEY, slices_explained
+from msft.data.tokenizer_files import read_json
 from msft.data.tokenizers import Tokenizer, open_tokenizer
 from msft.errors import InputError
 from msft.models.spec import ModelSpec
@@ -40,6 +41,22 @@ def load_tokenizer(model: Path) -> Tokenizer:
         for name, content in companions.find(None, model).items():
             Path(place, name).write_bytes(content if isinstance(content, bytes) else content.read_bytes())
         return open_tokenizer(place)
+
+
+def end_ids(spec: ModelSpec, model: Path | str | None) -> tuple[int, ...]:
+    """Return the tokens at which a model ends: what its config.json says, and the generation_config.json beside it.
+
+    Raises InputError for a generation_config.json that cannot be read.
+    """
+    if model is None:
+        return spec.eos_token_ids
+    folder = Path(model) if Path(model).is_dir() else Path(model).parent
+    path = folder / "generation_config.json"
+    given = read_json(path).get("eos_token_id")
+    ids = given if isinstance(given, list) else [] if given is None else [given]
+    if not all(type(each) is int for each in ids):
+        raise InputError(f"{path}: 'eos_token_id' must be a token's number or a list of them, not {given!r:.80}")
+    return tuple(sorted({*spec.eos_token_ids, *ids}))
 
 
 def load_engine(

@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from msft.data import encode
-from msft.data.templates import CHAT, open_template
+from msft.data.ends import answer_ends
+from msft.data.templates import open_template
 from msft.data.tokenizers import Tokenizer
 from msft.errors import InputError
 
@@ -38,17 +39,12 @@ class Prompts:
         Those of `stops` that are special tokens are among them, as these never show in an answer's text.
         """
         special = self._tokenizer.special_tokens
-        own = encode.stop_ids(self._tokenizer, self._template) if self._template else (self._tokenizer.eos_id,)
-        return tuple(sorted({*model_ends, *own, *(special.get(stop) for stop in stops)} - {None}))
+        own = answer_ends(self._tokenizer, self._template, model_ends).ids
+        return tuple(sorted({*own, *(special.get(stop) for stop in stops)} - {None}))
 
     def stop_texts(self) -> tuple[str, ...]:
         """Return the template's plain texts that end an answer."""
-        return encode.stop_strings(self._tokenizer, self._template) if self._template else ()
-
-
-def default_template(tokenizer: Tokenizer) -> str | None:
-    """Return 'chat' for a tokenizer with a chat template, else None."""
-    return CHAT if tokenizer.chat_templates else None
+        return answer_ends(self._tokenizer, self._template).texts
 
 
 def read_prompts(path: Path) -> list[str]:

@@ -6,12 +6,14 @@ from pathlib import Path
 
 from msft import console
 from msft.config import derive
+from msft.data.templates import chat_or_none
 from msft.data.tokenizers import open_tokenizer
 from msft.errors import InputError
 from msft.files import write_text
 from msft.launch import heartbeat
 from msft.predict.answers import Answerer
-from msft.predict.prompts import Prompts, default_template, read_prompts
+from msft.predict.loading import end_ids
+from msft.predict.prompts import Prompts, read_prompts
 from msft.train import outputs, setup
 from msft.train.prepare import Prepared
 
@@ -26,11 +28,11 @@ def predict(prepared: Prepared) -> None:
     if path is None:
         raise InputError(f"{recipe.name}: predicting needs a tokenizer: name it in processor.tokenizer.vocab_file")
     tokenizer = open_tokenizer(path)
-    prompts = Prompts(tokenizer, default_template(tokenizer))
+    prompts = Prompts(tokenizer, chat_or_none(tokenizer))
     texts = given_prompts(recipe.predict_data)
     encoded = [prompts.encode(text) for text in texts]
     console.note(f"prompts: {len(texts)}, " + ("as a chat" if tokenizer.chat_templates else "as plain text"))
-    stop_ids = prompts.stop_ids(prepared.spec.eos_token_ids)
+    stop_ids = prompts.stop_ids(end_ids(prepared.spec, derive.weights(recipe)))
     session = setup.start(prepared)
     try:
         answers = []

@@ -67,7 +67,13 @@ LAUNCH = (
 OF_TWO = f"1 --parallel_config.model_parallel 2 --nproc_per_node 2 --backend torch --steps 2{SMALL}"
 VERIFY = (Step("msft verify_layout", end="2 --parallel_config.model_parallel 4", instead=OF_TWO),)
 SEMI_AUTO = (Step("msft estimate"),)
-BLOCKS = (INSTALL, QUICKSTART, EXTRAS, WORKFLOW, VERIFY, SEMI_AUTO, PARITY, GOLDEN, ESTIMATE, LAUNCH)
+FAMILIES = (
+    Step("msft list"),
+    Step("msft list qwen2"),
+    Step("msft recipe --model qwen2"),
+    Step("msft estimate qwen2_7b_lora.yaml"),
+)
+BLOCKS = (INSTALL, QUICKSTART, EXTRAS, WORKFLOW, VERIFY, SEMI_AUTO, PARITY, GOLDEN, ESTIMATE, LAUNCH, FAMILIES)
 
 # What stands in the text between backquotes: whole commands, and flags to add to the commands above.
 SUITES = ("make test", "make test-faults", "make test-netns", "make test-mindformers", "make test-deepspeed")

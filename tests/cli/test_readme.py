@@ -240,6 +240,14 @@ def test_the_estimate_tells_the_best_layout(checkout):
     assert f"tensor {found['best']['layout']['tensor']} x pipeline {found['best']['layout']['pipeline']}" in said
 
 
+def test_a_familys_recipe_is_written_and_estimated_without_weights(checkout):
+    checkout.run_block(10)
+    listed, told, _, estimated = (checkout.said[command] for command, _ in in_block(10))
+    assert "qwen2      0.5b (494M)" in listed
+    assert re.search(r"^  7b +Qwen2.5-7B-Instruct +7,615,616,512 ", told, flags=re.M)
+    assert "model: qwen2, 28 layers, hidden 3584, 7,625,709,056 parameters; tuned (LoRA rank 16)" in estimated
+
+
 def test_both_engines_are_the_same_run(quickstart):
     quickstart.run_block(6)
     quickstart.run_block(7)

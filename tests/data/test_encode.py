@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from mindformers_oracle import encode as mindformers
 from text_folders import byte_level_folder, llama_model, metaspace_folder
 
-from msft.data.encode import Encoder, encode_prompt, end_mark, stop_ids, stop_strings
+from msft.data.encode import Encoder, encode_prompt
+from msft.data.ends import answer_ends
 from msft.data.formats import BadRow, Conversation, Turn
 from msft.data.named_template import template_names
 from msft.data.templates import open_template
@@ -110,7 +111,7 @@ def test_the_supervised_tokens_spell_the_answers(tokenizers, tmp_path, name, tem
         tokenizer.chat_templates = {"default": STYLES["chatml"]}
     row = encode(tokenizer, template, talk(*dialogue(answers)))[0]
     finder_text = supervised_text(tokenizer, row)
-    mark = end_mark(tokenizer, template)
+    mark = answer_ends(tokenizer, template).mark
     squeezed = "".join((answer + mark) for answer in answers)
     assert "".join(finder_text.split()) == "".join(squeezed.split())
     assert row.ids.dtype == row.labels.dtype == np.int32
@@ -187,7 +188,7 @@ def test_an_answer_without_end_mark_gets_the_end_token(tokenizers, name):
     row = encode(tokenizer, "raw", talk("q", "a \n"))[0]
     assert row.ids[-1] == row.labels[-1] == tokenizer.eos_id
     assert tokenizer.decode(row.ids[:-1]) == "qa"
-    assert end_mark(tokenizer, "raw") == "" and stop_ids(tokenizer, "raw") == (tokenizer.eos_id,)
+    assert answer_ends(tokenizer, "raw") == ("", (tokenizer.eos_id,), ())
 
 
 def test_begin_tokens_come_once(tokenizers, tmp_path):
@@ -229,11 +230,12 @@ def test_bad_conversations_leave_the_others_in_place(tokenizers):
 
 def test_stops(tokenizers):
     tokenizer, chat = tokenizers["sentencepiece"], tokenizers["byte_level"]
-    assert stop_ids(tokenizer, "vicuna_v1.1") == (2,) and stop_strings(tokenizer, "vicuna_v1.1") == ()
-    assert stop_ids(chat, "chat") == (chat.eos_id,)
-    assert stop_strings(tokenizer, "one_shot") == ("###",)
+    assert answer_ends(tokenizer, "vicuna_v1.1") == ("</s>", (2,), ())
+    assert answer_ends(chat, "chat").ids == (chat.eos_id,)
+    assert answer_ends(tokenizer, "one_shot").texts == ("###",)
     # mpt's stop ids mean other tokens here, and its end mark is plain text for this tokenizer.
-    assert stop_ids(tokenizer, "mpt-7b-chat") == (0, 2) and stop_strings(tokenizer, "mpt-7b-chat") == ("<|im_end|>",)
+    assert answer_ends(tokenizer, "mpt-7b-chat") == ("<|im_end|>", (0, 2), ("<|im_end|>",))
+    assert answer_ends(tokenizer, None, (7, 2)) == ("", (2, 7), ())
 
 
 def test_prompts_that_cannot_be(tokenizers):

@@ -194,3 +194,16 @@ def test_an_old_output_survives_a_failure(tmp_path, monkeypatch):
 def _broken(*arguments):
     raise RunError("a worker process died")
     yield
+
+
+def test_without_a_named_template_the_tokenizers_own_or_its_familys_is_taken(tmp_path):
+    """A sentencepiece model alone gets vicuna_v1.1, as in MindFormers."""
+    own, bare = byte_level_folder(tmp_path / "own"), byte_level_folder(tmp_path / "bare", chat_template=None)
+    (bare / "config.json").write_text(json.dumps({"model_type": "qwen2"}))
+    for model_file, template in ((own, "chat"), (bare, "qwen-7b-chat"), (llama_model(), "vicuna_v1.1")):
+        report, _ = run(tmp_path, ROWS[:3], template, model_file=str(model_file), seq_length=256)
+        assert report.settings["template"] == template
+        assert any(note.startswith(f"template {template}: an answer ends with") for note in report.notes)
+    (bare / "config.json").write_text(json.dumps({"model_type": ["no", "name"]}))
+    report, _ = run(tmp_path, ROWS[:3], "unknown", model_file=str(bare), seq_length=256)
+    assert report.settings["template"] == "vicuna_v1.1"

@@ -1,6 +1,7 @@
 """Small real tokenizers for the tests: trained here, or the sentencepiece model that mistral-common ships."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 CORPUS = [
@@ -43,17 +44,19 @@ def write_config(folder: Path, **config) -> Path:
     return folder
 
 
-def byte_level_folder(folder: Path, **config) -> Path:
-    """A GPT-2 style tokenizer with ChatML's special tokens, offsets trimmed as GPT-2 and Llama 3 do."""
+CHATML_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+
+
+def byte_level_folder(folder: Path, specials: Sequence[str] = CHATML_TOKENS, **config) -> Path:
+    """A GPT-2 style tokenizer with special tokens (ChatML's), offsets trimmed as GPT-2 and Llama 3 do."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.post_processor = processors.ByteLevel(trim_offsets=True)
-    specials = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=400, special_tokens=specials, initial_alphabet=alphabet)
+    trainer = trainers.BpeTrainer(vocab_size=400, special_tokens=list(specials), initial_alphabet=alphabet)
     tokenizer.train_from_iterator(CORPUS, trainer)
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer.save(str(folder / "tokenizer.json"))

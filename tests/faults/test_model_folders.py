@@ -14,10 +14,11 @@ from msft.convert.adapter import adapter_lora, check_adapter, read_adapter, writ
 from msft.convert.check import check_against
 from msft.convert.open import open_weights, read_spec
 from msft.data.encode import encode_prompt
+from msft.data.templates import chat_or_none
 from msft.data.tokenizers import open_tokenizer
 from msft.models.rope import frequencies
 from msft.models.targets import lora_modules
-from msft.predict.prompts import default_template
+from msft.predict.loading import end_ids
 from tests.conftest import TINY
 from tests.data.small_mindrecord import write_small
 from tests.data.text_folders import byte_level_folder, metaspace_folder
@@ -183,6 +184,18 @@ def test_metas_params(tmp_path, count):
     try_all(count, contents(params), check)
 
 
+@short_and_long(40, 1000)
+def test_generation_config(folder, count):
+    spec = read_spec(folder)
+
+    def check(content):
+        (folder / "generation_config.json").write_bytes(content)
+        found = result_or_error(lambda: end_ids(spec, folder), str(folder))
+        assert found is None or set(found) >= set(spec.eos_token_ids)
+
+    try_all(count, contents({"bos_token_id": 1, "eos_token_id": [2, 7], "pad_token_id": 0}), check)
+
+
 @pytest.mark.parametrize("kind", ["byte_level", "metaspace"])
 @pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json"])
 @short_and_long(40, 1200)
@@ -209,7 +222,7 @@ def _use(tokenizer, named: str) -> None:
         assert len(encoding.ids) == len(encoding.starts) == len(encoding.ends)
     tokenizer.decode([int(token) for token in tokenizer.encode([text])[0].ids])
     assert all(isinstance(word, str) for word in tokenizer.named_tokens.values())
-    template = result_or_error(lambda: default_template(tokenizer), ":")
+    template = result_or_error(lambda: chat_or_none(tokenizer), ":")
     if template:
         messages = [{"role": "user", "content": "Hi"}]
         result_or_error(lambda: encode_prompt(tokenizer, template, messages), ":")

@@ -1,5 +1,7 @@
 """Protects: adapters that an engine would apply wrongly, or not at all, are refused before a framework is imported."""
 
+import json
+
 import numpy as np
 import pytest
 
@@ -7,7 +9,7 @@ from msft.backend.contract import Lora
 from msft.convert.adapter import write_adapter
 from msft.errors import InputError
 from msft.models.adapters import peft_names
-from msft.predict.loading import load_engine, load_spec
+from msft.predict.loading import end_ids, load_engine, load_spec
 
 
 def adapter(folder, module, rows=32, columns=32):
@@ -44,3 +46,17 @@ def test_a_checkpoint_that_does_not_say_its_alpha_is_refused(tiny_model, tmp_pat
 def test_alpha_without_an_adapter_is_refused(tiny_model):
     with pytest.raises(InputError, match="--lora_alpha: goes with --adapter"):
         load_engine(load_spec(tiny_model), tiny_model, None, "torch", lora_alpha=16.0)
+
+
+def test_a_model_ends_where_its_config_and_its_generation_config_say(tiny_model, tmp_path):
+    """Releases name the end of a turn in the one, the end of a text in the other."""
+    spec = load_spec(tiny_model)
+    assert end_ids(spec, None) == spec.eos_token_ids == end_ids(spec, tmp_path) == (2,)
+    path = tmp_path / "generation_config.json"
+    for given, found in ((7, (2, 7)), ([9, 7], (2, 7, 9)), (None, (2,))):
+        path.write_text(json.dumps({"eos_token_id": given}))
+        assert end_ids(spec, tmp_path) == end_ids(spec, str(tmp_path / "model.ckpt")) == found
+    for given in ("7", [7, "x"], True, {"a": 1}):
+        path.write_text(json.dumps({"eos_token_id": given}))
+        with pytest.raises(InputError, match="generation_config.json: 'eos_token_id' must be a token's number or"):
+            end_ids(spec, tmp_path)

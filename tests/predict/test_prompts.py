@@ -2,9 +2,10 @@
 
 import pytest
 
+from msft.data.templates import DEFAULT_TEMPLATE, chat_or_none, default_template
 from msft.data.tokenizers import open_tokenizer
 from msft.errors import InputError
-from msft.predict.prompts import Prompts, default_template, read_prompts
+from msft.predict.prompts import Prompts, read_prompts
 
 
 def test_plain_text_gets_the_begin_token_and_an_empty_one_is_just_that(tiny_model):
@@ -13,7 +14,7 @@ def test_plain_text_gets_the_begin_token_and_an_empty_one_is_just_that(tiny_mode
     assert prompts.encode("w5 w6") == [1, 5, 6]
     assert prompts.encode("") == [1]
     assert prompts.stop_ids((7,)) == (2, 7) and prompts.stop_texts() == ()
-    assert default_template(tokenizer) is None
+    assert chat_or_none(tokenizer) is None and default_template(tokenizer) == DEFAULT_TEMPLATE
 
 
 def test_a_stop_that_is_a_special_token_ends_answers_by_its_id(tiny_model):

@@ -1,0 +1,100 @@
+"""What was verified here of each family, how, and by which test of this repository.
+
+Everything ran on CPU, in float32. The tests are the record: `tests/models/test_verified.py` sees that each exists.
+"""
+
+from typing import NamedTuple
+
+from msft.models.families import FAMILIES
+
+EVERY: tuple[str, ...] = ()
+CUT = "2 and 4 processes train as one does: losses within 1e-5, LoRA and full"
+
+
+class Check(NamedTuple):
+    """`what` was held against what (`how`), by which `test`, of which `families` (EVERY = all of them)."""
+
+    what: str
+    how: str
+    test: str
+    families: tuple[str, ...] = EVERY
+
+
+CHECKS = (
+    Check(
+        "logits and gradients",
+        "transformers' class with the same tiny random weights: logits 2e-5, cosine of each gradient above 0.99999",
+        "tests/conformance/test_families.py::test_logits_and_gradients_are_transformers",
+    ),
+    Check(
+        "generation and packing",
+        "greedy tokens with a cache are those of transformers' whole passes; packed rows equal rows by themselves",
+        "tests/conformance/test_families.py::test_generation_and_packed_examples",
+    ),
+    Check(
+        "training",
+        "steps of both engines with dropout, decay and clipping, LoRA and full: losses and norms within 1e-5",
+        "tests/conformance/test_families.py::test_both_engines_train_alike",
+    ),
+    Check(
+        "adapters",
+        "PEFT loads them beside transformers' class: the same logits, merged ones too",
+        "tests/conformance/test_families.py::test_adapters_are_pefts_and_can_be_merged",
+        tuple(name for name, kind in FAMILIES.items() if kind.native is None),
+    ),
+    Check(
+        "conversion",
+        "Hugging Face to CKPT and back, bit for bit",
+        "tests/convert/test_file_names.py::test_every_family_goes_to_ckpt_and_back_bit_for_bit",
+    ),
+    Check(
+        "joined tensors",
+        "the releases' own split of joined matrices",
+        "tests/convert/test_file_names.py::test_files_hold_what_the_family_says",
+        ("internlm2", "baichuan", "chatglm"),
+    ),
+    Check(
+        "sizes",
+        "parameters counted from published configs equal published counts",
+        "tests/models/test_sizes.py::test_parameters_are_those_published",
+    ),
+    Check(
+        "templates and end tokens",
+        "text as FastChat or transformers renders it; what ends an answer is one token, learned and stopped at",
+        "tests/data/test_family_templates.py::test_an_answers_end_is_one_token_that_generation_stops_at",
+    ),
+    Check(
+        "recipes",
+        "every size's recipe, full and LoRA, passes the checks of configuration and tunes what it says",
+        "tests/recipes/test_write.py::test_every_recipe_loads_and_tunes_what_it_says",
+    ),
+    Check(
+        "tensor parallel",
+        CUT,
+        "tests/conformance/test_cut_models.py::test_a_cut_model_trains_as_the_whole_one",
+        ("llama",),
+    ),
+    Check(
+        "pipeline parallel",
+        CUT,
+        "tests/conformance/test_staged_models.py::test_a_model_in_stages_trains_as_the_whole_one",
+        ("llama",),
+    ),
+    Check(
+        "parity",
+        "faults planted in either engine are named by msft parity",
+        "tests/conformance/test_parity_faults.py::test_a_planted_fault_is_named",
+        ("llama",),
+    ),
+    Check(
+        "MindFormers 1.3.2 itself",
+        "its own run: losses and steps of the same recipe, weights and rows",
+        "tests/mindformers/test_mindformers_training.py::test_our_training_repeats_its_steps",
+        ("llama",),
+    ),
+)
+
+
+def checks_of(model_type: str) -> tuple[Check, ...]:
+    """Return what was verified of a family."""
+    return tuple(check for check in CHECKS if check.families == EVERY or model_type in check.families)

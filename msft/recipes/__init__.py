@@ -1,0 +1,1 @@
+"""Recipes for every family and size, written from one base."""
