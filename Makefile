@@ -1,7 +1,7 @@
 # make demo [BACKEND=torch|mindspore]   install, fetch a real model, fine-tune it, show what it learned
 # make model                            the model alone, as models/SmolLM2-135M-Instruct
 # make test                             install and run the default suite
-# make test-slow, make test-faults, make test-netns, make test-mindformers, make test-deepspeed  the suites that take longer
+# make test-slow, make test-families, make test-faults, make test-netns, make test-mindformers, make test-deepspeed  the suites that take longer
 # make bench DATA=alpaca.json [QUESTIONS="startup conversion"]   measure against other toolkits
 # make lint
 
@@ -22,7 +22,7 @@ endif
 
 # Two pip installations at a time would spoil the environment.
 .NOTPARALLEL:
-.PHONY: demo model test test-slow test-faults test-netns test-mindformers test-deepspeed bench lint clean
+.PHONY: demo model test test-slow test-families test-faults test-netns test-mindformers test-deepspeed bench lint clean
 
 demo: $(VENV)/installed-$(BACKEND) $(MODEL)/config.json
 	$(BIN)/python scripts/demo.py --model $(MODEL) --engines $(ENGINES)
@@ -37,6 +37,9 @@ test: $(VENV)/installed-dev
 
 test-slow: $(VENV)/installed-dev
 	$(BIN)/python -m pytest -m slow
+
+test-families: $(VENV)/installed-dev
+	$(BIN)/python -m pytest -m families
 
 test-faults: $(VENV)/installed-dev
 	$(BIN)/python -m pytest -m faults

@@ -49,11 +49,12 @@ def tiny_model(tmp_path_factory):
     folder = tmp_path_factory.mktemp("models") / "tiny"
     spec = spec_from_hf(TINY)
     write_hf_folder(RandomWeights(spec, 7), spec, folder)
-    _write_tokenizer(folder)
+    write_tokenizer(folder)
     return folder
 
 
-def _write_tokenizer(folder):
+def write_tokenizer(folder):
+    """Put a tokenizer of words w3 .. w127 into a folder."""
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
     words = ["<unk>", "<s>", "</s>", *(f"w{number}" for number in range(3, VOCABULARY))]
