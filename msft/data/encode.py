@@ -31,10 +31,13 @@ class Example(NamedTuple):
 
 
 class Encoder:
-    """Turns conversations into examples with one tokenizer and one template."""
+    """Turns conversations into examples with one tokenizer and one template.
 
-    def __init__(self, tokenizer: Tokenizer, template):
-        self._tokenizer, self._template = tokenizer, template
+    With `last_answer_only` the answers before the last one are not supervised.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, template, last_answer_only: bool = False):
+        self._tokenizer, self._template, self._last_only = tokenizer, template, last_answer_only
         self._finder = AnswerFinder(template, tokenizer.special_tokens)
         self._prefix = tokenizer.prefix_ids if template.adds_prefix else ()
 
@@ -67,7 +70,8 @@ class Encoder:
 
     def _example(self, located: Located, add_end: bool, remarks: tuple[str, ...], encoding: Encoding) -> Example:
         ids = encoding.ids
-        labels = np.where(supervised(encoding, located.answers), ids, IGNORE)
+        answers = located.answers[-1:] if self._last_only else located.answers
+        labels = np.where(supervised(encoding, answers), ids, IGNORE)
         prefix = with_prefix(self._prefix, ids)
         if prefix:
             ids = np.concatenate((prefix, ids))

@@ -1,8 +1,8 @@
 """Rows of instruction data -> one neutral `Conversation`.
 
 Formats, told apart by their keys: Stanford alpaca (`instruction`, `input`, `output`, LLaMA-Factory's `system` and
-`history`), ShareGPT as FastChat and MindFormers write it (`conversations` with `from`, `value`), and OpenAI's
-(`messages` with `role`, `content`).
+`history`), ShareGPT as FastChat and MindFormers write it (`conversations` with `from`, `value`), OpenAI's
+(`messages` with `role`, `content`), and Firefly's (`conversation` with `human`, `assistant`).
 """
 
 from typing import NamedTuple
@@ -19,7 +19,7 @@ ROLES = {
     "system": "system",
     "developer": "system",
 }
-FORMAT_KEYS = ("conversations", "messages", "instruction")
+FORMAT_KEYS = ("conversations", "messages", "conversation", "instruction")
 
 
 class BadRow(ValueError):
@@ -48,16 +48,18 @@ def conversation(row) -> Conversation:
         return _from_messages(row, "conversations", "from", "value")
     if "messages" in row:
         return _from_messages(row, "messages", "role", "content")
+    if "conversation" in row:
+        return _from_pairs(row)
     if "instruction" in row or "output" in row:
         return _from_alpaca(row)
     keys = ", ".join(map(repr, row)) or "none"
     near = next(filter(None, (did_you_mean(str(key), FORMAT_KEYS) for key in row)), "")
-    raise BadRow(f"no 'conversations', 'messages' or 'instruction' among its keys ({keys}){near}")
+    raise BadRow(f"no 'conversations', 'messages', 'conversation' or 'instruction' among its keys ({keys}){near}")
 
 
 def is_alpaca(row) -> bool:
     """Whether a row is in the alpaca format rather than a list of turns."""
-    return isinstance(row, dict) and not ("conversations" in row or "messages" in row)
+    return isinstance(row, dict) and not {"conversations", "messages", "conversation"} & row.keys()
 
 
 def _from_alpaca(row: dict) -> Conversation:
@@ -80,6 +82,18 @@ def history(row: dict) -> list[Turn]:
         for role, words in zip(("user", "assistant"), pair, strict=True):
             turns.append(Turn(role, _checked(words, f"'history' entry {number}")))
     return turns
+
+
+def _from_pairs(row: dict) -> Conversation:
+    pairs, turns = row["conversation"], []
+    if not isinstance(pairs, list) or not pairs:
+        raise BadRow(f"'conversation' is {_kind(pairs)}, not a list of {{'human', 'assistant'}} objects")
+    for number, pair in enumerate(pairs, 1):
+        if not isinstance(pair, dict):
+            raise BadRow(f"'conversation' entry {number} is {_kind(pair)}, not an object")
+        for role, key in (("user", "human"), ("assistant", "assistant")):
+            turns.append(Turn(role, _checked(pair.get(key), f"'conversation' entry {number}: '{key}'")))
+    return Conversation(tuple(turns), text(row, "system", optional=True) or None)
 
 
 def _from_messages(row: dict, list_key: str, role_key: str, text_key: str) -> Conversation:

@@ -2,6 +2,7 @@
 
 import os
 import time
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -11,6 +12,7 @@ import numpy as np
 
 from msft import console
 from msft.data import origin, qa, rows, wiki
+from msft.data.columns import Columns
 from msft.data.ends import PROBE, answer_ends
 from msft.data.formats import BadRow
 from msft.data.mindrecord import MindRecordWriter
@@ -21,15 +23,17 @@ from msft.data.templates import default_template, model_type_beside, open_templa
 from msft.data.tokenizers import Tokenizer, open_tokenizer
 from msft.errors import InputError
 
-DATASET_TYPES = ("qa", "wiki", "wikipedia")
+DATASET_TYPES = ("qa", "wiki", "wikipedia", "text")
 
 
 @dataclass(frozen=True)
 class Options:
     """MindFormers' arguments of llama_preprocess, `template`, `num_workers` (None: all cores) and `overwrite`.
 
-    Rows have `seq_length` + 1 tokens. `repeat` is for wiki, `samples_num` for wikipedia, `template` for qa ('' =
-    the tokenizer's own, else the one of the model family beside it).
+    Rows have `seq_length` + 1 tokens. `repeat` is for wiki, `samples_num` for wikipedia, `template` ('' = the
+    tokenizer's own, else the one of the model family beside it) and `last_answer_only` for qa. `text` cuts running text
+    in JSON rows into blocks, each text with the tokenizer's begin tokens before it (`begin`) and the end token behind it
+    (`end`). `sources`, for qa and text, stand in the place of `input_glob`.
     """
 
     input_glob: str
@@ -43,11 +47,15 @@ class Options:
     template: str = ""
     num_workers: int | None = None
     overwrite: bool = False
+    sources: tuple[rows.Source, ...] = ()
+    last_answer_only: bool = False
+    begin: bool = True
+    end: bool = True
 
 
 class _Job(NamedTuple):
     options: Options
-    paths: list[str]
+    sources: list[rows.Source]
     tokenizer: Tokenizer
     template: object
     report: Report
@@ -64,27 +72,27 @@ def preprocess(options: Options) -> Report | None:
     _check(options)
     started = time.perf_counter()
     tokenizer = open_tokenizer(options.model_file)
-    paths = _input_files(options)
+    sources = list(options.sources) or [rows.Source(path) for path in _input_files(options)]
     given, template = options, None
     if options.dataset_type == "qa":
         name = options.template or default_template(tokenizer, model_type_beside(options.model_file))
         options, template = replace(options, template=name), open_template(name, tokenizer)
     report = Report(_recorded(options) | {"pad_id": tokenizer.pad_id})
     report_path, outputs = Path(f"{options.output_file}.report.json"), _outputs(options)
-    made_from = origin.origin(paths, options.model_file, _settings(options, template))
+    made_from = origin.origin([source.path for source in sources], options.model_file, _settings(options, template))
     if not options.overwrite and origin.is_made(report_path, made_from, outputs):
         console.say(f"{options.output_file}: is there already, made from the same data, tokenizer and options")
         console.say(f"what became of each row: {report_path}; --overwrite makes it anew")
         return None
     _note_unused(given, report)
     columns = qa.COLUMNS if template else wiki.COLUMNS
-    write = {"qa": _write_qa, "wiki": _write_wiki, "wikipedia": _write_wikipedia}[options.dataset_type]
-    job = _Job(options, paths, tokenizer, template, report)
+    kinds = {"qa": _write_qa, "wiki": _write_wiki, "wikipedia": _write_wikipedia, "text": _write_text}
+    write, job = kinds[options.dataset_type], _Job(options, sources, tokenizer, template, report)
     with MindRecordWriter(options.output_file, columns, options.file_partition, options.dataset_type) as writer:
         write(job, writer)
         if not report.rows["written"]:
             report.show()
-            raise InputError(f"{options.input_glob}: no row is left to write")
+            raise InputError(f"{options.input_glob or sources[0].path}: no row is left to write")
     if made_from.is_unchanged():
         report.origin = origin.record(made_from, outputs)
     else:
@@ -126,14 +134,22 @@ def _outputs(options: Options) -> list[Path]:
     return [Path(f"{path}{suffix}") for path in data for suffix in ("", ".db")]
 
 
+# What llama_preprocess has no flag for: recorded where it is not the default.
+_BEYOND_FLAGS = ("sources", "last_answer_only", "begin", "end")
+
+
 def _recorded(options: Options) -> dict:
-    return {name: value for name, value in asdict(options).items() if name != "overwrite"}
+    values = {name: value for name, value in asdict(options).items() if name != "overwrite"}
+    plain = [name for name in _BEYOND_FLAGS if values[name] == getattr(Options, name)]
+    return {name: value for name, value in values.items() if name not in plain}
 
 
 def _settings(options: Options, template) -> dict:
     """Return what the output depends on besides the files' bytes."""
     elsewhere = ("input_glob", "model_file", "output_file", "num_workers")
     settings = {name: value for name, value in _recorded(options).items() if name not in elsewhere}
+    if options.sources:
+        settings["sources"] = [source[1:] for source in options.sources]
     if template is None:
         return settings
     try:
@@ -146,9 +162,10 @@ def _settings(options: Options, template) -> dict:
 def _write_qa(job: _Job, writer: MindRecordWriter) -> None:
     options, report = job.options, job.report
     report.notes.append(_describe(job.tokenizer, job.template))
-    length, size = options.seq_length + 1, sum(map(os.path.getsize, job.paths))
+    length, size = options.seq_length + 1, sum(map(os.path.getsize, _paths(job)))
+    words = (job.sources, options.model_file, options.template, length, _workers(job), options.last_answer_only)
     with _progress("KiB of rows", max(1, size >> 10)) as advance:
-        for chunk in qa.encode_files(job.paths, options.model_file, options.template, length, _workers(job)):
+        for chunk in qa.encode_files(*words):
             writer.write_blobs(chunk.blobs, qa.row_bytes(length))
             qa.add_to(report, chunk)
             advance(chunk.bytes / 1024)
@@ -156,7 +173,7 @@ def _write_qa(job: _Job, writer: MindRecordWriter) -> None:
 
 def _write_wiki(job: _Job, writer: MindRecordWriter) -> None:
     options = job.options
-    stream = wiki.tokenize(wiki.paragraphs(job.paths), options.model_file, True, _workers(job))
+    stream = wiki.tokenize(wiki.paragraphs(_paths(job)), options.model_file, True, _workers(job))
     with _progress("blocks", None) as advance:
         for block in wiki.blocks(wiki.repeated(stream, options.repeat), options.seq_length + 1):
             _write_block(job, block, writer)
@@ -174,7 +191,7 @@ def _write_wikipedia(job: _Job, writer: MindRecordWriter) -> None:
     with _progress("blocks", options.samples_num) as advance:
         while report.rows["written"] < options.samples_num:
             passes, had = passes + 1, report.rows["written"]
-            stream = wiki.tokenize(wiki.lines(job.paths), options.model_file, False, _workers(job))
+            stream = wiki.tokenize(wiki.lines(_paths(job)), options.model_file, False, _workers(job))
             for block in wiki.blocks(stream, inner):
                 if len(block) == inner:
                     block = np.concatenate((before, block, after)).astype(np.int32)
@@ -187,6 +204,29 @@ def _write_wikipedia(job: _Job, writer: MindRecordWriter) -> None:
     report.notes.append(f"--samples_num {options.samples_num}: the text was read {passes} times")
 
 
+def _write_text(job: _Job, writer: MindRecordWriter) -> None:
+    options = job.options
+    stream = wiki.tokenize(_texts(job), options.model_file, (options.begin, options.end), _workers(job))
+    with _progress("blocks", None) as advance:
+        for block in wiki.blocks(stream, options.seq_length + 1):
+            _write_block(job, block, writer)
+            advance(len(block) > options.seq_length)
+
+
+def _texts(job: _Job) -> Iterator[str]:
+    """The texts of all rows; rows without one are listed in the report."""
+    for source in job.sources:
+        read = (source.columns or Columns(prompt="text")).running_text
+        for chunk in source.chunks():
+            for number, row in source.rows(chunk):
+                try:
+                    if isinstance(row, BadRow):
+                        raise row
+                    yield read(row)
+                except BadRow as reason:
+                    job.report.drop_bad(source.path, number, str(reason))
+
+
 def _write_block(job: _Job, block: np.ndarray, writer: MindRecordWriter) -> None:
     report = job.report
     if len(block) <= job.options.seq_length:
@@ -197,8 +237,12 @@ def _write_block(job: _Job, block: np.ndarray, writer: MindRecordWriter) -> None
     writer.write({"input_ids": block})
 
 
+def _paths(job: _Job) -> list[str]:
+    return [source.path for source in job.sources]
+
+
 def _workers(job: _Job) -> int:
-    useful = 1 + sum(map(os.path.getsize, job.paths)) // qa.BYTES_PER_WORKER
+    useful = 1 + sum(map(os.path.getsize, _paths(job))) // qa.BYTES_PER_WORKER
     return min(job.options.num_workers or cores(), useful)
 
 

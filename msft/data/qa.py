@@ -2,7 +2,6 @@
 
 from collections import Counter
 from collections.abc import Iterator
-from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -34,32 +33,38 @@ class Encoded(NamedTuple):
     bytes: int
 
 
-def encode_files(paths: list[str], model_file: str, template: str, length: int, workers: int) -> Iterator[Encoded]:
+def encode_files(
+    sources: list[rows.Source], model_file: str, template: str, length: int, workers: int, last_answer_only: bool = False
+) -> Iterator[Encoded]:
     """Yield the encoded chunks of all files in order.
 
     Rows are cut at `length` tokens, or padded on the right to as many with the padding token and the label -100.
     Rows that cannot be read and rows without a supervised token are left out and listed in `dropped`.
     """
-    tasks = (chunk for path in paths for chunk in rows.chunks(path))
-    return in_order(_chunk_encoder, (model_file, template, length), tasks, workers)
+    tasks = ((chunk, source) for source in sources for chunk in source.chunks())
+    return in_order(_chunk_encoder, (model_file, template, length, last_answer_only), tasks, workers)
 
 
-def _chunk_encoder(model_file: str, template: str, length: int):
+def _chunk_encoder(model_file: str, template: str, length: int, last_answer_only: bool):
     tokenizer = open_tokenizer(model_file)
-    encoder = Encoder(tokenizer, open_template(template, tokenizer))
-    return partial(encode_chunk, encoder, length, tokenizer.pad_id)
+    encoder = Encoder(tokenizer, open_template(template, tokenizer), last_answer_only)
+    return lambda task: encode_chunk(encoder, length, tokenizer.pad_id, *task)
 
 
-def encode_chunk(encoder: Encoder, length: int, pad_id: int, chunk: rows.Chunk) -> Encoded:
-    """Encode the rows of one chunk."""
+def encode_chunk(
+    encoder: Encoder, length: int, pad_id: int, chunk: rows.Chunk, source: rows.Source | None = None
+) -> Encoded:
+    """Encode the rows of one chunk, which `source` says how to read."""
+    source = source or rows.Source(chunk.path)
+    read = source.columns.conversation if source.columns else conversation
     numbers, conversations, dropped = [], [], []
     count = Counter(read=0)
-    for number, row in rows.rows(chunk):
+    for number, row in source.rows(chunk):
         count["read"] += 1
         try:
             if isinstance(row, BadRow):
                 raise row
-            conversations.append(conversation(row))
+            conversations.append(read(row))
             numbers.append(number)
         except BadRow as reason:
             dropped.append(Dropped(chunk.path, number, str(reason)))

@@ -12,6 +12,7 @@ from json.decoder import WHITESPACE
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
+from msft.data.columns import Columns
 from msft.data.formats import BadRow
 from msft.errors import InputError
 
@@ -30,6 +31,25 @@ class Chunk(NamedTuple):
     end: int
     first: int
     lines: bool
+
+
+class Source(NamedTuple):
+    """A file of rows: how its keys are called (None: any known format), and how many of its rows count (None: all)."""
+
+    path: str
+    columns: Columns | None = None
+    limit: int | None = None
+
+    def chunks(self) -> Iterator[Chunk]:
+        """Yield the row ranges that hold the rows that count."""
+        for chunk in chunks(self.path):
+            if self.limit is not None and chunk.first >= self.limit:
+                return
+            yield chunk
+
+    def rows(self, chunk: Chunk) -> Iterator[tuple[int, object]]:
+        """Yield (index, row) for the rows of a chunk that count, as `rows` does."""
+        return ((number, row) for number, row in rows(chunk) if self.limit is None or number < self.limit)
 
 
 def find_files(pattern: str) -> list[str]:

@@ -1,4 +1,7 @@
-"""Templates by name: 'chat' is the tokenizer's own, every other name one of FastChat's."""
+"""Templates by name: 'chat' is the tokenizer's own, 'llama_factory:NAME' and 'firefly:NAME' those toolkits'.
+
+Every other name is one of FastChat's.
+"""
 
 import os
 from pathlib import Path
@@ -18,6 +21,10 @@ def open_template(name: str, tokenizer: Tokenizer):
 
     'chat' is the tokenizer's own chat template, 'chat:NAME' one of several it has. Raises InputError.
     """
+    from msft.data.turn_formats import is_turn_format, open_turn_format
+
+    if is_turn_format(name):
+        return open_turn_format(name, tokenizer)
     if name == CHAT or name.startswith(CHAT + ":"):
         return _chat_template(name, name.partition(":")[2] or "default", tokenizer)
     tokens = {}

@@ -88,16 +88,20 @@ def lines(paths: list[str]) -> Iterator[str]:
             raise InputError(f"{path}: not a parquet file, or a damaged one ({reason:.300})") from None
 
 
-def tokenize(texts: Iterable[str], model_file: str, whole: bool, workers: int) -> Iterator[np.ndarray]:
-    """Yield the tokens of texts in order, some texts at a time; `whole` texts get begin and end tokens."""
+def tokenize(
+    texts: Iterable[str], model_file: str, whole: bool | tuple[bool, bool], workers: int
+) -> Iterator[np.ndarray]:
+    """Yield the tokens of texts in order, some texts at a time; `whole` texts get begin and end tokens, or one kind."""
     texts = iter(texts)
     tasks = iter(lambda: list(islice(texts, TEXTS_PER_TASK)), [])
     return in_order(_text_encoder, (model_file, whole), tasks, workers)
 
 
-def _text_encoder(model_file: str, whole: bool):
+def _text_encoder(model_file: str, whole: bool | tuple[bool, bool]):
     tokenizer = open_tokenizer(model_file)
-    return partial(_encode_texts, tokenizer, *(borders(tokenizer) if whole else ((), ())))
+    wanted = whole if isinstance(whole, tuple) else (whole, whole)
+    kept = [ids if want else () for ids, want in zip(borders(tokenizer), wanted, strict=True)]
+    return partial(_encode_texts, tokenizer, *kept)
 
 
 def borders(tokenizer: Tokenizer) -> tuple[tuple[int, ...], tuple[int, ...]]:

@@ -19,6 +19,7 @@ QUESTION, ANSWER = Turn("user", "Why?"), Turn("assistant", "So.")
         {"id": "1", "conversations": [{"from": "human", "value": "Why?"}, {"from": "gpt", "value": "So."}]},
         {"conversations": [{"from": "user", "value": "Why?"}, {"from": "assistant", "value": "So."}]},
         {"messages": [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "So."}]},
+        {"conversation_id": 1, "category": "x", "conversation": [{"human": "Why?", "assistant": "So."}]},
     ],
 )
 def test_every_format_gives_the_same_conversation(row):
@@ -53,8 +54,10 @@ def test_system_messages(row):
     [
         ("text", "not a JSON object but text"),
         (None, "not a JSON object but nothing"),
-        ({}, "no 'conversations', 'messages' or 'instruction' among its keys (none)"),
-        ({"conversation": []}, "did you mean 'conversations'?"),
+        ({}, "no 'conversations', 'messages', 'conversation' or 'instruction' among its keys (none)"),
+        ({"conversatoin": []}, "did you mean 'conversation'?"),
+        ({"conversation": []}, "'conversation' is an empty list, not a list of {'human', 'assistant'} objects"),
+        ({"conversation": [{"human": "Why?"}]}, "'conversation' entry 1: 'assistant' is nothing, not text"),
         ({"instruction": "Why?"}, "'output' is missing"),
         ({"instruction": "Why?", "output": None}, "'output' is null"),
         ({"instruction": 3, "output": "x"}, "'instruction' is a number, not text"),
