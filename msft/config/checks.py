@@ -28,7 +28,7 @@ _HALF_ON_CPU = {
 def cross_checks(recipe: Recipe, document: Document) -> list[tuple[Keys, Problem]]:
     """Return what is wrong between keys whose types and ranges are right."""
     found = [*_refused(recipe), *_model(recipe), *_schedule(recipe), *_callbacks(recipe), *_optimizer(recipe)]
-    found += [*_length_grouping(recipe), *_strategy(recipe)]
+    found += [*_length_grouping(recipe), *_strategy(recipe), *_held_out(recipe)]
     return [(path, Problem(document.place(path), dotted(path), message)) for path, message in found]
 
 
@@ -111,6 +111,14 @@ def _strategy(recipe: Recipe) -> Iterator[tuple[Keys, str]]:
         yield ("strategy",), f"deepspeed {beside}, but its processes have rows of their own; fsdp and ddp share them"
 
 
+def _held_out(recipe: Recipe) -> Iterator[tuple[Keys, str]]:
+    loader, at = recipe.eval_dataset.data_loader, ("eval_dataset", "data_loader", "held_out")
+    if loader.held_out >= 1 and loader.held_out % 1:
+        yield at, f"must be a share below 1 or a whole number of rows, not {loader.held_out:g}"
+    if loader.held_out and (loader.dataset_dir or loader.dataset_files or loader.raw):
+        yield at, "stands beside data for evaluation: write one of the two"
+
+
 def _callbacks(recipe: Recipe) -> Iterator[tuple[Keys, str]]:
     seen: dict[str, int] = {}
     for index, callback in enumerate(recipe.callbacks):
@@ -133,11 +141,14 @@ def _missing_data(recipe: Recipe) -> Iterator[tuple[str, str]]:
     wanted = []
     if recipe.run_mode in ("train", "finetune"):
         wanted.append(("train_dataset", recipe.train_dataset, "--train_dataset_dir"))
-    if recipe.run_mode == "eval" or recipe.do_eval and wanted:
+    if recipe.run_mode == "eval" or recipe.do_eval and wanted and not recipe.eval_dataset.data_loader.held_out:
         wanted.append(("eval_dataset", recipe.eval_dataset, "--eval_dataset_dir"))
     for name, dataset, flag in wanted:
         loader, key = dataset.data_loader, f"{name}.data_loader.dataset_dir"
-        if not loader.dataset_dir and not loader.dataset_files:
+        if loader.raw and not loader.dataset_dir and not loader.dataset_files:
+            for index, file in enumerate(loader.raw.files):
+                yield from _missing(f"{name}.data_loader.raw.files.{index}.path", file.path)
+        elif not loader.dataset_dir and not loader.dataset_files:
             yield key, f"no data is named (give a MindRecord file or folder here or with {flag})"
         elif loader.dataset_dir:
             yield from _missing(key, loader.dataset_dir)
@@ -150,7 +161,9 @@ def _missing_data(recipe: Recipe) -> Iterator[tuple[str, str]]:
 
 def _missing_weights(recipe: Recipe) -> Iterator[tuple[str, str]]:
     if recipe.model.pretrained and not isfile(join(recipe.model.pretrained, "config.json")):
-        yield "model.pretrained", f"{recipe.model.pretrained} is no Hugging Face folder (it has no config.json)"
+        folder = recipe.model.pretrained
+        fetch = "" if exists(folder) or folder.count("/") != 1 else f"; to fetch it: hf download {folder} --local-dir DIR"
+        yield "model.pretrained", f"{folder} is no Hugging Face folder (it has no config.json){fetch}"
     if recipe.load_checkpoint:
         yield from _missing("load_checkpoint", recipe.load_checkpoint)
         if recipe.src_strategy_path_or_dir:

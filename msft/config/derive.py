@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 class Schedule(NamedTuple):
     """The learning rate; `kind` is cosine, linear or constant; `total_steps` None is the length of the run.
 
-    Warm-up by `warmup_ratio` (of the total), else by `warmup_epochs`, else by `warmup_steps`.
+    Warm-up by `warmup_ratio` (of the total, rounded up or down), else by `warmup_epochs`, else by `warmup_steps`.
     """
 
     kind: str
@@ -35,6 +35,7 @@ class Schedule(NamedTuple):
     warmup_start: float
     total_steps: int | None
     num_cycles: float
+    warmup_round_up: bool = False
 
 
 class Saving(NamedTuple):
@@ -163,6 +164,7 @@ def schedule(recipe: Recipe) -> Schedule:
         warmup_start=block.warmup_lr_init,
         total_steps=None if block.total_steps < 1 else block.total_steps,
         num_cycles=block.num_cycles,
+        warmup_round_up=block.warmup_round_up,
     )
 
 

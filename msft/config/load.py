@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from msft.config.importers import Toolkit, toolkit_of
 from msft.config.yaml_lines import Document, Keys, Problem, dotted, read_yaml
 from msft.errors import InputError
 
@@ -13,6 +14,7 @@ MAX_PASSES = 4
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()):
     """Return the frozen `msft.config.schema.Recipe` of a YAML file with the command line's values put in.
 
+    A file of LLaMA-Factory or Firefly (`msft.config.importers`) is read as the recipe that trains as it does there.
     `overrides` are words: MindFormers' flags (`--epochs 3`), `--any.dotted.key value`, `any.dotted.key=value`.
     Precedence: flags over file over defaults. Raises InputError with one line a problem, each naming file and
     line or flag.
@@ -20,14 +22,40 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()):
     document = read_yaml(path)
     from msft.config.overrides import apply_overrides
 
+    toolkit = toolkit_of(document.data)
+    if toolkit:
+        return _load_foreign(document, toolkit, overrides)
     problems = _repeated_datasets(document)
     apply_overrides(document, overrides)
     recipe, found = _validate(document)
-    problems += document.problems + found
+    _raise_any(problems + document.problems + found)
+    return recipe
+
+
+def _load_foreign(source: Document, toolkit: Toolkit, words: Sequence[str]):
+    """The recipe of another toolkit's file; the command line may give that toolkit's keys too."""
+    from msft.config.importers.translation import translated
+    from msft.config.overrides import is_of, read_overrides, set_overrides
+
+    theirs = toolkit.keys.model_fields
+    overrides = read_overrides(source, words, theirs)
+    ours = [override for override in overrides if not is_of(override, theirs)]
+    set_overrides(source, [override for override in overrides if is_of(override, theirs)])
+    document, told = translated(source, toolkit, {dotted(override.path) for override in ours})
+    set_overrides(document, ours)
+    recipe, found = _validate(document)
+    # What is refused leaves defaults behind, which may not fit each other: those are not the user's words.
+    written = [problem for problem in found if problem.place.order or not document.problems]
+    _raise_any(document.problems + written)
+    recipe._toolkit = toolkit.name
+    recipe._ignored = sorted([*told, *recipe._ignored], key=lambda entry: (entry.place.order, entry.path))
+    return recipe
+
+
+def _raise_any(problems: list[Problem]) -> None:
     if problems:
         ordered = sorted(problems, key=lambda problem: (problem.place.order, problem.path))
         raise InputError(*dict.fromkeys(str(problem) for problem in ordered))
-    return recipe
 
 
 def _validate(document: Document) -> tuple[Any, list[Problem]]:

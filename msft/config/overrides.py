@@ -1,6 +1,6 @@
 """Values from the command line: MindFormers' flags, `--any.dotted.key value`, `any.dotted.key=value`."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any, NamedTuple
 
 from msft.config.problems import unknown_key
@@ -55,21 +55,33 @@ class Override(NamedTuple):
 
 def apply_overrides(document: Document, words: Sequence[str]) -> None:
     """Set what the words say in `document`, later ones last; what is wrong is added to its problems."""
-    for order, override in enumerate(_read(document, list(words))):
+    set_overrides(document, read_overrides(document, words))
+
+
+def set_overrides(document: Document, overrides: Iterable[Override]) -> None:
+    """Set what was read, in its order; what is wrong is added to the document's problems."""
+    for order, override in enumerate(overrides):
         place = Place(_AFTER_ALL_LINES + order, readable(override.shown))
         message = _set(document, override.path, _value(override), place)
         if message:
             document.problems.append(Problem(place, dotted(override.path), message))
 
 
-def _read(document: Document, words: list[str]) -> list[Override]:
-    overrides: list[Override] = []
+def is_of(override: Override, theirs: Collection[str]) -> bool:
+    """Whether an override is of a key of another toolkit's, known or mistyped, and no flag of ours."""
+    name = override.path[0]
+    return len(override.path) == 1 and name not in FLAGS and (name in theirs or field_at((name,)) is None)
+
+
+def read_overrides(document: Document, words: Sequence[str], theirs: Collection[str] = ()) -> list[Override]:
+    """Return what the words say; `theirs` are keys that may be given too. What is no flag becomes a problem."""
+    words, overrides = list(words), []
     while words:
         word = words.pop(0)
         if word == "--options":
             overrides += [_assignment(words.pop(0)) for _ in _leading(words, lambda next: "=" in next)]
         elif word.startswith("--") and len(word) > 2:
-            overrides += _flag(document, word, words)
+            overrides += _flag(document, word, words, theirs)
         elif "=" in word.lstrip("=") and not word.startswith("-"):
             overrides.append(_assignment(word))
         else:
@@ -83,7 +95,7 @@ def _leading(words: list[str], wanted) -> list[str]:
     return words[:count]
 
 
-def _flag(document: Document, word: str, words: list[str]) -> list[Override]:
+def _flag(document: Document, word: str, words: list[str], theirs: Collection[str]) -> list[Override]:
     shown, equals, text = word.partition("=")
     name = shown[2:]
     value: str | list[str] = text
@@ -94,8 +106,8 @@ def _flag(document: Document, word: str, words: list[str]) -> list[Override]:
             return []
         del words[: len(values)]
         value = values if name == "predict_data" else values[0]
-    if name not in FLAGS and "." not in name and not field_at((name,)):
-        near = did_you_mean(shown, [f"--{flag}" for flag in FLAGS])
+    if name not in FLAGS and name not in theirs and "." not in name and not field_at((name,)):
+        near = did_you_mean(shown, [f"--{flag}" for flag in (*FLAGS, *theirs)])
         _complain(document, shown, f"unknown flag{near}" if near else unknown_key((name,), document.data))
         return []
     return [Override(_path(key), value, shown) for key in FLAGS.get(name, (name,))]

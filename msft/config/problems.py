@@ -18,7 +18,7 @@ def from_pydantic(error: dict[str, Any], document: Document) -> tuple[Keys, Prob
     """Return the path of what is wrong and the problem in words; `error` is one of `ValidationError.errors()`."""
     path = _path(error["loc"], document.data)
     unknown = error["type"] == "extra_forbidden"
-    message = unknown_key(path, document.data) if unknown else _message(error, path)
+    message = unknown_key(path, document.data) if unknown else in_words(error, path)
     return path, Problem(document.place(path, of_key=unknown), dotted(path), message)
 
 
@@ -72,7 +72,8 @@ def _fits(path: Keys, key: str, data: dict[str, Any]) -> bool:
     return inside == sized if shared or inside else True
 
 
-def _message(error: dict[str, Any], path: Keys) -> str:
+def in_words(error: dict[str, Any], path: Keys) -> str:
+    """Return what to say about a value at `path` that is not as it must be."""
     kind, value, context = error["type"], error["input"], error.get("ctx", {})
     if kind == "value_error":
         return str(context["error"])

@@ -35,10 +35,11 @@ def ignored_lines(recipe: Recipe) -> list[str]:
     for entry in recipe.ignored:
         where = entry.place.text.rsplit(":", 1)[-1]
         reasons.setdefault(entry.why, []).append(f"{entry.path} ({where})")
-    if not reasons:
-        return []
+    read = f"{recipe.name}: read as a file of {recipe.toolkit}; recipe.yaml in output_dir says what it means here"
     lines = [f"  {', '.join(keys)}: {why}" for why, keys in reasons.items()]
-    return [f"{recipe.name}: {len(recipe.ignored)} keys do nothing here (line numbers in brackets):", *lines]
+    what = "do nothing, or something else, here" if recipe.toolkit else "do nothing here"
+    head = f"{recipe.name}: {len(recipe.ignored)} keys {what} (line numbers in brackets):"
+    return [*([read] if recipe.toolkit else []), *([head, *lines] if lines else [])]
 
 
 def _marked(recipe: Recipe, block: Block, path: Keys = ()) -> Iterator[tuple[Keys, str]]:
@@ -65,6 +66,10 @@ def _outvoted(recipe: Recipe) -> Iterator[tuple[Keys, str]]:
     if recipe.strategy == "deepspeed" and recipe.backend == "torch" and recipe.run_mode == "eval":
         for name in ["strategy"] + ["deepspeed"] * (recipe.deepspeed is not None):
             yield (name,), "DeepSpeed is for training: run_mode eval shares the model out as fsdp does"
+    for name in ("train_dataset", "eval_dataset"):
+        loader = getattr(recipe, name).data_loader
+        if loader.raw and (loader.dataset_dir or loader.dataset_files):
+            yield (name, "data_loader", "raw"), "data_loader names a MindRecord file, which wins"
     runner, schedule, config = recipe.runner_config, recipe.lr_schedule, recipe.model.config
     if runner.batch_size and recipe.train_dataset.batch_size not in (None, runner.batch_size):
         yield ("train_dataset", "batch_size"), f"runner_config.batch_size ({runner.batch_size}) wins"

@@ -257,6 +257,7 @@ class Recipe(Block):
     _ignored: list = PrivateAttr(default_factory=list)
     _source: dict = PrivateAttr(default_factory=dict)
     _name: str = PrivateAttr(default="")
+    _toolkit: str = PrivateAttr(default="")
 
     @property
     def ignored(self) -> list:
@@ -272,6 +273,11 @@ class Recipe(Block):
     def name(self) -> str:
         """The file the recipe was read from."""
         return self._name
+
+    @property
+    def toolkit(self) -> str:
+        """The toolkit whose file that was, '' for a recipe."""
+        return self._toolkit
 
     def to_yaml(self) -> str:
         """Return the resolved recipe, defaults included, as YAML that loads to the same recipe."""

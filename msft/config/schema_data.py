@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from msft.config.block import Block
-from msft.config.markers import Alias, Count, Positive, Refused, Switch, Texts, Unused
+from msft.config.markers import Alias, Count, NotNegative, Positive, Refused, Switch, Texts, Unused
 
 Workers = Annotated[Any, Unused("batches are built in numpy, in this process")]
 
@@ -14,12 +14,46 @@ def _refused(why: str, *neutral: Any) -> Any:
     return Annotated[Any, Refused(why, neutral)]
 
 
+class RawFile(Block):
+    """A JSON file of rows, or a folder of such files.
+
+    Rows are of any format that `llama_preprocess` knows, unless `formatting` says which, as LLaMA-Factory's
+    dataset_info.json does with its keys `columns` and `tags`; `num_samples` takes the first rows alone.
+    """
+
+    path: Annotated[str, Field(min_length=1)]
+    formatting: Literal["alpaca", "sharegpt"] | None = None
+    columns: dict[str, str | None] | None = None
+    tags: dict[str, str | None] | None = None
+    num_samples: Positive | None = None
+
+
+class RawData(Block):
+    """Rows of JSON that are made into MindRecord, below output_dir, when a run starts (as `llama_preprocess` does).
+
+    `template` is a name that `llama_preprocess` takes. A row is `max_length` tokens long (unset: the model's
+    seq_length + 1). `last_answer_only` supervises the last answer of a conversation alone. With `running_text` rows
+    hold texts for pretraining, which are joined and cut, with the tokenizer's begin tokens and the end token around
+    each text as `begin` and `end` say.
+    """
+
+    files: Annotated[list[RawFile], Field(min_length=1)]
+    template: str = "chat"
+    max_length: Annotated[Positive, Field(ge=2)] | None = None
+    last_answer_only: Switch = False
+    running_text: Switch = False
+    begin: Switch = True
+    end: Switch = True
+    num_workers: Positive | None = None
+
+
 class DataLoader(Block):
-    """A MindRecord file, a folder of them, or in `dataset_files` a list."""
+    """A MindRecord file, a folder of them, or in `dataset_files` a list; or rows that are made into one, in `raw`."""
 
     type: Literal["MindDataset"] = "MindDataset"
     dataset_dir: str = ""
     dataset_files: Texts = []
+    raw: RawData | None = None
     shuffle: Switch = True
     num_samples: Count | None = None
     num_parallel_workers: Workers = None
@@ -29,9 +63,14 @@ class DataLoader(Block):
 
 
 class EvalLoader(DataLoader):
-    """The same for evaluation: rows in the file's order."""
+    """The same for evaluation: rows in the file's order.
+
+    `held_out` takes that share (below 1), or number, of the rows of train_dataset out of training and evaluates on
+    them; which ones follows from the seed as in the datasets library's train_test_split.
+    """
 
     shuffle: Switch = False
+    held_out: NotNegative = 0.0
 
 
 class Dataset(Block):

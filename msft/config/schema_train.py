@@ -65,7 +65,10 @@ def _schedule_type(value: Any) -> Any:
 
 
 class LrSchedule(Block):
-    """Learning rate over the steps; `total_steps` -1 is the length of the run. A ratio wins over a count of steps."""
+    """Learning rate over the steps; `total_steps` -1 is the length of the run. A ratio wins over a count of steps.
+
+    The steps of a ratio are rounded down (MindFormers), or with `warmup_round_up` up (transformers).
+    """
 
     type: Annotated[
         Literal["CosineWithWarmUpLR", "LinearWithWarmUpLR", "ConstantWarmUpLR"], BeforeValidator(_schedule_type)
@@ -78,6 +81,7 @@ class LrSchedule(Block):
     warmup_lr_init: NotNegative = 0.0
     total_steps: CountOrAll = -1
     num_cycles: PositiveNumber = 0.5
+    warmup_round_up: Switch = False
     decay_steps: Annotated[Any, Refused("the rate always falls until total_steps", ())] = None
 
 

@@ -111,10 +111,12 @@ def _read_text(path: Path, name: str) -> str:
     if len(content) > MAX_BYTES:
         raise InputError(f"{name}: is larger than {MAX_BYTES // 1024} KiB, so it is no recipe")
     try:
-        return content.decode("utf-8-sig")
+        text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = content[: error.start].count(b"\n") + 1
         raise InputError(f"{name}:{line}: is not UTF-8 text") from None
+    # JSON is YAML but for the tabs that it may be indented with, which it has nowhere else.
+    return text.replace("\t", " ") if text.lstrip().startswith("{") else text
 
 
 class _Loader(yaml.SafeLoader):

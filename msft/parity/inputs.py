@@ -28,6 +28,7 @@ PLACES = {
     "model.model_config.checkpoint_name_or_path",
     "train_dataset.data_loader.dataset_dir",
     "train_dataset.data_loader.dataset_files",
+    "train_dataset.data_loader.raw",
     "eval_dataset.data_loader.dataset_dir",
     "eval_dataset.data_loader.dataset_files",
     "processor.tokenizer.vocab_file",

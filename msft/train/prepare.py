@@ -16,10 +16,11 @@ from msft.config.layout import Layout, layout
 from msft.config.report import ignored_lines
 from msft.config.schema import Recipe
 from msft.config.schema_data import EvalDataset
+from msft.data import held_out
 from msft.data.dataset import RowDataset
 from msft.errors import InputError
 from msft.models.spec import ModelSpec
-from msft.train import checkpoint, datasets, outputs, sources
+from msft.train import checkpoint, datasets, outputs, raw_data, sources
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,7 @@ def prepare(recipe: Recipe) -> Prepared:
     recipe = _with_eval_data(recipe)
     check_paths(recipe)
     _check_framework(recipe)
+    recipe = raw_data.made(recipe, _data_blocks(recipe))
     found = _Problems()
     trains = recipe.run_mode in ("train", "finetune")
     resumed = found.of(_resumed, recipe) if trains else None
@@ -71,8 +73,10 @@ def prepare(recipe: Recipe) -> Prepared:
     tuning = found.of(_tuning, recipe, spec, weights, resumed) if weights else None
     pad_id = found.of(_pad_id, recipe, spec)
     train_data = found.of(_rows, recipe, "train_dataset", pad_id or 0) if trains else None
-    evaluates = recipe.run_mode == "eval" or trains and recipe.do_eval
+    evaluates = "eval_dataset" in _data_blocks(recipe)
     eval_data = found.of(_rows, recipe, "eval_dataset", pad_id or 0) if evaluates else None
+    if trains and recipe.do_eval and recipe.eval_dataset.data_loader.held_out and train_data:
+        train_data, eval_data = found.of(_split, recipe, train_data) or (None, None)
     if trains and not resumed:
         found.of(_check_output, recipe, weights)
     found.raise_any()
@@ -111,9 +115,23 @@ def launched() -> bool:
     return "RANK" in os.environ or "MS_ROLE" in os.environ
 
 
+def _data_blocks(recipe: Recipe) -> list[str]:
+    """The dataset blocks that a run opens; rows that are held out of training are the training file's."""
+    trains = recipe.run_mode in ("train", "finetune")
+    evaluates = recipe.run_mode == "eval" or trains and recipe.do_eval and not recipe.eval_dataset.data_loader.held_out
+    return ["train_dataset"] * trains + ["eval_dataset"] * evaluates
+
+
+def _split(recipe: Recipe, data: RowDataset) -> tuple[RowDataset, RowDataset]:
+    key = "eval_dataset.data_loader.held_out"
+    where = f"{recipe.source.get(key, recipe.name)}: {key}"
+    return held_out.split(data, recipe.eval_dataset.data_loader.held_out, recipe.seed, where)
+
+
 def _with_eval_data(recipe: Recipe) -> Recipe:
     """In run_mode eval, training data is evaluated when the recipe names no evaluation data."""
-    named = datasets.paths_of(recipe.eval_dataset) or not datasets.paths_of(recipe.train_dataset)
+    named = recipe.eval_dataset.data_loader.raw or datasets.paths_of(recipe.eval_dataset)
+    named = named or not (recipe.train_dataset.data_loader.raw or datasets.paths_of(recipe.train_dataset))
     if recipe.run_mode != "eval" or named:
         return recipe
     console.note(f"{recipe.name}: eval_dataset names no data, so train_dataset is evaluated")

@@ -37,10 +37,10 @@ def build(resolved: Resolved) -> Schedule:
     return with_warmup(after, peak, warmup, start)
 
 
-def warmup_length(total_steps: int, ratio: float | None, steps: int | None) -> int:
-    """Return the number of warm-up steps; a ratio wins over a count and is rounded down (MindFormers)."""
+def warmup_length(total_steps: int, ratio: float | None, steps: int | None, round_up: bool = False) -> int:
+    """Return the number of warm-up steps; a ratio wins over a count, rounded down (MindFormers) or up (transformers)."""
     if ratio is not None:
-        return int(total_steps * ratio)
+        return math.ceil(total_steps * ratio) if round_up else int(total_steps * ratio)
     return steps or 0
 
 

@@ -134,7 +134,7 @@ def schedule(recipe: Recipe, stream: BatchStream) -> schedules.Resolved:
         kind=settings.kind,
         peak=settings.learning_rate,
         total_steps=total,
-        warmup_steps=schedules.warmup_length(total, settings.warmup_ratio, steps),
+        warmup_steps=schedules.warmup_length(total, settings.warmup_ratio, steps, settings.warmup_round_up),
         warmup_start=settings.warmup_start,
         lr_end=settings.lr_end,
         num_cycles=settings.num_cycles,
