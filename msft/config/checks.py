@@ -162,7 +162,9 @@ def _missing_data(recipe: Recipe) -> Iterator[tuple[str, str]]:
 def _missing_weights(recipe: Recipe) -> Iterator[tuple[str, str]]:
     if recipe.model.pretrained and not isfile(join(recipe.model.pretrained, "config.json")):
         folder = recipe.model.pretrained
-        fetch = "" if exists(folder) or folder.count("/") != 1 else f"; to fetch it: hf download {folder} --local-dir DIR"
+        fetch = (
+            "" if exists(folder) or folder.count("/") != 1 else f"; to fetch it: hf download {folder} --local-dir DIR"
+        )
         yield "model.pretrained", f"{folder} is no Hugging Face folder (it has no config.json){fetch}"
     if recipe.load_checkpoint:
         yield from _missing("load_checkpoint", recipe.load_checkpoint)

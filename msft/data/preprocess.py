@@ -82,7 +82,8 @@ def preprocess(options: Options) -> Report | None:
     made_from = origin.origin([source.path for source in sources], options.model_file, _settings(options, template))
     if not options.overwrite and origin.is_made(report_path, made_from, outputs):
         console.say(f"{options.output_file}: is there already, made from the same data, tokenizer and options")
-        console.say(f"what became of each row: {report_path}; --overwrite makes it anew")
+        anew = "remove it to have it made anew" if options.sources else "--overwrite makes it anew"
+        console.say(f"what became of each row: {report_path}; {anew}")
         return None
     _note_unused(given, report)
     columns = qa.COLUMNS if template else wiki.COLUMNS

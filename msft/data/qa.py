@@ -34,7 +34,12 @@ class Encoded(NamedTuple):
 
 
 def encode_files(
-    sources: list[rows.Source], model_file: str, template: str, length: int, workers: int, last_answer_only: bool = False
+    sources: list[rows.Source],
+    model_file: str,
+    template: str,
+    length: int,
+    workers: int,
+    last_answer_only: bool = False,
 ) -> Iterator[Encoded]:
     """Yield the encoded chunks of all files in order.
 

@@ -101,9 +101,7 @@ LLAMA_FACTORY = {
         default_system=_INTERN,
     ),
     "intern2": _CHATML._replace(prefix="{bos}", default_system=_INTERN),
-    "llama2": TurnFormat(
-        user="{bos}[INST] {content} [/INST]", system="<<SYS>>\n{content}\n<</SYS>>\n\n", inside=True
-    ),
+    "llama2": TurnFormat(user="{bos}[INST] {content} [/INST]", system="<<SYS>>\n{content}\n<</SYS>>\n\n", inside=True),
     "llama2_zh": TurnFormat(
         user="{bos}[INST] {content} [/INST]",
         system="<<SYS>>\n{content}\n<</SYS>>\n\n",
@@ -123,15 +121,11 @@ LLAMA_FACTORY = {
         assistant="{content}<|im_end|>",
         system="<|im_start|>system<|im_sep|>{content}<|im_end|>",
     ),
-    "qwen": _CHATML._replace(
-        default_system="You are Qwen, created by Alibaba Cloud. You are a helpful assistant."
-    ),
+    "qwen": _CHATML._replace(default_system="You are Qwen, created by Alibaba Cloud. You are a helpful assistant."),
     "qwen3": _CHATML._replace(thinks=True),
     "qwen3_nothink": _CHATML,
     "smollm": _CHATML,
-    "smollm2": _CHATML._replace(
-        default_system="You are a helpful AI assistant named SmolLM, trained by Hugging Face."
-    ),
+    "smollm2": _CHATML._replace(default_system="You are a helpful AI assistant named SmolLM, trained by Hugging Face."),
     "vicuna": TurnFormat("USER: {content} ASSISTANT:", default_system=_VICUNA),
     "xverse": TurnFormat("Human: {content}\n\nAssistant: "),
     "yi": _CHATML,
@@ -164,9 +158,7 @@ _FIREFLY = {
     "vicuna": TurnFormat("USER: {content} ASSISTANT:", "{content}</s>", "{content}\n", default_system=_VICUNA),
     "xverse": TurnFormat("Human: {content}\n\nAssistant: ", "{content}<|endoftext|>", ""),
     "yi": _CHATML,
-    "zephyr": TurnFormat(
-        "<|user|>\n{content}</s>\n<|assistant|>\n", "{content}</s>\n", "<|system|>\n{content}</s>"
-    ),
+    "zephyr": TurnFormat("<|user|>\n{content}</s>\n<|assistant|>\n", "{content}</s>\n", "<|system|>\n{content}</s>"),
     "ziya2": TurnFormat("<human>:{content} <bot>:", "{content}</s>", ""),
 }
 FIREFLY = {name: known._replace(trims=True) for name, known in _FIREFLY.items()} | {
@@ -206,7 +198,7 @@ def jinja(known: TurnFormat) -> str:
         answer = f'("" if {thought} else "<think>\\n\\n</think>\\n\\n") ~ message.content'
     written = f"({_written(known.system, f'({system})')})"
     if known.inside:
-        question = f"({written} if loop.first and system else \"\") ~ {question}"
+        question = f'({written} if loop.first and system else "") ~ {question}'
     before = "" if known.inside or not known.system else f"{{% if system %}}{{{{ {written} }}}}{{% endif %}}"
     return (
         f"{_TURNS}{{% set system = system or {_literal(known.default_system)} %}}"

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -50,11 +51,21 @@ def paths_of(block: Dataset) -> list[str]:
 
 def recorded_pad_id(block: Dataset) -> int | None:
     """Return the padding id that `llama_preprocess` noted in the report beside the data, None where there is none."""
+    pad_id = _recorded(block, "pad_id")
+    return pad_id if isinstance(pad_id, int) else None
+
+
+def recorded_template(block: Dataset) -> str | None:
+    """Return the template that the data was made with, as the report beside it says; None where there is none."""
+    template = _recorded(block, "template")
+    return template if isinstance(template, str) else None
+
+
+def _recorded(block: Dataset, key: str) -> Any:
     for path in paths_of(block):
         report = Path(f"{path}.report.json")
         if report.is_file():
-            pad_id = read_json(report).get("pad_id")
-            return pad_id if isinstance(pad_id, int) else None
+            return read_json(report).get(key)
     return None
 
 

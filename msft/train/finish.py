@@ -6,8 +6,9 @@ from pathlib import Path
 from msft import console
 from msft.convert.hf_folder import weights_file
 from msft.convert.rank_folder import KEY
+from msft.data.turn_formats import is_turn_format
 from msft.files import write_json
-from msft.train import health, outputs, plot, tensorboard
+from msft.train import datasets, health, outputs, plot, tensorboard
 from msft.train.loop import Progress
 from msft.train.metrics import read_log
 from msft.train.prepare import Prepared
@@ -108,4 +109,7 @@ def next_command(prepared: Prepared, adapter: Path | None, model: Path | None) -
         words += ["--adapter", str(adapter)]
     if not any((base / name).is_file() for name in ("tokenizer.json", "tokenizer.model")):
         words += ["--tokenizer", prepared.recipe.processor.tokenizer.vocab_file or "TOKENIZER"]
+    template = datasets.recorded_template(prepared.recipe.train_dataset)
+    if template and is_turn_format(template):
+        words += ["--template", template]
     return shlex.join([*words, "--backend", prepared.recipe.backend, "--prompt", "..."])

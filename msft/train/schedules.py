@@ -38,7 +38,7 @@ def build(resolved: Resolved) -> Schedule:
 
 
 def warmup_length(total_steps: int, ratio: float | None, steps: int | None, round_up: bool = False) -> int:
-    """Return the number of warm-up steps; a ratio wins over a count, rounded down (MindFormers) or up (transformers)."""
+    """Return the number of warm-up steps; a ratio wins over a count and is rounded down, as in MindFormers, or up."""
     if ratio is not None:
         return math.ceil(total_steps * ratio) if round_up else int(total_steps * ratio)
     return steps or 0

@@ -67,7 +67,12 @@ def test_pretraining_reads_a_folder_of_texts(tmp_path):
         (("train_mode",), {}, 16, "lora_rank: lora_rank without train_mode means qlora; 'qlora' is not supported"),
         ((), {"task_type": "dpo"}, 31, "task_type: 'dpo' is not supported: task_type sft and pretrain are built"),
         ((), {"template_name": "qwn"}, 5, "template_name: unknown template 'qwn', did you mean 'qwen'? (known: bai"),
-        ((), {"max_seq_lenght": 3}, 31, "max_seq_lenght: unknown key in a file of Firefly, did you mean 'max_seq_length'"),
+        (
+            (),
+            {"max_seq_lenght": 3},
+            31,
+            "max_seq_lenght: unknown key in a file of Firefly, did you mean 'max_seq_length'",
+        ),
         ((), {"learning_rate": "x"}, 10, "learning_rate: must be a number, not 'x'"),
         ((), {"use_dora": True}, 31, "use_dora: True is not supported: adapters are plain LoRA here"),
     ],

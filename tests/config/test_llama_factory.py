@@ -192,7 +192,16 @@ def test_what_would_train_otherwise_is_refused_with_file_line_and_key(tmp_path, 
 
 
 def test_all_problems_are_told_at_once_whoever_finds_them(tmp_path):
-    words = ["--learning_rate", "x", "quantization_bit=4", "learning_rat=1", "--runner_config.batch_size", "0", "--zz", "1"]
+    words = [
+        "--learning_rate",
+        "x",
+        "quantization_bit=4",
+        "learning_rat=1",
+        "--runner_config.batch_size",
+        "0",
+        "--zz",
+        "1",
+    ]
     found = problems(tmp_path, MINIMAL.replace("sft", "ppo"), *words)
     assert {problem.split(":")[0] for problem in found} == {
         "r.yaml",

@@ -62,7 +62,9 @@ def _file(entry: Any, where: str, folder: Path, max_samples: int | None) -> dict
     found = {"path": str(folder / file), "formatting": kind}
     for key in ("columns", "tags"):
         value = entry.get(key)
-        if value is not None and not (isinstance(value, dict) and all(isinstance(name, str) for name in value.values())):
+        if value is not None and not (
+            isinstance(value, dict) and all(isinstance(name, str) for name in value.values())
+        ):
             raise InputError(f"{where}: {key} must be an object of texts")
         if value is not None:
             found[key] = value

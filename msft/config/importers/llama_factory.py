@@ -90,7 +90,9 @@ def _data(translation: Translation) -> None:
     if keys.neat_packing:
         put("train_dataset.packing", True, "neat_packing")
     elif keys.packing and keys.stage == "sft":
-        message = "packing without neat_packing lets examples see each other, which is not built: add neat_packing: true"
+        message = (
+            "packing without neat_packing lets examples see each other, which is not built: add neat_packing: true"
+        )
         translation.refuse("packing", message)
     if keys.packing is False and keys.stage == "pt":
         translation.refuse("packing", "False is not supported with stage pt: texts are joined and cut")
@@ -139,5 +141,7 @@ def _template(translation: Translation, told: bool) -> str:
     if name not in LLAMA_FACTORY and told:
         known = ", ".join(sorted([*LLAMA_FACTORY, *OWN_TEMPLATE]))
         way = "or chat, the tokenizer's own, by --train_dataset.data_loader.raw.template chat without template"
-        translation.refuse("template", f"unknown template {name!r}{did_you_mean(name, LLAMA_FACTORY)} (known: {known}; {way})")
+        translation.refuse(
+            "template", f"unknown template {name!r}{did_you_mean(name, LLAMA_FACTORY)} (known: {known}; {way})"
+        )
     return f"llama_factory:{name}"

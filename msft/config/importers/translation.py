@@ -79,7 +79,7 @@ class Translation:
         self.told.append(Ignored(self.source.place((key,), of_key=True), key, why))
 
     def put_files(self, name: str, files: list[dict[str, Any]], key: str) -> bool:
-        """Write the raw files of a dataset block, unless the command line names a MindRecord; returns whether it did."""
+        """Write the raw files of a dataset block and return True, unless the command line names a MindRecord."""
         at = f"{name}.data_loader"
         if f"{at}.dataset_dir" in self.given:
             self.tell(key, "the command line names a MindRecord file, which wins")
