@@ -29,7 +29,10 @@ def parser() -> guard.Parser:
     asked.add_argument("--file", type=Path, help="a text file with one prompt a line")
     option("--system", help="system message of the template")
     option("--raw", action="store_true", help="continue the text as it is, without a template")
-    option("--template", help="chat (the tokenizer's own; default where it has one) or a FastChat name")
+    option(
+        "--template",
+        help="chat (the tokenizer's own; default where it has one), a FastChat name, llama_factory:NAME or firefly:NAME",
+    )
     option("--tokenizer", type=Path, help="tokenizer folder or sentencepiece model (default: the model's)")
     option("--max_new_tokens", type=int, default=256, help="default: 256")
     option("--temperature", type=float, default=0.0, help="0 is greedy (default)")

@@ -22,7 +22,11 @@ def parser() -> guard.Parser:
     add("--model_file", required=True, help="a sentencepiece model, or a Hugging Face tokenizer folder")
     add("--output_file", required=True, help="the MindRecord file; the report goes to OUTPUT_FILE.report.json")
     add("--seq_length", type=int, default=2048, help="rows have one token more (default: 2048)")
-    add("--template", help="qa: chat (the tokenizer's own; default where it has one) or a FastChat name (msft list)")
+    add(
+        "--template",
+        help="qa: chat (the tokenizer's own; default where it has one), a FastChat name (msft list), llama_factory:NAME "
+        "or firefly:NAME",
+    )
     add("--file_partition", type=int, default=1, help="number of files to write (default: 1)")
     add("--repeat", type=int, default=1, help="wiki: how often the text is repeated (default: 1)")
     add("--samples_num", type=int, default=10000, help="wikipedia: number of rows to write (default: 10000)")

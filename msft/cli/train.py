@@ -15,7 +15,8 @@ USAGE = """usage: msft train RECIPE.yaml [--dry_run] [--debug] [FLAGS]
 
 Fine-tune, pretrain, evaluate or predict (the recipe's run_mode) with either engine.
 
-  RECIPE.yaml, --config RECIPE.yaml   the recipe, in MindFormers' layout
+  RECIPE.yaml, --config RECIPE.yaml   the recipe, in MindFormers' layout; or a training file of LLaMA-Factory
+                                      or Firefly, whose own flags are taken too (learning_rate=1e-4)
   --dry_run                           check everything, tell the plan, import no framework
   --debug                             show the traceback of an error
   --register_path DIR                 accepted for MindFormers' sake; python files of a recipe are not run

@@ -70,7 +70,8 @@ def set_overrides(document: Document, overrides: Iterable[Override]) -> None:
 def is_of(override: Override, theirs: Collection[str]) -> bool:
     """Whether an override is of a key of another toolkit's, known or mistyped, and no flag of ours."""
     name = override.path[0]
-    return len(override.path) == 1 and name not in FLAGS and (name in theirs or field_at((name,)) is None)
+    is_ours = FLAGS.get(name) == (name,) or name not in theirs and field_at((name,)) is not None
+    return len(override.path) == 1 and not is_ours
 
 
 def read_overrides(document: Document, words: Sequence[str], theirs: Collection[str] = ()) -> list[Override]:

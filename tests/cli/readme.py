@@ -74,20 +74,11 @@ FAMILIES = (
     Step("msft estimate qwen2_7b_lora.yaml"),
 )
 # The files are written by the test, with the small model in the place of theirs.
-_FOREIGN = f" --model_name_or_path {CHAT_MODEL} --device cpu max_steps=3"
+_FOREIGN = f" --model_name_or_path {CHAT_MODEL} --device cpu max_steps=3 gradient_accumulation_steps=1"
 _FLOAT32 = " --model.compute_dtype float32 --model.param_init_type float32"
 FOREIGN = (
     Step("msft train examples", end=" --model_name_or_path Meta-Llama-3-8B-Instruct", instead=_FOREIGN),
-    Step(
-        "msft train train_args",
-        end=" --model_name_or_path Qwen1.5-7B-Chat learning_rate=1e-4",
-        instead=f"{_FOREIGN} learning_rate=1e-4",
-    ),
-    Step(
-        "msft train examples",
-        end=" --model_name_or_path Meta-Llama-3-8B-Instruct",
-        instead=f"{_FOREIGN} --output_dir saves/mindspore{_FLOAT32}",
-    ),
+    Step("msft train train_args", end=" --model_name_or_path Qwen1.5-7B-Chat", instead=f"{_FOREIGN}{_FLOAT32}"),
 )
 BLOCKS = (INSTALL, QUICKSTART, EXTRAS, WORKFLOW, VERIFY, SEMI_AUTO, PARITY, GOLDEN, ESTIMATE, LAUNCH, FAMILIES, FOREIGN)
 

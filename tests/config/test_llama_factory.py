@@ -109,6 +109,9 @@ MAPPED = {
     "max_steps: 7": lambda recipe: (
         (recipe.runner_config.stop_step, recipe.lr_schedule.total_steps, recipe.runner_config.epochs) == (7, 7, 7)
     ),
+    "max_steps: 7\nwarmup_steps: 9": lambda recipe: (
+        (recipe.runner_config.stop_step, recipe.lr_schedule.total_steps, recipe.lr_schedule.warmup_steps) == (7, -1, 9)
+    ),
     "warmup_steps: 5": lambda recipe: recipe.lr_schedule.warmup_steps == 5 and recipe.lr_schedule.warmup_ratio is None,
     "warmup_steps: 0.1": lambda recipe: recipe.lr_schedule.warmup_ratio == 0.1,
     "lr_scheduler_type: constant": lambda recipe: recipe.lr_schedule.type == "ConstantWarmUpLR",
@@ -245,11 +248,21 @@ def test_a_model_that_hugging_face_has_downloaded_is_found(tmp_path, monkeypatch
 
 
 def test_flags_of_both_toolkits_change_it(tmp_path):
-    words = ["learning_rate=3e-4", "--lora_rank", "2", "--epochs", "5", "--optimizer.weight_decay", "0.1"]
+    words = [
+        "learning_rate=3e-4",
+        "gradient_accumulation_steps=5",
+        "--lora_rank",
+        "2",
+        "--epochs",
+        "5",
+        "--optimizer.weight_decay",
+        "0.1",
+    ]
     recipe = load(tmp_path, LLAMA_FACTORY, *words, "--backend", "mindspore", "--output_dir", "out")
     assert derive.learning_rate(recipe) == 3e-4 and recipe.source["lr_schedule.learning_rate"] == "learning_rate"
     assert (recipe.model.pet_config.lora_rank, recipe.model.pet_config.lora_alpha) == (2, 4)
     assert (recipe.runner_config.epochs, recipe.optimizer.weight_decay) == (5, 0.1)
+    assert recipe.runner_config.gradient_accumulation_steps == 5
     assert (recipe.backend, recipe.output_dir) == ("mindspore", "out")
 
 

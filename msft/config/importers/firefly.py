@@ -24,8 +24,8 @@ Preferences = Annotated[Any, Unused("it is for task_type dpo")]
 class Keys(TrainingArguments):
     """What a file of Firefly may hold: its own arguments beside TrainingArguments."""
 
-    model_name_or_path: Annotated[str, Field(min_length=1)]
-    train_file: Annotated[str, Field(min_length=1)]
+    model_name_or_path: Annotated[str, Field(min_length=1)] = ""
+    train_file: Annotated[str, Field(min_length=1)] = ""
     max_seq_length: Annotated[Positive, Field(ge=2)] | None = None
     template_name: str = ""
     task_type: str = "sft"

@@ -31,7 +31,7 @@ ADAPTERS = "adapters are plain LoRA here"
 class LlamaFactoryKeys(TrainingArguments):
     """What a YAML of LLaMA-Factory may hold."""
 
-    model_name_or_path: Annotated[str, Field(min_length=1)]
+    model_name_or_path: Annotated[str, Field(min_length=1)] = ""
     adapter_name_or_path: Texts = []
     stage: str = "sft"
     finetuning_type: str = "lora"

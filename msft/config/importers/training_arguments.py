@@ -229,7 +229,9 @@ def _length(translation: Translation) -> None:
         # Each epoch has a step at least, so the run ends by its steps.
         translation.put("runner_config.epochs", keys.max_steps, "max_steps")
         translation.put("runner_config.stop_step", keys.max_steps, "max_steps")
-        translation.put("lr_schedule.total_steps", keys.max_steps, "max_steps")
+        # A warm-up that goes beyond the last step only rises: whatever the total, the rates are the same.
+        if keys.warmup_steps <= keys.max_steps:
+            translation.put("lr_schedule.total_steps", keys.max_steps, "max_steps")
         if translation.wrote("num_train_epochs"):
             translation.tell("num_train_epochs", "max_steps wins")
     elif keys.num_train_epochs % 1:
