@@ -5,6 +5,7 @@ from text_folders import byte_level_folder
 
 from msft.data.encode import Encoder, encode_prompt
 from msft.data.formats import Conversation, Turn
+from msft.data.named_template import NamedTemplate
 from msft.data.templates import open_template
 from msft.data.tokenizers import open_tokenizer
 from msft.data.turn_formats import TOOLKITS, open_turn_format
@@ -74,6 +75,14 @@ def test_every_template_asks_as_it_trains(name):
     asked = template.render("S", TURNS[:3], prompt=True)
     text, marks = template.render_marked("S", TURNS)
     assert text.startswith(asked) and marks[-1] == (len(asked), len(text)) and len(marks) == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "system"), [("llama_factory:qwen", "S"), ("firefly:qwen", None), ("firefly:qwen", "S")]
+)
+def test_qwens_text_is_fastchats(name, system):
+    """FastChat has no other of these templates word for word: theirs end answers otherwise or say no system message."""
+    assert open_turn_format(name, Named).render(system, TURNS) == NamedTemplate("qwen-7b-chat").render(system, TURNS)
 
 
 def test_a_default_system_message_is_said_where_the_data_has_none():
