@@ -31,7 +31,8 @@ def parser() -> guard.Parser:
     option("--raw", action="store_true", help="continue the text as it is, without a template")
     option(
         "--template",
-        help="chat (the tokenizer's own; default where it has one), a FastChat name, llama_factory:NAME or firefly:NAME",
+        help="chat (the tokenizer's own; default where it has one), a FastChat name, "
+        "llama_factory:NAME or firefly:NAME",
     )
     option("--tokenizer", type=Path, help="tokenizer folder or sentencepiece model (default: the model's)")
     option("--max_new_tokens", type=int, default=256, help="default: 256")

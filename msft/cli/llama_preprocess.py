@@ -24,8 +24,8 @@ def parser() -> guard.Parser:
     add("--seq_length", type=int, default=2048, help="rows have one token more (default: 2048)")
     add(
         "--template",
-        help="qa: chat (the tokenizer's own; default where it has one), a FastChat name (msft list), llama_factory:NAME "
-        "or firefly:NAME",
+        help="qa: chat (the tokenizer's own; default where it has one), a FastChat name (msft list), "
+        "llama_factory:NAME or firefly:NAME",
     )
     add("--file_partition", type=int, default=1, help="number of files to write (default: 1)")
     add("--repeat", type=int, default=1, help="wiki: how often the text is repeated (default: 1)")

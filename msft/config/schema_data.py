@@ -31,14 +31,14 @@ class RawFile(Block):
 class RawData(Block):
     """Rows of JSON that are made into MindRecord, below output_dir, when a run starts (as `llama_preprocess` does).
 
-    `template` is a name that `llama_preprocess` takes. A row is `max_length` tokens long (unset: the model's
-    seq_length + 1). `last_answer_only` supervises the last answer of a conversation alone. With `running_text` rows
-    hold texts for pretraining, which are joined and cut, with the tokenizer's begin tokens and the end token around
-    each text as `begin` and `end` say.
+    `template` is a name that `llama_preprocess` takes; '' is the tokenizer's own, else the model family's. A row is
+    `max_length` tokens long (unset: the model's seq_length + 1). `last_answer_only` supervises the last answer of a
+    conversation alone. With `running_text` rows hold texts for pretraining, which are joined and cut, with the
+    tokenizer's begin tokens and the end token around each text as `begin` and `end` say.
     """
 
     files: Annotated[list[RawFile], Field(min_length=1)]
-    template: str = "chat"
+    template: str = ""
     max_length: Annotated[Positive, Field(ge=2)] | None = None
     last_answer_only: Switch = False
     running_text: Switch = False

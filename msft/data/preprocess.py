@@ -31,9 +31,9 @@ class Options:
     """MindFormers' arguments of llama_preprocess, `template`, `num_workers` (None: all cores) and `overwrite`.
 
     Rows have `seq_length` + 1 tokens. `repeat` is for wiki, `samples_num` for wikipedia, `template` ('' = the
-    tokenizer's own, else the one of the model family beside it) and `last_answer_only` for qa. `text` cuts running text
-    in JSON rows into blocks, each text with the tokenizer's begin tokens before it (`begin`) and the end token behind it
-    (`end`). `sources`, for qa and text, stand in the place of `input_glob`.
+    tokenizer's own, else the one of the model family beside it) and `last_answer_only` for qa. `text` cuts running
+    text in JSON rows into blocks, each text with the tokenizer's begin tokens before it (`begin`) and the end token
+    behind it (`end`). `sources`, for qa and text, stand in the place of `input_glob`.
     """
 
     input_glob: str

@@ -291,8 +291,8 @@ def test_what_does_nothing_here_is_told_once_by_reason(tmp_path):
 @pytest.mark.parametrize("template", ["", *(f"template: {name}\n" for name in OWN_TEMPLATE)])
 def test_templates_that_have_no_text_of_their_own_are_the_tokenizers(tmp_path, template):
     recipe = load(tmp_path, MINIMAL.replace("template: llama3\n", template))
-    assert recipe.train_dataset.data_loader.raw.template == "chat"
-    assert not template or [entry.path for entry in recipe.ignored] == ["template"]
+    assert recipe.train_dataset.data_loader.raw.template == ""
+    assert [entry.path for entry in recipe.ignored] == (["template"] if template else [])
 
 
 def test_a_recipe_is_no_file_of_theirs(tmp_path):

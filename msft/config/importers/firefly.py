@@ -97,8 +97,8 @@ def _template(translation: Translation) -> str:
 
     name = translation.keys.template_name
     if name in OWN_TEMPLATE:
-        translation.tell("template_name", "the tokenizer's own chat template is taken")
-        return "chat"
+        translation.tell("template_name", "the tokenizer's own template is taken, else the family's")
+        return ""
     if name and name not in FIREFLY:
         known = ", ".join(sorted(each for each in (*FIREFLY, *OWN_TEMPLATE) if each != "plain"))
         message = f"unknown template {name!r}{did_you_mean(name, FIREFLY)} (known: {known})"

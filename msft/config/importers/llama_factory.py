@@ -13,7 +13,7 @@ from msft.errors import did_you_mean
 STAGES = ("sft", "pt")
 METHODS = ("lora", "full")
 BUILT = "stages sft and pt are built, with finetuning_type lora or full"
-# Templates whose answers end without text of their own (efficient_eos): the model's own template is the nearest.
+# Templates whose answers end without text of their own (efficient_eos): the model's own is the nearest.
 OWN_TEMPLATE = (
     "baichuan",
     "baichuan2",
@@ -134,13 +134,13 @@ def _template(translation: Translation, told: bool) -> str:
 
     name = translation.keys.template
     if name is None or name in OWN_TEMPLATE:
-        if told:
-            why = "the tokenizer's own chat template is taken (--train_dataset.data_loader.raw.template names another)"
+        if told and name:
+            why = "the tokenizer's own template is taken, else the family's (--train_dataset.data_loader.raw.template)"
             translation.tell("template", why)
-        return "chat"
+        return ""
     if name not in LLAMA_FACTORY and told:
         known = ", ".join(sorted([*LLAMA_FACTORY, *OWN_TEMPLATE]))
-        way = "or chat, the tokenizer's own, by --train_dataset.data_loader.raw.template chat without template"
+        way = "without template it is the tokenizer's own"
         translation.refuse(
             "template", f"unknown template {name!r}{did_you_mean(name, LLAMA_FACTORY)} (known: {known}; {way})"
         )
