@@ -14,7 +14,8 @@ from benchmarks.common.settings import Settings
 from benchmarks.common.training import packed_steps, train_ours
 from benchmarks.lora_torch import PACKED_BATCH
 from msft.backend.contract import IGNORE
-from msft.models.families import family, spec_from_hf
+from msft.models.families import spec_from_hf
+from msft.models.shapes import linear_modules, tensor_shapes
 from msft.models.spec import ModelSpec
 
 QUESTION = "share of the machine's matrix-product rate"
@@ -54,7 +55,7 @@ def measure(settings: Settings) -> Answer:
 
 def matrix_rates(spec: ModelSpec) -> dict[str, float]:
     """Return GFLOP/s of torch.mm for each matrix shape of the model, and for 2048 cubed."""
-    shapes = {shape for shape in family(spec.family).tensor_shapes(spec).values() if len(shape) == 2}
+    shapes = {shape for shape in tensor_shapes(spec).values() if len(shape) == 2}
     words = [f"{rows}x{columns}" for rows, columns in sorted(shapes | {(2048, 2048)})]
     return json.loads(run([sys.executable, PROGRAM, *words]).out)
 
@@ -69,8 +70,8 @@ def flops_per_token(spec: ModelSpec, rows: Sequence[dict[str, list[int]]]) -> fl
     lengths = [len(row["input_ids"]) - 1 for row in rows]
     tokens = sum(lengths)
     supervised = sum(label != IGNORE for row in rows for label in row["labels"][1:])
-    shapes = family(spec.family).tensor_shapes(spec)
-    modules = family(spec.family).linear_modules(spec)
+    shapes = tensor_shapes(spec)
+    modules = linear_modules(spec)
     sizes = {name: shapes[f"{name}.weight"] for name in modules if name != "lm_head"}
     frozen = sum(rows * columns for rows, columns in sizes.values())
     first = ("model.layers.0.self_attn.q_proj", "model.layers.0.self_attn.k_proj", "model.layers.0.self_attn.v_proj")

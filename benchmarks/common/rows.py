@@ -13,7 +13,8 @@ from msft.convert.adapter import write_adapter
 from msft.data.collate import align
 from msft.data.mindrecord.dataset import open_mindrecord
 from msft.models.adapters import peft_names
-from msft.models.families import family, spec_from_hf
+from msft.models.families import spec_from_hf
+from msft.models.shapes import linear_modules, tensor_shapes
 
 COLUMNS = ("input_ids", "labels")
 LENGTH = 512
@@ -79,8 +80,8 @@ def write_first_adapter(model: Path, folder: Path) -> None:
     import numpy as np
 
     spec = spec_from_hf(json.loads((model / "config.json").read_text()))
-    shapes = family(spec.family).tensor_shapes(spec)
-    modules = tuple(name for name in family(spec.family).linear_modules(spec) if name.endswith(LEAVES))
+    shapes = tensor_shapes(spec)
+    modules = tuple(name for name in linear_modules(spec) if name.endswith(LEAVES))
     weights = {}
     for module in modules:
         out_features, in_features = shapes[f"{module}.weight"]

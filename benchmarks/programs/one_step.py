@@ -15,7 +15,8 @@ from msft.backend.contract import Batch, Lora, Runtime, Tuning
 from msft.convert.random_weights import RandomWeights
 from msft.data.batches import BatchStream
 from msft.data.dataset import InMemoryDataset
-from msft.models.families import family, spec_from_hf
+from msft.models.families import spec_from_hf
+from msft.models.shapes import linear_modules
 
 STEPS = 6
 CONFIG = {
@@ -34,7 +35,7 @@ def main() -> None:
     engine, *words = sys.argv[1:]
     rows, length, layers, rank = map(int, words)
     spec = spec_from_hf(CONFIG | {"num_hidden_layers": layers})
-    modules = tuple(name for name in family(spec.family).linear_modules(spec) if ".self_attn." in name)
+    modules = tuple(name for name in linear_modules(spec) if ".self_attn." in name)
     tuning = Tuning(lora=Lora(rank, 2.0 * rank, 0.0, modules))
     device, _ = import_module(f"msft.backend.{engine}.device").pick("cpu")
     built = import_module(f"msft.backend.{engine}.engine").build(

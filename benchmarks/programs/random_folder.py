@@ -13,7 +13,8 @@ import numpy as np
 
 from msft.convert.safetensors_file import SafetensorsWriter
 from msft.convert.source import TensorInfo
-from msft.models.families import family, spec_from_hf
+from msft.models.families import spec_from_hf
+from msft.models.shapes import tensor_shapes
 
 BLOCK, SHARD = 1 << 26, 4 << 30
 CONFIG = {
@@ -38,7 +39,7 @@ def largest_tensor() -> int:
 def shapes(layers: int) -> dict[str, tuple[int, ...]]:
     """Return the model's tensors with so many blocks."""
     spec = spec_from_hf(CONFIG | {"num_hidden_layers": layers})
-    return family(spec.family).tensor_shapes(spec)
+    return tensor_shapes(spec)
 
 
 def size(shape: tuple[int, ...]) -> int:

@@ -27,6 +27,7 @@ def check(output):
     return [row["name"] for row in found["stages"]["backward"]["rows"] if "cosine" in row]
 
 
+@pytest.mark.slow
 def test_a_small_random_model(tiny_model, tmp_path, capsys):
     words = ["--random_data", "--steps", "100", "--device", "cpu", "--output_dir", str(tmp_path)]
     assert main(["--model", str(tiny_model), *words]) == 0
