@@ -1,5 +1,7 @@
 """Protects `parallel.parallel_mode: 1`: which recipes it takes, and that nothing of it is done in silence."""
 
+from dataclasses import replace
+
 import pytest
 from recipe_texts import SIZES, load
 
@@ -97,3 +99,13 @@ def test_the_dry_plan_is_yaml_of_what_mindspore_would_be_told(tmp_path):
     assert told["set_auto_parallel_context"]["gradients_mean"] is False
     assert told["shard"]["wo, w2"] == "((2, 2), (1, 2))"
     assert told["layers_of_stages"] == [1, 1] and told["micro_batches"] == 4
+
+
+@pytest.mark.parametrize(
+    ("changes", "family"), [({"norm_offset": 1.0, "family": "gemma"}, "gemma"), ({"windows": (8, 8)}, "llama")]
+)
+def test_layers_that_its_program_does_not_compute_are_refused(changes, family, tmp_path):
+    recipe = load(tmp_path, f"{ASKED}{CUT}")
+    spec = replace(derive.model_spec(recipe), **changes)
+    with pytest.raises(InputError, match=f"1 computes Llama's layers without windows, not those of {family}: take 0"):
+        semi_auto.plan(recipe, spec, 8)

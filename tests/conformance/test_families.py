@@ -1,5 +1,7 @@
 """Protects that both engines compute every family as transformers does, and train it alike."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -94,3 +96,13 @@ def test_learned_positions_end(engine):
         built.evaluate(long)
     with pytest.raises(RunError, match="a text has 73 tokens"):
         families.generation(built, 64)
+
+
+@pytest.mark.parametrize(("name", "compiled"), [("qwen3", True), ("gpt2", False), ("bloom", False)])
+def test_torch_compile_says_where_it_has_no_effect(name, compiled, monkeypatch):
+    monkeypatch.setattr(families, "RUNTIME", replace(families.RUNTIME, compile=True))
+    if compiled:
+        monkeypatch.setattr("msft.backend.torch.decoder.Decoder._compile", lambda self: 1.5)
+    said = families.build("torch", name, families.lora(name)).describe()["norm, rotation, SwiGLU"]
+    expected = "torch.compile (took 1.5 s)" if compiled else "torch_compile has no effect on this family"
+    assert expected in said

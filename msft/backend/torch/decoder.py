@@ -95,7 +95,8 @@ class Decoder:
             for name, factor in zip(peft_names(module), (layer.lora_A, layer.lora_B), strict=True):
                 self.tuned[name] = factor["default"].weight
         self.dropout_keys: np.ndarray | None = None
-        self.compile_seconds = self._compile() if runtime.compile else 0.0
+        self.takes_parts = replaced.takes_parts(self.network)
+        self.compile_seconds = self._compile() if runtime.compile and self.takes_parts else 0.0
         if runtime.recompute:
             self.network.activation_checkpointing_enable({"use_reentrant": False})
 

@@ -141,6 +141,9 @@ class Model:
         }
 
     def _parts(self) -> str:
+        if not self.decoder.takes_parts:
+            idle = " (torch_compile has no effect on this family)" if self.runtime.compile else ""
+            return f"transformers' own{idle}"
         seconds = self.decoder.compile_seconds
         return self.kernels.parts.name + (f" (took {seconds:.1f} s)" if seconds else "")
 

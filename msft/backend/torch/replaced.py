@@ -56,6 +56,11 @@ FORWARDS = {
 }
 
 
+def takes_parts(network: nn.Module) -> bool:
+    """Whether a network's modules compute with `block.Parts`; those of other families are transformers' own."""
+    return any(type(module).__name__ in FORWARDS for module in network.modules())
+
+
 # transformers' families whose bodies bring nothing along to attention, and whose layers are walked here.
 WALKED = ("bloom", "falcon")
 
