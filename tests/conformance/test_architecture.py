@@ -74,7 +74,7 @@ def argument_names(function: ast.FunctionDef) -> str:
 
 
 # What stands around torch's own modules: FSDP2 and DeepSpeed put hooks on them that ask for other ways to gradients.
-TORCH_ALONE = {"elsewhere.py", "lora.py", "placed.py", "replaced.py", "sharding.py", "sharded.py"}
+TORCH_ALONE = {"elsewhere.py", "lora.py", "network.py", "placed.py", "replaced.py", "sharding.py", "sharded.py"}
 TORCH_ALONE |= {"zero.py", "zero_parts.py"}
 
 

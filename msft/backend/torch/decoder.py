@@ -1,4 +1,4 @@
-"""A transformers decoder with peft's LoRA, filled from any weight source."""
+"""A transformers decoder with peft's LoRA, and the way through it."""
 
 import functools
 import sys
@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional
-from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM
 
 from msft.backend import context, names, positions, slices, stages
 from msft.backend.contract import Runtime, Tuning
@@ -19,8 +18,8 @@ from msft.backend.torch import (
     attention,
     block,
     distributed,
-    elsewhere,
     lora,
+    network,
     ops,
     placed,
     replaced,
@@ -32,22 +31,11 @@ from msft.backend.torch import (
 from msft.errors import InputError
 from msft.models import alibi, rope
 from msft.models.adapters import peft_names
-from msft.models.families import family
 from msft.models.shapes import linear_modules, tensor_shapes
 from msft.models.spec import ModelSpec
 
-# The name under which transformers knows this engine's attention: whatever `attend` a call of the model brings along.
-ATTENTION = "msft"
-
 # Tokens that compile a block's parts: no other size of a model is equal to it.
 WARM_UP = 13
-
-
-def _attention(module, query, key, value, attention_mask, scaling, attend, **_):
-    return attend(module.layer_idx, query, key, value, scaling).transpose(1, 2), None
-
-
-AttentionInterface.register(ATTENTION, _attention)
 
 
 class Decoder:
@@ -69,7 +57,7 @@ class Decoder:
         keep = None if self.is_fsdp else functools.partial(nn.Parameter, requires_grad=False)
         if self.is_sharded and zero_parts.partitions_weights(runtime):
             keep = zero_parts.Partitioner(runtime)
-        self.network = _load(spec, source, tuning, runtime, self.parts, keep)
+        self.network = network.load(spec, source, tuning, runtime, self.parts, keep)
         # The part from tokens to the last norm, and what is called for it.
         self.trunk = self.body = self.network.base_model
         self.embedding = self.network.get_submodule(spec.outside.embedding)
@@ -103,7 +91,7 @@ class Decoder:
     def _fill(self, source, tuning: Tuning) -> None:
         """Read the weights of a model that FSDP shares out, one whole tensor at a time."""
         for name in tensor_shapes(self.spec):
-            whole = _read(self.spec, source, name, name in tuning.parameters, self.runtime)
+            whole = network.read(self.spec, source, name, name in tuning.parameters, self.runtime)
             sharding.keep(self.network.get_parameter(name), whole)
         for module, layer in zip(tuning.lora.modules if tuning.lora else (), self.adapted_layers, strict=True):
             parts = [factor["default"].weight for factor in (layer.lora_A, layer.lora_B)]
@@ -392,66 +380,3 @@ class Decoder:
     def _autocast(self):
         compute = self.runtime.precision.compute
         return torch.autocast(self.runtime.device, ops.dtype(compute), enabled=compute != "float32")
-
-
-def _load(
-    spec: ModelSpec, source, tuning: Tuning, runtime: Runtime, parts: block.Parts, keep: Callable | None
-) -> nn.Module:
-    """The network with its weights as `keep` makes parameters of them; None: they have no values yet."""
-    rope.check(spec)
-    native = family(spec.family).native
-    config = AutoConfig.for_model(**{**(native(spec) if native else spec.hf_config), "return_dict": True})
-    # Dropout is the adapters' own alone.
-    for name in config.to_dict():
-        if "dropout" in name or name.endswith("_pdrop"):
-            setattr(config, name, 0.0)
-    how = "eager" if spec.family in replaced.WALKED else ATTENTION
-    with torch.device("meta"):
-        network = AutoModelForCausalLM.from_config(config, attn_implementation=how)
-    tuned, precision = set(tuning.parameters), runtime.precision
-    elsewhere.leave_out(network, spec, source.mesh)
-    shapes = tensor_shapes(spec)
-    for name in stages.own(shapes, spec, source.mesh):
-        if keep is None:
-            kind = ops.dtype(names.computed_dtype(name, name in tuned, precision, spec))
-            shape = slices.own_shape(name, shapes[name], source.mesh)
-            parameter = nn.Parameter(torch.empty(shape, dtype=kind, device="meta"), requires_grad=False)
-        else:
-            parameter = keep(_read(spec, source, name, name in tuned, runtime))
-        owner, _, leaf = name.rpartition(".")
-        setattr(network.get_submodule(owner), leaf, parameter)
-    if stages.is_own(spec.embedding, spec, source.mesh):
-        network.tie_weights()
-    if hasattr(network.base_model, "rotary_emb"):
-        _rebuild_rotary(network, config, runtime.device)
-    # transformers zeroes the gradient of the padding row, which is a real token where pad = eos.
-    network.get_submodule(spec.outside.embedding).padding_idx = None
-    compute = ops.dtype(precision.compute)
-    for module in stages.own(linear_modules(spec), spec, source.mesh):
-        part = network.get_submodule(module)
-        part.forward = functools.partial(replaced.linear, part, compute)
-    if spec.family in replaced.WALKED:
-        replaced.walk(network, spec)
-    for module in network.modules():
-        replacement = replaced.FORWARDS.get(type(module).__name__)
-        if replacement:
-            module.forward = functools.partial(replacement, module, parts)
-    return network
-
-
-def _read(spec: ModelSpec, source, name: str, is_tuned: bool, runtime: Runtime) -> torch.Tensor:
-    """A weight as it is computed with, on the device."""
-    tensor = ops.from_numpy(source.read(name), runtime.device, "float32" if is_tuned else runtime.precision.parameters)
-    # autocast does not widen, and keeps a copy of each weight that it narrows until the backward pass.
-    return tensor.to(ops.dtype(names.computed_dtype(name, is_tuned, runtime.precision, spec)))
-
-
-def _rebuild_rotary(network: nn.Module, config, device: str) -> None:
-    """Buffers built under the meta device hold no numbers; each batch sets the frequencies of `models/rope.py`.
-
-    They stay 0, which turns nothing, where a family has none.
-    """
-    rotary = type(network.base_model.rotary_emb)(config).to(device)
-    rotary.rope_type = "default"
-    rotary.inv_freq.zero_()
-    network.base_model.rotary_emb = rotary
