@@ -13,7 +13,7 @@ from torch.nn import functional
 from msft.backend import line as lines
 from msft.backend.contract import Precision
 from msft.backend.mesh import Mesh
-from msft.backend.mindspore import attention
+from msft.backend.mindspore import attention, fused_attention
 
 SPEC = SimpleNamespace(
     num_attention_heads=4,
@@ -133,7 +133,7 @@ def test_fused_attention_asks_the_kernel_for_the_same(monkeypatch):
     tokens = sum(LENGTHS)
     heads, direction, found_line = line()
     direction[tokens:] = 0
-    fused = attention.FusedAttention(SPEC)
+    fused = fused_attention.FusedAttention(SPEC)
     plan = fused.plan(found_line)
     mixed, kept = fused.forward(Tensor(heads), plan)
     found = fused.backward(Tensor(direction), Tensor(heads), mixed, kept, plan)
@@ -164,13 +164,14 @@ def test_queries_of_a_rank_with_keys_of_all_are_a_part_of_the_whole_attention(mo
         return given[:length]
 
     fakes = {"gather_parts": lambda _: Tensor(gathered), "sum_parts": sum_parts, "mesh": lambda: Mesh(context=2)}
-    monkeypatch.setattr(attention, "distributed", SimpleNamespace(**fakes))
+    for module in (attention, fused_attention):
+        monkeypatch.setattr(module, "distributed", SimpleNamespace(**fakes))
     mixed, gradient = np.zeros((tokens, 32), np.float32), np.zeros((tokens, 64), np.float32)
     for part in parts:
         shared = (
             attention.SharedTiledAttention(SPEC, Precision())
             if kind == "tiled"
-            else attention.SharedFusedAttention(SPEC)
+            else fused_attention.SharedFusedAttention(SPEC)
         )
         plan, heads = shared.plan(part), Tensor(placed(whole, part))
         found, kept = shared.forward(heads, plan)

@@ -12,7 +12,8 @@ from mindspore import Tensor
 from mindspore import ops as operators
 
 from msft.backend.contract import Precision
-from msft.backend.mindspore import attention, block, ops
+from msft.backend.mindspore import attention, fused_attention, ops
+from msft.backend.mindspore.parts import Numbers, Parts
 from msft.models.spec import ModelSpec
 
 # Layers in one compiled function: each call costs as much as a small product, each layer 0.1 s of compiling.
@@ -22,7 +23,7 @@ GROUP = 6
 class CachedBlocks:
     """The compiled functions of a decoder's generation, and which layers share one."""
 
-    def __init__(self, decoder, numbers: block.Numbers):
+    def __init__(self, decoder, numbers: Numbers):
         spec = decoder.spec
         self.prompt = partial(_prompt, numbers, decoder.runtime.precision)
         self.tokens = partial(_tokens, numbers, decoder.runtime.precision)
@@ -51,7 +52,7 @@ def _turn(spec: ModelSpec) -> np.ndarray:
 
 
 @cache
-def _prompt(numbers: block.Numbers, precision: Precision, layout):
+def _prompt(numbers: Numbers, precision: Precision, layout):
     """A block of a layout for whole prompts, compiled.
 
     (hidden [rows, length, hidden], cosine, sine [rows x length, 1, head_dim], turn, allowed [rows, length, length],
@@ -78,7 +79,7 @@ def _prompt(numbers: block.Numbers, precision: Precision, layout):
 
 
 @cache
-def _tokens(numbers: block.Numbers, precision: Precision, layouts):
+def _tokens(numbers: Numbers, precision: Precision, layouts):
     """Blocks of some layouts, one after the other, for a token of each row, compiled.
 
     (hidden [rows, hidden], cosine, sine [rows, 1, head_dim], turn, bias, places, then keys, values and tensors of each
@@ -120,7 +121,7 @@ def _project(numbers, precision, layout):
 
     Each module has a product of its own here: to join the weights would read them twice.
     """
-    parts, form, dim = block.Parts(numbers, layout), numbers.form.block, numbers.dim
+    parts, form, dim = Parts(numbers, layout), numbers.form.block, numbers.dim
     rotary = _rotary(precision) if numbers.is_turned else _as_it_is
     norm, linears = parts.norm(form.attention_norm), [parts.linear([module]) for module in form.project]
     ungrouped, normed_heads = parts.ungrouped(), parts.normed_heads()
@@ -155,7 +156,7 @@ def _as_it_is(heads, cosine, sine, turn):
 
 def _leave(numbers, layout):
     """(hidden, mixed [n, ...], places, tensors) -> hidden states behind attention's output and the feed-forward."""
-    parts, form, kernels = block.Parts(numbers, layout), numbers.form.block, numbers.kernels
+    parts, form, kernels = Parts(numbers, layout), numbers.form.block, numbers.kernels
     output_of, norm = parts.merge(), parts.norm(form.feed_norm)
     expanding, contract = [parts.linear([module]) for module in form.expand], parts.contract()
     down_of = parts.linear_normed([form.contract], form.contracted_norm)
@@ -186,7 +187,7 @@ def _rotary(precision):
 def _of_prompts(numbers, precision):
     """Attention of whole prompts, by the chosen kernels."""
     if numbers.kernels.is_attention_fused:
-        return attention.fused_dense(numbers.form.scores)
+        return fused_attention.fused_dense(numbers.form.scores)
     return attention.dense(numbers.form.scores, precision)
 
 

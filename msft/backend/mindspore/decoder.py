@@ -18,6 +18,7 @@ from msft.backend import context, line, names, positions, slices, stages
 from msft.backend.contract import Lora, Runtime, Tuning
 from msft.backend.mindspore import attention, block, distributed, ops, outside, sequence, vocabulary
 from msft.backend.mindspore.cached_block import CachedBlocks
+from msft.backend.mindspore.parts import Form, Numbers
 from msft.models import rope
 from msft.models.adapters import peft_names
 from msft.models.shapes import tensor_shapes
@@ -254,12 +255,12 @@ class Decoder:
         kind, read = (sequence.SequenceBlock, sequence) if self.mesh.is_sequence_cut else (block.Block, block)
         return kind(read.functions(numbers, layout), self.runtime.recompute, self.reduce)
 
-    def _numbers(self, dropout: float, adapter: bool) -> block.Numbers:
+    def _numbers(self, dropout: float, adapter: bool) -> Numbers:
         own, compute, adds_bias = self.own, self.runtime.precision.compute, self.mesh.tensor_rank == 0
         heads = own.num_attention_heads, own.num_key_value_heads, own.head_dim
-        form = block.Form(own.block, attention.Scores.of(own))
+        form = Form(own.block, attention.Scores.of(own))
         turned = bool(own.rotary_dim)
-        return block.Numbers(self.kernels, form, *heads, compute, self.scaling, dropout, adapter, turned, adds_bias)
+        return Numbers(self.kernels, form, *heads, compute, self.scaling, dropout, adapter, turned, adds_bias)
 
 
 def _own(spec: ModelSpec, tensor: int) -> ModelSpec:

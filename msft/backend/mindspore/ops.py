@@ -15,7 +15,7 @@ from mindspore import ops as operators
 
 from msft.backend import random
 from msft.backend.contract import Precision, Runtime
-from msft.backend.mindspore import attention
+from msft.backend.mindspore import attention, fused_attention
 from msft.models import rope
 from msft.models.spec import ModelSpec
 
@@ -104,13 +104,13 @@ def _kernels(form: _Form, plain: str, precision: Precision, device: str) -> Kern
 
 def line_attention(
     spec: ModelSpec, runtime: Runtime, is_shared: bool, window: int = 0
-) -> attention.TiledAttention | attention.FusedAttention:
+) -> attention.TiledAttention | fused_attention.FusedAttention:
     """Return causal attention within the segments of a line, which ranks may share, by the chosen kernels.
 
     A query sees no more than the last `window` tokens (0 = all).
     """
     if kernels(spec, runtime).is_attention_fused and not window:
-        return (attention.SharedFusedAttention if is_shared else attention.FusedAttention)(spec)
+        return (fused_attention.SharedFusedAttention if is_shared else fused_attention.FusedAttention)(spec)
     kind = attention.SharedTiledAttention if is_shared else attention.TiledAttention
     return kind(spec, runtime.precision, window)
 

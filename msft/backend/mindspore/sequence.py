@@ -12,10 +12,11 @@ from mindspore import Tensor
 
 from msft.backend.mindspore import block, distributed
 from msft.backend.mindspore.block import Inner, Kept, LineTensors, Step
+from msft.backend.mindspore.parts import Numbers
 
 
 @cache
-def functions(numbers: block.Numbers, layout):
+def functions(numbers: Numbers, layout):
     """Return `block.functions` with norms apart from the modules that read them, for they are gathered in between."""
     found, parts = vars(block.functions(numbers, layout)), numbers.form.block
     return SimpleNamespace(
