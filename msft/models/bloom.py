@@ -40,5 +40,10 @@ def spec_from_hf(config: dict, where: str = "config.json") -> ModelSpec:
 
 
 FAMILY = Family(
-    "bloom", "BloomForCausalLM", spec_from_hf, ("query_key_value",), files=FileNames(prefixes=("transformer.",))
+    "bloom",
+    "BloomForCausalLM",
+    spec_from_hf,
+    ("query_key_value",),
+    files=FileNames(prefixes=("transformer.",)),
+    is_walked=True,
 )

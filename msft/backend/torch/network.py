@@ -37,7 +37,8 @@ def load(
     for name in config.to_dict():
         if "dropout" in name or name.endswith("_pdrop"):
             setattr(config, name, 0.0)
-    how = "eager" if spec.family in replaced.WALKED else ATTENTION
+    is_walked = family(spec.family).is_walked
+    how = "eager" if is_walked else ATTENTION
     with torch.device("meta"):
         network = AutoModelForCausalLM.from_config(config, attn_implementation=how)
     tuned, precision = set(tuning.parameters), runtime.precision
@@ -62,7 +63,7 @@ def load(
     for module in stages.own(linear_modules(spec), spec, source.mesh):
         part = network.get_submodule(module)
         part.forward = functools.partial(replaced.linear, part, compute)
-    if spec.family in replaced.WALKED:
+    if is_walked:
         replaced.walk(network, spec)
     for module in network.modules():
         replacement = replaced.FORWARDS.get(type(module).__name__)
