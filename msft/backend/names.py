@@ -14,9 +14,11 @@ EMBEDDING = "model.embed_tokens.weight"
 def is_norm_or_bias(name: str) -> bool:
     """Whether a parameter is a norm's weight or a bias, which AdamW does not decay unless asked.
 
-    Norms are called so, or ln_1, ln_2 and ln_f (GPT-2).
+    Norms are called so, or ln_1, ln_2 and ln_f (GPT-2), or norm_f (Mamba). So are a state space's decays, what passes
+    it by, and biases of its time steps, which its authors do not decay either.
     """
-    return name.endswith(".bias") or "norm." in name or ".ln_" in name
+    is_norm = any(part in name for part in ("norm.", ".ln_", ".norm_f."))
+    return is_norm or name.endswith((".bias", ".A_log", ".D", ".dt_bias"))
 
 
 def computed_dtype(name: str, tuned: bool, precision: Precision, spec: ModelSpec) -> str:

@@ -21,10 +21,14 @@ class RandomWeights:
         self.tensors = {name: TensorInfo(shape, "float32") for name, shape in shapes.items()}
         self.deviation = np.float32(spec.initializer_range)
         self.seed, self.norm = seed, np.float32(1 - spec.norm_offset)
+        self.state_space = spec.state_space
 
     def read(self, name: str) -> np.ndarray:
         """Draw one tensor, float32."""
         shape = self.tensors[name].shape
+        own = self.state_space and self.state_space.first_values(name, shape, generator(self.seed, name))
+        if own is not None:
+            return own
         if name.endswith(".bias"):
             return np.zeros(shape, np.float32)
         if len(shape) == 1:

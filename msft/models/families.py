@@ -16,6 +16,8 @@ from msft.models import (
     internlm2,
     internlm3,
     llama,
+    mamba,
+    mamba2,
     mistral,
     opt,
     phi3,
@@ -45,6 +47,8 @@ MODULES = (
     opt,
     bloom,
     falcon,
+    mamba,
+    mamba2,
 )
 FAMILIES: dict[str, Family] = {module.FAMILY.model_type: module.FAMILY for module in MODULES}
 

@@ -22,12 +22,15 @@ def tensor_shapes(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
 
 def linear_modules(spec: ModelSpec) -> list[str]:
     """Return the paths of all linear modules that LoRA can tune, such as 'model.layers.0.self_attn.q_proj'."""
-    return [spec.layer(number) + name for number in range(spec.num_hidden_layers) for name in spec.block.modules]
+    names = [name for name in spec.block.modules if name not in spec.block.unadapted]
+    return [spec.layer(number) + name for number in range(spec.num_hidden_layers) for name in names]
 
 
 def module_sizes(spec: ModelSpec) -> dict[str, tuple[int, int]]:
     """Return outputs and inputs of the linear modules of a layer, by their names within it."""
     block, hidden, wide = spec.block, spec.hidden_size, spec.intermediate_size
+    if spec.state_space:
+        return spec.state_space.module_sizes(hidden)
     queries, keys = spec.num_attention_heads * spec.head_dim, spec.num_key_value_heads * spec.head_dim
     heads = (queries, keys, keys) if len(block.project) == 3 else (queries + 2 * keys,)
     gates = (wide,) * len(block.expand) if len(block.expand) == 2 or not block.is_gated else (2 * wide,)
@@ -46,6 +49,7 @@ def _layer(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
         if name in block.biased:
             shapes[f"{name}.bias"] = (outputs,)
     shapes |= {f"{name}.weight": (spec.head_dim,) for name in block.head_norms}
+    shapes |= spec.state_space.shapes() if spec.state_space else {}
     for name in block.norms:
         shapes |= _norm(name, spec)
     return shapes

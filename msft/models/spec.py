@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass, field, replace
 
+from msft.models.state_space import StateSpace
+
 
 @dataclass(frozen=True)
 class Block:
@@ -13,7 +15,7 @@ class Block:
     lets through (two modules, or one that gives both), or where the feed-forward is not `is_gated`, one module.
     `merged_norm` and `contracted_norm` norm what attention and feed-forward give ('' = there is none). Where the two
     are `is_parallel`, both read the block's input. `biased` are the modules with a bias. Weights of modules that are
-    `is_transposed` are [inputs, outputs].
+    `is_transposed` are [inputs, outputs]. Modules that are `unadapted` take no adapters. '' = there is no such module.
     """
 
     attention_norm: str = "input_layernorm"
@@ -31,11 +33,12 @@ class Block:
     is_parallel: bool = False
     is_transposed: bool = False
     biased: tuple[str, ...] = ()
+    unadapted: tuple[str, ...] = ()
 
     @property
     def modules(self) -> tuple[str, ...]:
         """The linear modules in the order of their use."""
-        return (*self.project, self.merge, *self.expand, self.contract)
+        return tuple(name for name in (*self.project, self.merge, *self.expand, self.contract) if name)
 
     @property
     def norms(self) -> tuple[str, ...]:
@@ -71,7 +74,7 @@ class ModelSpec:
     `has_alibi` adds ALiBi's slopes (arXiv 2108.12409) to scores. Scores are products times `attention_scale`, squashed
     to +-`attention_cap` where there is one, as logits are to `head_cap`; rows of an `is_head_normed` head are divided
     by their length. `windows` has for each layer how many tokens a query sees, itself included (0 = all before it).
-    Embeddings are multiplied by `embedding_scale`.
+    Embeddings are multiplied by `embedding_scale`. Layers with a `state_space` have no attention, and 0 heads.
     `hf_config` is the whole `config.json`, kept to be written back beside exported weights.
     """
 
@@ -106,6 +109,7 @@ class ModelSpec:
     head_cap: float | None = None
     is_head_normed: bool = False
     embedding_scale: float = 1.0
+    state_space: StateSpace | None = None
 
     @property
     def is_like_llama(self) -> bool:
