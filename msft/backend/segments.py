@@ -13,3 +13,14 @@ def spans(segment_ids: np.ndarray) -> np.ndarray:
     row, start = np.nonzero(changes[:, :-1] & (segment_ids != 0))
     _, end = np.nonzero(changes[:, 1:] & (segment_ids != 0))
     return np.column_stack((row, start, end + 1))
+
+
+def places(pieces: np.ndarray, length: int) -> np.ndarray:
+    """Return each token's place in its example, int32 [length], of a line with these pieces (`context.Part`).
+
+    Tokens that fill the line up are the first of examples of their own.
+    """
+    found = np.zeros(length, np.int32)
+    for first, end, *_ in pieces.tolist():
+        found[first:end] = np.arange(end - first)
+    return found

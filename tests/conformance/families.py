@@ -88,6 +88,21 @@ CONFIGS = {
         "new_decoder_architecture": True,
     },
 }
+STATES = {**SIZES, "expand": 2, "conv_kernel": 4, "layer_norm_epsilon": 1e-5, "tie_word_embeddings": True}
+STATES = {key: value for key, value in STATES.items() if key != "num_attention_heads"}
+HEADS = {"num_heads": 8, "head_dim": 8, "n_groups": 2, "state_size": 5, "chunk_size": 8}
+CONFIGS |= {
+    "mamba": {"model_type": "mamba", **STATES, "state_size": 5, "time_step_rank": 3, "use_bias": True},
+    "mamba2": {"model_type": "mamba2", **STATES, **HEADS},
+    "mamba2, no biases": {
+        "model_type": "mamba2",
+        **STATES,
+        **HEADS,
+        "use_conv_bias": False,
+        "tie_word_embeddings": False,
+        "time_step_limit": [0.01, 0.9],
+    },
+}
 WITHOUT_GROUPS = {key: value for key, value in LIKE_LLAMA.items() if key != "num_key_value_heads"}
 ALIBI = {key: value for key, value in WITHOUT_GROUPS.items() if key not in ("max_position_embeddings", "rope_theta")}
 CHATGLM = {

@@ -129,13 +129,15 @@ class Step:
     Of the layout's tensors it takes those of its `modules`.
     """
 
-    def __init__(self, part: str, modules: tuple[str, ...], numbers: Numbers, layout):
+    def __init__(self, part: str, modules: tuple[str, ...], numbers: Numbers, layout, parts: type[Parts] = Parts):
         starts = tuple(f"{module}." for module in modules if module)
-        self.places = tuple(place for place, (name, _) in enumerate(layout) if name.startswith(starts))
+        self.places = tuple(
+            place for place, (name, _) in enumerate(layout) if name.startswith(starts) or name in modules
+        )
         own = tuple(layout[place] for place in self.places)
         tuned = tuple(place for place, (_, is_tuned) in enumerate(own) if is_tuned)
         self.tuned = tuple(self.places[place] for place in tuned)
-        function = getattr(Parts(numbers, own), part)()
+        function = getattr(parts(numbers, own), part)()
         self.apply, self.apply_onto = (mindspore.jit(made) for made in _forward(function))
         compute = ops.dtype(numbers.compute)
         self.differentiate, self.differentiate_onto = (mindspore.jit(made) for made in _backward(function, compute))

@@ -27,7 +27,7 @@ class CachedBlocks:
         spec = decoder.spec
         self.prompt = partial(_prompt, numbers, decoder.runtime.precision)
         self.tokens = partial(_tokens, numbers, decoder.runtime.precision)
-        self.finish = _finish(numbers.kernels.normed, spec.norm == "layer", spec.head_cap or 0.0)
+        self.finish = finish_of(numbers.kernels.normed, spec.norm == "layer", spec.head_cap or 0.0)
         self.groups = _groups(spec.windows)
         # Exchanges the features of a pair and negates one, as one product instead of four small operators.
         self.turn = decoder.tensor(_turn(spec))
@@ -208,7 +208,7 @@ def _attention(numbers, precision):
 
 
 @cache
-def _finish(normed, is_biased: bool, cap: float):
+def finish_of(normed, is_biased: bool, cap: float):
     """(hidden [rows, hidden], head, the norm's tensors) -> the logits, float32 [rows, vocabulary], compiled."""
 
     def finish(hidden, head, weight):

@@ -16,8 +16,19 @@ from mindspore import ops as operators
 
 from msft.backend import context, line, names, positions, slices, stages
 from msft.backend.contract import Lora, Runtime, Tuning
-from msft.backend.mindspore import attention, block, distributed, ops, outside, sequence, vocabulary
+from msft.backend.mindspore import (
+    attention,
+    block,
+    distributed,
+    ops,
+    outside,
+    sequence,
+    state_block,
+    state_space,
+    vocabulary,
+)
 from msft.backend.mindspore.cached_block import CachedBlocks
+from msft.backend.mindspore.cached_state import CachedStates
 from msft.backend.mindspore.parts import Form, Numbers
 from msft.models import rope
 from msft.models.adapters import peft_names
@@ -71,7 +82,7 @@ class Decoder:
         self.layers = [self._layer(number) for number in stages.layers(spec, self.mesh)]
         self.windows = [spec.windows[number] for number in stages.layers(spec, self.mesh)]
         self.entrance, self.norm = outside.Entrance(self), outside.Norm(self, spec.outside.norm)
-        self.cached_blocks = CachedBlocks(self, self._numbers(0.0, True))
+        self.cached_blocks = (CachedStates if spec.state_space else CachedBlocks)(self, self._numbers(0.0, True))
         self.dropout_keys: np.ndarray | None = None
         self.adapter = True
 
@@ -204,7 +215,10 @@ class Decoder:
             if needed != window and needed in tensors:
                 tensors[window] = tensors[needed]
                 continue
-            mixer = ops.line_attention(self.own, self.runtime, is_shared, needed)
+            if self.spec.state_space:
+                mixer = state_space.Scan(self.spec.state_space)
+            else:
+                mixer = ops.line_attention(self.own, self.runtime, is_shared, needed)
             tensors[window] = block.LineTensors(*shared, mixer, mixer.plan(found))
         return found, tensors
 
@@ -224,6 +238,8 @@ class Decoder:
 
     def _rotary(self, own: np.ndarray, position_ids: np.ndarray, segment_ids: np.ndarray) -> tuple[Tensor, Tensor]:
         """The rotary tables for a line's positions [tokens], as long as the batch's longest example wants them."""
+        if self.spec.state_space:
+            return (self.tensor(np.zeros(1, np.float32)),) * 2
         longest = int(position_ids.max(initial=0, where=segment_ids != 0)) + 1
         cosine, sine = rope.tables(self.spec, own[None], longest)
         return ops.rotary_tables(self.own, cosine[0], sine[0])
@@ -252,6 +268,8 @@ class Decoder:
 
     def _block(self, layout) -> block.Block:
         numbers = self._numbers(self.dropout if self.dropout_keys is not None else 0.0, self.adapter)
+        if self.spec.state_space:
+            return state_block.StateBlock(state_block.functions(numbers, layout), self.runtime.recompute)
         kind, read = (sequence.SequenceBlock, sequence) if self.mesh.is_sequence_cut else (block.Block, block)
         return kind(read.functions(numbers, layout), self.runtime.recompute, self.reduce)
 
@@ -259,6 +277,8 @@ class Decoder:
         own, compute, adds_bias = self.own, self.runtime.precision.compute, self.mesh.tensor_rank == 0
         heads = own.num_attention_heads, own.num_key_value_heads, own.head_dim
         form = Form(own.block, attention.Scores.of(own))
+        if own.state_space:
+            form = state_block.Form(own.block, own.state_space, own.norm_eps)
         turned = bool(own.rotary_dim)
         return Numbers(self.kernels, form, *heads, compute, self.scaling, dropout, adapter, turned, adds_bias)
 

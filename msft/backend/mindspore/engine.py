@@ -6,6 +6,7 @@ from msft.backend.contract import Engine, Runtime, Tuning
 from msft.backend.engine import FrameworkEngine
 from msft.backend.mindspore import distributed, whole_engine
 from msft.backend.mindspore.device import TARGETS
+from msft.backend.mindspore.cached_state import StateSession
 from msft.backend.mindspore.generation import Session
 from msft.backend.mindspore.model import Model
 from msft.backend.mindspore.optimizer import AdamW
@@ -28,4 +29,4 @@ def build(spec: ModelSpec, source, tuning: Tuning, runtime: Runtime) -> Engine:
     model_kind, engine_kind = (StagedModel, StagedEngine) if is_staged else (Model, FrameworkEngine)
     model = model_kind(spec, source, tuning, runtime)
     optimizer = AdamW(model, runtime.optimizer, runtime.shard_optimizer)
-    return engine_kind(model, optimizer, distributed, Session, runtime)
+    return engine_kind(model, optimizer, distributed, StateSession if spec.state_space else Session, runtime)
