@@ -14,6 +14,7 @@ from torch.nn import functional
 from msft.backend import context, names, positions, slices, stages
 from msft.backend.contract import Runtime, Tuning
 from msft.backend.mesh import Mesh
+from msft.backend.segments import places
 from msft.backend.torch import (
     attention,
     block,
@@ -229,6 +230,10 @@ class Decoder:
         positions.check(self.spec, position_ids)
         self._set_frequencies(position_ids)
         part = self._filled(part, is_shared)
+        if self.spec.state_space:
+            self._count_dropout(part)
+            found = self.tensor(places(part.pieces, int(part.pieces[-1, 1])))
+            return self._run(part.take(input_ids), part.take(position_ids), found, taken)
         segments, attention_of = self._segments(part), self.attention
         if is_shared:
             # What a block keeps is not kept where it is computed again.

@@ -4,6 +4,7 @@ from msft.backend.contract import Engine, Runtime, Tuning
 from msft.backend.engine import FrameworkEngine
 from msft.backend.staged import StagedEngine
 from msft.backend.torch import distributed
+from msft.backend.torch.cached_state import StateSession
 from msft.backend.torch.generation import Session
 from msft.backend.torch.model import Model
 from msft.backend.torch.optimizer import AdamW
@@ -25,4 +26,4 @@ def build(spec: ModelSpec, source, tuning: Tuning, runtime: Runtime) -> Engine:
     model_kind, optimizer_kind, engine_kind = kinds
     model = model_kind(spec, source, tuning, runtime)
     optimizer = optimizer_kind(model, runtime.optimizer, runtime.shard_optimizer)
-    return engine_kind(model, optimizer, distributed, Session, runtime)
+    return engine_kind(model, optimizer, distributed, StateSession if spec.state_space else Session, runtime)

@@ -9,7 +9,7 @@ from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM
 
 from msft.backend import names, slices, stages
 from msft.backend.contract import Runtime, Tuning
-from msft.backend.torch import block, elsewhere, ops, replaced
+from msft.backend.torch import block, elsewhere, ops, replaced, state_block
 from msft.models import rope
 from msft.models.families import family
 from msft.models.shapes import linear_modules, tensor_shapes
@@ -38,7 +38,7 @@ def load(
         if "dropout" in name or name.endswith("_pdrop"):
             setattr(config, name, 0.0)
     is_walked = family(spec.family).is_walked
-    how = "eager" if is_walked else ATTENTION
+    how = "eager" if is_walked or spec.state_space else ATTENTION
     with torch.device("meta"):
         network = AutoModelForCausalLM.from_config(config, attn_implementation=how)
     tuned, precision = set(tuning.parameters), runtime.precision
@@ -65,6 +65,8 @@ def load(
         part.forward = functools.partial(replaced.linear, part, compute)
     if is_walked:
         replaced.walk(network, spec)
+    if spec.state_space:
+        state_block.walk(network, spec, compute)
     for module in network.modules():
         replacement = replaced.FORWARDS.get(type(module).__name__)
         if replacement:
