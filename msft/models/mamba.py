@@ -23,6 +23,8 @@ DEFAULTS = {
     "state_size": 16,
     "conv_kernel": 4,
     "expand": 2,
+    # States have no positions: no text is too long. This stands for that.
+    "max_position_embeddings": 1 << 20,
 }
 
 

@@ -138,6 +138,14 @@ NEOX = {
 OPT = {"vocab_size": 50272, "max_position_embeddings": 2048, "bos_token_id": 2, "eos_token_id": 2, "pad_token_id": 1}
 BLOOM = {"vocab_size": 250880, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 3}
 FALCON = {"vocab_size": 65024, "bias": False, "parallel_attn": True, "bos_token_id": 11, "eos_token_id": 11}
+CODESTRAL = {
+    "vocab_size": 32768,
+    "hidden_size": 4096,
+    "num_hidden_layers": 64,
+    "num_heads": 128,
+    "n_groups": 8,
+    "norm_before_gate": True,
+}
 
 
 class Size(NamedTuple):
@@ -181,6 +189,18 @@ def _falcon(release: str, width: int, layers: int, heads: int, **more) -> Size:
 
 
 # By `model_type` and size. Hidden size, feed-forward size, layers, heads, key heads.
+def _mamba(size: str, hidden: int, layers: int) -> Size:
+    values = {"vocab_size": 50280, "hidden_size": hidden, "num_hidden_layers": layers, "state_size": 16}
+    return Size(f"mamba-{size}-hf", {**values, "time_step_rank": hidden // 16, "intermediate_size": 2 * hidden})
+
+
+def _mamba2(size: str, hidden: int, layers: int) -> Size:
+    """As Hugging Face's script converts the authors' releases, which have no config.json that transformers reads."""
+    sizes = {"vocab_size": 50288, "hidden_size": hidden, "num_hidden_layers": layers, "num_heads": hidden // 32}
+    ends = {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
+    return Size(f"mamba2-{size}", {**sizes, "n_groups": 1, "tie_word_embeddings": True, **ends})
+
+
 SIZES: dict[str, dict[str, Size]] = {
     "llama": {
         "llama2-7b": _like_llama(LLAMA2, "Llama-2-7b-hf", 4096, 11008, 32, 32, 32),
@@ -319,6 +339,21 @@ SIZES: dict[str, dict[str, Size]] = {
         "1b7": _bloom("bloom-1b7", 2048, 24, 16),
         "3b": _bloom("bloom-3b", 2560, 30, 32),
         "7b1": _bloom("bloom-7b1", 4096, 30, 32),
+    },
+    "mamba": {
+        "130m": _mamba("130m", 768, 24),
+        "370m": _mamba("370m", 1024, 48),
+        "790m": _mamba("790m", 1536, 48),
+        "1.4b": _mamba("1.4b", 2048, 48),
+        "2.8b": _mamba("2.8b", 2560, 64),
+    },
+    "mamba2": {
+        "130m": _mamba2("130m", 768, 24),
+        "370m": _mamba2("370m", 1024, 48),
+        "780m": _mamba2("780m", 1536, 48),
+        "1.3b": _mamba2("1.3b", 2048, 48),
+        "2.7b": _mamba2("2.7b", 2560, 64),
+        "codestral-7b": Size("Mamba-Codestral-7B-v0.1", CODESTRAL),
     },
     "falcon": {
         "7b": _falcon("falcon-7b-instruct", 4544, 32, 71, multi_query=True),

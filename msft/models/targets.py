@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from fnmatch import fnmatchcase
 
 from msft.errors import InputError, did_you_mean
+from msft.models import state_space
 from msft.models.families import family
 from msft.models.family import Family
 from msft.models.shapes import linear_modules, tensor_shapes
@@ -37,7 +38,7 @@ def lora_modules(
         patterns = [patterns] if isinstance(patterns, str) else list(patterns)
         compiled = _compile(patterns, where)
         names = {module: _names(module, kind) for module in modules}
-        _refuse_idle(compiled, names, kind, where)
+        _refuse_idle(compiled, names, kind, where, spec)
         chosen = [module for module in modules if any(_hits(regex, names[module]) for regex in compiled)]
     if exclude_layers:
         excluding = _compile(exclude_layers, where.replace("target_modules", "exclude_layers"))
@@ -134,13 +135,27 @@ def _hits(regex: re.Pattern, names: Sequence[str]) -> bool:
     return any(regex.match(name) for name in names)
 
 
-def _refuse_idle(compiled: list[re.Pattern], names: dict, kind: Family, where: str) -> None:
+def _refuse_idle(compiled: list[re.Pattern], names: dict, kind: Family, where: str, spec: ModelSpec) -> None:
     idle = [regex.pattern for regex in compiled if not any(_hits(regex, every) for every in names.values())]
+    if spec.state_space:
+        _refuse_bypassed(idle, where)
     if idle or not compiled:
         known = _existing(list(names), kind)
         leaves = [name for every in names.values() for name in (every[0], every[2])]
         problems = [f"{where}: {pattern!r} matches no module{_near(pattern, leaves)} ({known})" for pattern in idle]
         raise InputError(*(problems or [f"{where}: names no module ({known})"]))
+
+
+def _refuse_bypassed(idle: list[str], where: str) -> None:
+    """Say why modules of a state space that a pattern names take no adapters."""
+    found = {
+        pattern: reason
+        for pattern in idle
+        for leaf, reason in state_space.WITHOUT_ADAPTERS.items()
+        if re.search(rf"\b{leaf}\b", pattern)
+    }
+    if found:
+        raise InputError(*(f"{where}: {pattern!r}: {reason}" for pattern, reason in found.items()))
 
 
 def _near(pattern: str, leaves: Sequence[str]) -> str:

@@ -116,7 +116,8 @@ def observe_weights(side: Side) -> Observation:
         print_ = fingerprint(array)
         seen.arrays[name], side.hashes[name] = print_, print_.sha256
         seen.facts[f"{name}: dtype"] = dtype
-    seen.checks["rotary layout"] = _rotary_error(side)
+    if spec.head_dim:
+        seen.checks["rotary layout"] = _rotary_error(side)
     return seen
 
 

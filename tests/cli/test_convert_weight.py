@@ -168,8 +168,8 @@ def wrong_config(folder):
         (lambda folder: (folder / "config.json").unlink(), ["--config"]),
         (lambda folder: (folder / "config.json").write_text("{nonsense"), ["config.json: cannot be read as JSON"]),
         (
-            lambda folder: (folder / "config.json").write_text('{"model_type": "mamba"}'),
-            ["unknown model family 'mamba'"],
+            lambda folder: (folder / "config.json").write_text('{"model_type": "rwkv"}'),
+            ["unknown model family 'rwkv'"],
         ),
         (lambda folder: (folder / "model-00002-of-00012.safetensors").unlink(), ["shard model-00002-of-00012"]),
     ],

@@ -90,4 +90,6 @@ FORMATS = {
     "opt": Format("</s>", "</s>", ("<pad>",), None, "", "</s>", ("</s>",)),
     "bloom": Format("<s>", "</s>", ("<pad>",), None, "", "</s>", ("</s>",)),
     "falcon": OF_BASE,
+    "mamba": OF_BASE,
+    "mamba2": OF_BASE,
 }

@@ -9,7 +9,7 @@ from mindspore import ops as operators
 
 from msft.backend import random, slices
 from msft.backend.contract import IGNORE, Batch, Runtime, Tuning
-from msft.backend.mindspore import attention, distributed, ops
+from msft.backend.mindspore import attention, distributed, ops, state_space
 from msft.backend.mindspore.decoder import Decoder, Trace, by_position
 from msft.backend.mindspore.device import bind_threads
 from msft.models.spec import ModelSpec
@@ -124,11 +124,11 @@ class Model:
             "device": self.runtime.device,
             "parameters": f"frozen {precision.parameters}, tuned float32",
             "compute": precision.compute,
-            "softmax": self.kernels.softmax,
+            "softmax": "none" if self.spec.state_space else self.kernels.softmax,
             "norm": self.kernels.norm,
             "rotary": precision.rotary,
             "loss": f"float32, supervised positions only, {ops.LOSS_CHUNK} at a time",
-            "attention": self.kernels.name,
+            "attention": state_space.described(self.spec.state_space) if self.spec.state_space else self.kernels.name,
             "recompute": str(self.runtime.recompute),
             "threads": self.threads,
         }

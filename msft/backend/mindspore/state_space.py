@@ -27,6 +27,12 @@ _PRODUCT_A = operators.BatchMatMul(transpose_a=True)
 _PRODUCT_B = operators.BatchMatMul(transpose_b=True)
 
 
+def described(space: StateSpace) -> str:
+    """Say in words how layers without attention are computed."""
+    kind = "products of matrices" if space.num_heads else f"chunks of {CHUNK} at once"
+    return f"none: states, scanned in float32 by plain operators, strips of {STRIP} tokens, {kind}"
+
+
 class Plan(NamedTuple):
     """Each token's place in its example, int32 [length]; of each strip its rows in the line and their places."""
 

@@ -7,7 +7,7 @@ import torch
 
 from msft.backend import random, slices
 from msft.backend.contract import IGNORE, Batch, Runtime, Tuning
-from msft.backend.torch import block, distributed, ops
+from msft.backend.torch import block, distributed, ops, state_space
 from msft.backend.torch.decoder import Decoder
 from msft.models.spec import ModelSpec
 
@@ -131,11 +131,11 @@ class Model:
             "parameters": f"frozen {frozen}, tuned float32",
             "compute": precision.compute,
             "products": block.products(self.runtime.device, precision.compute),
-            "softmax": self.kernels.softmax,
+            "softmax": "none" if self.spec.state_space else self.kernels.softmax,
             "norm": norm,
             "rotary": "float32 angles",
             "loss": f"float32, supervised positions only, up to {ops.LOSS_CHUNK} at a time",
-            "attention": self.kernels.name,
+            "attention": state_space.described(self.spec.state_space) if self.spec.state_space else self.kernels.name,
             "norm, rotation, SwiGLU": self._parts(),
             "recompute": str(self.runtime.recompute),
         }
@@ -143,7 +143,8 @@ class Model:
     def _parts(self) -> str:
         if not self.decoder.takes_parts:
             idle = " (torch_compile has no effect on this family)" if self.runtime.compile else ""
-            return f"transformers' own{idle}"
+            own = "plain operators" if self.spec.state_space else "transformers' own"
+            return own + idle
         seconds = self.decoder.compile_seconds
         return self.kernels.parts.name + (f" (took {seconds:.1f} s)" if seconds else "")
 

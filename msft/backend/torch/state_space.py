@@ -15,6 +15,12 @@ CHUNK = 16
 FORGET = 1e30
 
 
+def described(space: StateSpace) -> str:
+    """Say in words how layers without attention are computed."""
+    kind = "products of matrices" if space.num_heads else f"chunks of {CHUNK} at once"
+    return f"none: states, scanned in float32 by plain operators, strips of {STRIP} tokens, {kind}"
+
+
 class Scan:
     """The scan of one kind of layer: what it takes of a token, and the state, are as `StateSpace` says.
 
