@@ -4,6 +4,7 @@ Torch: what the operators of backend/torch/block.py save. MindSpore: `Kept` and 
 """
 
 from msft.backend.line import TILE, rounded_up
+from msft.estimate import state_kept
 from msft.estimate.layout import Layout
 from msft.estimate.sizes import BYTES, Sizes, Work
 
@@ -31,6 +32,8 @@ def block_input(sizes: Sizes, work: Work, layout: Layout) -> float:
 def block(sizes: Sizes, work: Work, layout: Layout) -> float:
     """Return the bytes that a block keeps of a micro-batch, its input included; the mean over blocks."""
     spec, tensor = sizes.spec, layout.tensor
+    if spec.state_space:
+        return state_kept.block(sizes, work, tokens_held(work), hidden_bytes(sizes, work))
     compute, hidden = BYTES[work.precision.compute], hidden_bytes(sizes, work)
     queries = spec.num_attention_heads * spec.head_dim / tensor
     keys = spec.num_key_value_heads * spec.head_dim / tensor

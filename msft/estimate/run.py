@@ -50,11 +50,6 @@ def estimate(recipe: Recipe, device_name: str | None = None, devices: int | None
         problems += error.problems
     try:
         spec = derive.model_spec(recipe)
-        if spec.state_space:
-            raise InputError(
-                f"{recipe.name}: msft estimate counts attention and feed-forward layers, "
-                f"not the state spaces of {spec.family} yet"
-            )
         layout = on_devices(recipe, layout_of(recipe), devices, spec)
         sizes = sizes_of(spec, derive.tuning(recipe, spec))
     except InputError as error:

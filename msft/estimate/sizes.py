@@ -22,7 +22,7 @@ class Share(NamedTuple):
 class Sizes(NamedTuple):
     """A model that is tuned; parameters are counted over all blocks, `spec` has the widths.
 
-    `linears` are the blocks' matrices, `others` their norms and biases; `head` counts 0 where it is the embedding.
+    `linears` are the blocks' matrices, `others` their norms, biases and convolutions; `head` counts 0 where it is the embedding.
     `adapters` are split by tensor parallelism as `split_adapters` says, the rest of them is not. The shares of blocks
     that keep the inputs of their linear modules for gradients: `keeps_normed` (of q, k, v), `keeps_mixed` (o),
     `keeps_wide_normed` (gate, up), `keeps_gated` (down). `dropped` are features under dropout masks and `ranks` the
@@ -111,7 +111,7 @@ def sizes_of(spec: ModelSpec, tuning: Tuning) -> Sizes:
     return Sizes(
         spec=spec,
         linears=share(linears),
-        others=share(name for name in in_blocks if len(shapes[name]) == 1),
+        others=share(name for name in in_blocks if len(shapes[name]) != 2),
         embedding=share(name for name in shapes if name not in in_blocks and not name.startswith(last)),
         head=share([spec.head] if spec.head in shapes else []),
         last_norm=share(name for name in shapes if name.startswith(f"{around.norm}.")),

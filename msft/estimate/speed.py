@@ -59,7 +59,10 @@ def flops(sizes: Sizes, work: Work) -> Flops:
     Attention is causal: a token meets half of its row on average.
     """
     spec = sizes.spec
-    attention = 2 * 2 * spec.num_hidden_layers * spec.num_attention_heads * spec.head_dim * work.length / 2
+    space = spec.state_space
+    # Of each state: a decay, what is added, and what is read.
+    states = 6 * spec.num_hidden_layers * space.state_size * space.intermediate_size if space else 0
+    attention = states + 2 * 2 * spec.num_hidden_layers * spec.num_attention_heads * spec.head_dim * work.length / 2
     linear = 2 * (sizes.linears.all + sizes.adapters)
     head = 2 * spec.vocab_size * spec.hidden_size
     own = 2 * (sizes.linears.tuned + sizes.adapters)

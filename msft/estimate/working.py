@@ -7,7 +7,7 @@ beyond what the code names. On accelerators nothing was measured, and what the c
 from typing import NamedTuple
 
 from msft.backend.line import TILE
-from msft.estimate import kept
+from msft.estimate import kept, state_kept
 from msft.estimate.layout import Layout
 from msft.estimate.sizes import BYTES, Sizes, Work
 
@@ -54,6 +54,8 @@ def of_block(sizes: Sizes, work: Work, layout: Layout) -> float:
     heads = (spec.num_attention_heads + 2 * spec.num_key_value_heads) * spec.head_dim
     split = (held.heads * heads + held.wide * spec.intermediate_size) / tensor
     found = held.states * kept.block_input(sizes, work, layout) + kept.tokens_held(work) * split * compute
+    if spec.state_space:
+        found += state_kept.strip(sizes)
     if work.parts > 1:
         keys = 2 * spec.num_key_value_heads * spec.head_dim / tensor
         found += GATHERED_WHOLE * work.tokens * work.parts * keys * compute

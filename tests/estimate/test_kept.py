@@ -32,10 +32,14 @@ def test_the_engines_constants_are_those_of_the_estimate():
     from msft.backend.mindspore import attention as mindspore_attention
     from msft.backend.mindspore import ops as mindspore_ops
     from msft.backend.torch import attention as torch_attention
+    from msft.backend.mindspore import state_space as mindspore_states
     from msft.backend.torch import ops as torch_ops
+    from msft.backend.torch import state_space as torch_states
+    from msft.estimate import state_kept
 
     assert kept.LOSS_CHUNK == {"torch": torch_ops.LOSS_CHUNK, "mindspore": mindspore_ops.LOSS_CHUNK}
     assert kept.TORCH_TILE == torch_attention.TILE
+    assert state_kept.STRIP == torch_states.STRIP == mindspore_states.STRIP
     assert kept.KEPT == torch_attention.KEPT == mindspore_attention.KEPT
 
 
@@ -99,6 +103,41 @@ def test_what_mindspores_block_keeps_is_what_its_trace_holds():
         found = sum(tensor.size * tensor.itemsize for tensor in tensors if isinstance(tensor, mindspore.Tensor))
         one = kept.block_input if recompute else kept.block
         assert found == SPEC.num_hidden_layers * one(adapted(), work("mindspore", rows, length), Layout())
+
+
+def test_what_blocks_with_states_keep():
+    """What autograd holds of them on torch, all weights tuned and adapters alone."""
+    from msft.estimate import state_kept
+    from tests.conformance import families
+
+    batch = families.batch(rows=1, length=128)
+    for name in ("mamba", "mamba2"):
+        spec = families.spec_of(name)
+        modules = tuple(linear_modules(spec))
+        for tuning in (Tuning(tuple(tensor_shapes(spec))), Tuning(lora=Lora(4, 8.0, 0.0, modules))):
+            sizes, tokens = sizes_of(spec, tuning), int((batch.segment_ids != 0).sum())
+            expected = state_kept.block(sizes, work(), tokens, 4) * spec.num_hidden_layers
+            assert saved_by_torch(spec, tuning, batch) == pytest.approx(expected, rel=0.1), (name, tuning)
+
+
+def saved_by_torch(spec, tuning, batch):
+    import torch
+
+    from msft.backend.contract import Runtime
+    from msft.backend.torch.model import Model
+    from msft.convert.random_weights import RandomWeights
+
+    model, held = Model(spec, RandomWeights(spec, 0), tuning, Runtime()), {}
+    weights = {parameter.untyped_storage().data_ptr() for parameter in model.decoder.network.parameters()}
+
+    def hold(tensor):
+        held[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(hold, lambda tensor: tensor), model.decoder.mode(None, True):
+        hidden = model._hidden(batch)
+    assert hidden.shape[-1] == spec.hidden_size
+    return sum(size for place, size in held.items() if place not in weights)
 
 
 def test_a_block_of_a_fused_attention_by_hand():
