@@ -97,6 +97,7 @@ def test_both_engine_folders_hold_the_same_files():
 # How a block and its attention are computed is each engine's own: MindSpore's are written out and compiled, torch's
 # take the place of what transformers' and peft's modules compute.
 OWN = {"attention.py", "block.py", "cached_block.py", "sequence.py"} | TORCH_ALONE
+OWN |= {"state_block.py", "cached_state.py"}
 # What only one framework needs; MindSpore's gradients are written out, torch differentiates by itself.
 ONE_SIDED = {
     "ops.py": {"dropout", "linear", "sum_in_blocks", "token_losses_and_gradient"}
@@ -107,6 +108,7 @@ ONE_SIDED = {
     "distributed.py": {"device_mesh", "placed"},
     "vocabulary.py": {"Vocabulary.embed_backward", "Vocabulary.token_losses_and_gradient"},
     "device.py": {"bind_threads"},
+    "state_space.py": {"Scan.forward", "Scan.backward", "Scan.plan", "Scan.plan_of", "Scan.results", "Plan"},
 }
 
 

@@ -1,4 +1,4 @@
-"""Protects what several processes do with layers that have states: they share batches and, by FSDP, weights; no more."""
+"""Protects what several processes do with layers that have states: share batches and, by FSDP, weights; no more."""
 
 import subprocess
 import sys
@@ -6,9 +6,9 @@ import sys
 import pytest
 
 from msft.config.layout import Layout, layout
+from msft.config.load import load_recipe
 from msft.errors import InputError
 from msft.models.families import spec_from_hf
-from msft.config.load import load_recipe
 from tests.cli.test_families import model_of
 from tests.conformance.families import CONFIGS
 from tests.conformance.test_two_workers import LORA, MEASURED, records, two_workers

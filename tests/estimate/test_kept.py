@@ -31,8 +31,8 @@ def adapted():
 def test_the_engines_constants_are_those_of_the_estimate():
     from msft.backend.mindspore import attention as mindspore_attention
     from msft.backend.mindspore import ops as mindspore_ops
-    from msft.backend.torch import attention as torch_attention
     from msft.backend.mindspore import state_space as mindspore_states
+    from msft.backend.torch import attention as torch_attention
     from msft.backend.torch import ops as torch_ops
     from msft.backend.torch import state_space as torch_states
     from msft.estimate import state_kept

@@ -69,7 +69,9 @@ def test_modules_without_adapters_say_why():
 def test_matrices_alone_are_decayed(name):
     """As the authors' code marks its tensors (`_no_weight_decay` for A_log, D, dt_bias), and norms and biases never."""
     spec = spec_from_hf(CONFIGS[name])
-    decayed = {key.split(".", 3)[-1] if ".layers." in key else key for key in tensor_shapes(spec) if not is_norm_or_bias(key)}
+    decayed = {
+        key.split(".", 3)[-1] if ".layers." in key else key for key in tensor_shapes(spec) if not is_norm_or_bias(key)
+    }
     modules = {"in_proj", "out_proj", "conv1d"} | ({"x_proj", "dt_proj"} if name == "mamba" else set())
     assert decayed == {f"mixer.{module}.weight" for module in modules} | {"backbone.embeddings.weight"}
 

@@ -5,8 +5,8 @@ import mindspore
 from msft.backend.contract import Engine, Runtime, Tuning
 from msft.backend.engine import FrameworkEngine
 from msft.backend.mindspore import distributed, whole_engine
-from msft.backend.mindspore.device import TARGETS
 from msft.backend.mindspore.cached_state import StateSession
+from msft.backend.mindspore.device import TARGETS
 from msft.backend.mindspore.generation import Session
 from msft.backend.mindspore.model import Model
 from msft.backend.mindspore.optimizer import AdamW

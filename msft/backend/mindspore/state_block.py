@@ -247,6 +247,5 @@ class StateParts(Parts):
         return normed if space.num_heads else as_it_is
 
 
-
 def _side_by_side(convolved, steps, tokens, *tensors):
     return operators.concat((convolved, steps), 1)

@@ -188,8 +188,9 @@ def _heads_strip(space: StateSpace):
     sizes = channels, groups * states, groups * states, heads
     own = heads // groups
     order = np.arange(STRIP)
-    until, later = Tensor((order <= order[:, None]).astype(np.float32)), Tensor(
-        (order[:, None] > order).astype(np.float32)
+    until, later = (
+        Tensor((order <= order[:, None]).astype(np.float32)),
+        Tensor((order[:, None] > order).astype(np.float32)),
     )
     order = Tensor(order.astype(np.int32))
 

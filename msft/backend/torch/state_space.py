@@ -65,7 +65,8 @@ class _Scanned(torch.autograd.Function):
         packed, places, *saved = ctx.saved_tensors
         tensors, befores = saved[: ctx.count], saved[ctx.count :]
         by_state, by_packed = torch.zeros_like(befores[0]), torch.empty_like(packed)
-        totals = [torch.zeros_like(one) if needs else None for one, needs in zip(tensors, ctx.needs_input_grad[3:])]
+        needed = zip(tensors, ctx.needs_input_grad[3:], strict=True)
+        totals = [torch.zeros_like(one) if needs else None for one, needs in needed]
         with torch.autocast(packed.device.type, enabled=False):
             for number in reversed(range(len(befores))):
                 part = slice(number * STRIP, (number + 1) * STRIP)
