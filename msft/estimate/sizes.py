@@ -23,10 +23,10 @@ class Sizes(NamedTuple):
     """A model that is tuned; parameters are counted over all blocks, `spec` has the widths.
 
     `linears` are the blocks' matrices, `others` their norms, biases and convolutions; `head` counts 0 where it is the
-    embedding. `adapters` are split by tensor parallelism as `split_adapters` says, the rest of them is not. The shares of blocks
-    that keep the inputs of their linear modules for gradients: `keeps_normed` (of q, k, v), `keeps_mixed` (o),
-    `keeps_wide_normed` (gate, up), `keeps_gated` (down). `dropped` are features under dropout masks and `ranks` the
-    adapters' middle values, over all blocks, a token.
+    embedding. `adapters` are split by tensor parallelism as `split_adapters` says, the rest of them is not. The shares
+    of blocks that keep the inputs of their linear modules for gradients: `keeps_normed` (of q, k, v), `keeps_mixed`
+    (o), `keeps_wide_normed` (gate, up), `keeps_gated` (down). `dropped` are features under dropout masks and `ranks`
+    the adapters' middle values, over all blocks, a token.
     """
 
     spec: ModelSpec

@@ -4,6 +4,9 @@ A strip takes the state that the one before it leaves. Of what happens within a 
 it is computed again, so that memory follows the strip. Where an example begins, its state is 0.
 """
 
+import functools
+from typing import NamedTuple
+
 import torch
 from torch.nn import functional
 
@@ -30,6 +33,8 @@ class Scan:
     def __init__(self, space: StateSpace):
         self.space = space
         self.strip = strip_of(space)
+        by_hand = functools.partial(_channels_gradients, space)
+        self.gradients = functools.partial(_heads_gradients, self.strip) if space.num_heads else by_hand
 
     def forward(self, packed: torch.Tensor, tensors: tuple[torch.Tensor, ...], places: torch.Tensor) -> torch.Tensor:
         """Return outputs float32 [length, channels] for what the scan takes [length, packed] and a layer's tensors.
@@ -70,22 +75,21 @@ class _Scanned(torch.autograd.Function):
         with torch.autocast(packed.device.type, enabled=False):
             for number in reversed(range(len(befores))):
                 part = slice(number * STRIP, (number + 1) * STRIP)
-                taken = [packed[part], befores[number], *tensors]
-                wanted = [True, True, *(total is not None for total in totals)]
-                found = _strip_gradients(ctx.scan.strip, taken, wanted, places[part], gradient[part], by_state)
-                by_packed[part], by_state = found[0], found[1]
-                for total, one in zip([total for total in totals if total is not None], found[2:], strict=True):
-                    total += one
+                taken = packed[part], places[part], befores[number], tensors, gradient[part], by_state
+                by_packed[part], by_state, found = ctx.scan.gradients(*taken)
+                for total, one in zip(totals, found, strict=True):
+                    if total is not None:
+                        total += one
         return None, by_packed, None, *totals
 
 
-def _strip_gradients(strip, taken, wanted, places, gradient, by_state):
-    """The gradients of what a strip takes (what of a token, the state, tensors), where they are wanted."""
+def _heads_gradients(strip, packed, places, state, tensors, gradient, by_state):
+    """What `_channels_gradients` gives, by torch's own differentiation."""
     with torch.enable_grad():
-        taken = [one.detach().requires_grad_(needs) for one, needs in zip(taken, wanted, strict=True)]
-        results = strip(taken[0], places, *taken[1:])
-        leaves = [one for one in taken if one.requires_grad]
-        return torch.autograd.grad(results, leaves, (gradient, by_state))
+        leaves = [one.detach().requires_grad_() for one in (packed, state, *tensors)]
+        results = strip(leaves[0], places, *leaves[1:])
+        by_packed, by_state, *by_tensors = torch.autograd.grad(results, leaves, (gradient, by_state))
+    return by_packed, by_state, by_tensors
 
 
 def strip_of(space: StateSpace):
@@ -93,38 +97,102 @@ def strip_of(space: StateSpace):
     return _heads_strip(space) if space.num_heads else _channels_strip(space)
 
 
+class _Chunks(NamedTuple):
+    """A strip of Mamba as chunks that go on together: for each token a tensor of all chunks; states before and after.
+
+    `kept` and `states` are [chunks, state_size, channels], the others [chunks, n]; `steps` forget where examples begin.
+    """
+
+    inputs: torch.Tensor
+    biased: torch.Tensor
+    plain_steps: torch.Tensor
+    decays: torch.Tensor
+    written: tuple[torch.Tensor, ...]
+    steps: tuple[torch.Tensor, ...]
+    write: tuple[torch.Tensor, ...]
+    read: tuple[torch.Tensor, ...]
+    kept: list[torch.Tensor]
+    ends: torch.Tensor
+    states: list[torch.Tensor]
+    behind: torch.Tensor
+
+
+def _by_token(values: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    return values.unflatten(0, (STRIP // CHUNK, CHUNK)).transpose(0, 1).unbind()
+
+
+def _in_order(by_token: list[torch.Tensor]) -> torch.Tensor:
+    """What `_by_token` took apart."""
+    return torch.stack(by_token, 1).flatten(0, 1)
+
+
+def _chunks(space: StateSpace, packed, places, state, decays, biases) -> _Chunks:
+    """Chunks go through their tokens twice: from nothing to find what each leaves, then from what that gives it."""
+    channels, states = space.intermediate_size, space.state_size
+    inputs, raw, write, read = packed.float().split((channels, channels, states, states), 1)
+    biased = raw + biases.float()
+    plain_steps = functional.softplus(biased)
+    # Where an example begins, a step that is long enough for every decay to forget what was before.
+    steps = plain_steps.masked_fill((places == 0).unsqueeze(-1), FORGET)
+    decays = -decays.float().exp().t()
+    ends = (steps.unflatten(0, (-1, CHUNK)).sum(1).unsqueeze(1) * decays).exp_()
+    written, steps, write, read = (_by_token(one) for one in (plain_steps * inputs, steps, write, read))
+    kept = [(step.unsqueeze(1) * decays).exp_() for step in steps]
+    added = [one.unsqueeze(1) * to.unsqueeze(2) for one, to in zip(written, write, strict=True)]
+    leaves = added[0]
+    for keep, add in zip(kept[1:], added[1:], strict=True):
+        leaves = torch.addcmul(add, keep, leaves)
+    starts = []
+    for end, leave in zip(ends, leaves, strict=True):
+        starts.append(state)
+        state = torch.addcmul(leave, end, state)
+    found = [torch.stack(starts)]
+    for keep, add in zip(kept, added, strict=True):
+        found.append(add.addcmul_(keep, found[-1]))
+    return _Chunks(inputs, biased, plain_steps, decays, written, steps, write, read, kept, ends, found, state)
+
+
 def _channels_strip(space: StateSpace):
-    """Mamba: chunks of the strip at once, token by token, first from nothing to find what each leaves to the next."""
-    states, channels = space.state_size, space.intermediate_size
-    sizes, chunks = (channels, channels, states, states), STRIP // CHUNK
-
-    def by_token(values):
-        return values.unflatten(0, (chunks, CHUNK)).transpose(0, 1).unbind()
-
     def strip(packed, places, state, decays, biases, passed):
-        inputs, raw, write, read = packed.float().split(sizes, 1)
-        steps = steps_of(raw, biases, space.time_step_limit)
-        decays = -decays.float().exp().t()
-        written = by_token(steps * inputs)
-        # Where an example begins, a step that is long enough for every decay to forget what was before.
-        steps = steps.masked_fill((places == 0).unsqueeze(-1), FORGET)
-        ends = (steps.unflatten(0, (chunks, CHUNK)).sum(1).unsqueeze(1) * decays).exp()
-        write, steps, leaves = by_token(write), by_token(steps), None
-        kept = [(step.unsqueeze(1) * decays).exp() for step in steps]
-        added = [one.unsqueeze(1) * to.unsqueeze(2) for one, to in zip(written, write, strict=True)]
-        for keep, add in zip(kept, added, strict=True):
-            leaves = add if leaves is None else torch.addcmul(add, keep, leaves)
-        starts = []
-        for end, leave in zip(ends, leaves, strict=True):
-            starts.append(state)
-            state = torch.addcmul(leave, end, state)
-        current, outputs = torch.stack(starts), []
-        for keep, add, to in zip(kept, added, by_token(read), strict=True):
-            current = torch.addcmul(add, keep, current)
-            outputs.append(torch.bmm(to.unsqueeze(1), current))
-        return torch.cat(outputs, 1).flatten(0, 1) + inputs * passed.float(), state
+        chunks = _chunks(space, packed, places, state, decays, biases)
+        outputs = [torch.bmm(to.unsqueeze(1), one) for to, one in zip(chunks.read, chunks.states[1:], strict=True)]
+        return torch.cat(outputs, 1).flatten(0, 1) + chunks.inputs * passed.float(), chunks.behind
 
     return strip
+
+
+def _channels_gradients(space: StateSpace, packed, places, state, tensors, gradient, by_state):
+    """The gradients of what tokens give, of the state before, and of the tensors; written out, with few large tensors.
+
+    Backwards too chunks go through their tokens twice.
+    """
+    decays, biases, passed = tensors
+    chunks = _chunks(space, packed, places, state, decays, biases)
+    by_output, leaves = _by_token(gradient), None
+    into = [to.unsqueeze(2) * one.unsqueeze(1) for to, one in zip(chunks.read, by_output, strict=True)]
+    for keep, one in zip(reversed(chunks.kept), reversed(into), strict=True):
+        leaves = keep * one if leaves is None else (leaves + one).mul_(keep)
+    starts = []
+    for end, leave in zip(reversed(chunks.ends), reversed(leaves), strict=True):
+        starts.insert(0, by_state)
+        by_state = torch.addcmul(leave, end, by_state)
+    later, by_decays = torch.stack(starts), torch.zeros_like(chunks.states[0])
+    by_write, by_read, by_written, by_steps = [], [], [], []
+    for token in reversed(range(CHUNK)):
+        by_this = into[token].add_(later)
+        by_written.insert(0, torch.bmm(chunks.write[token].unsqueeze(1), by_this).squeeze(1))
+        by_write.insert(0, torch.bmm(by_this, chunks.written[token].unsqueeze(2)).squeeze(2))
+        by_read.insert(0, torch.bmm(chunks.states[token + 1], by_output[token].unsqueeze(2)).squeeze(2))
+        later = by_this.mul_(chunks.kept[token])
+        by_exponent = chunks.states[token] * later
+        by_decays.addcmul_(by_exponent, chunks.steps[token].unsqueeze(1))
+        by_steps.insert(0, by_exponent.mul_(chunks.decays).sum(1))
+    by_written, by_write, by_read, by_steps = map(_in_order, (by_written, by_write, by_read, by_steps))
+    by_inputs = gradient * passed.float() + by_written * chunks.plain_steps
+    by_raw = (by_steps + by_written * chunks.inputs) * chunks.biased.sigmoid()
+    by_packed = torch.cat((by_inputs, by_raw, by_write, by_read), 1).to(packed.dtype)
+    by_tensors = (by_decays.sum(0) * chunks.decays).t(), by_raw.sum(0), (gradient * chunks.inputs).sum(0)
+    return by_packed, by_state, by_tensors
 
 
 def _heads_strip(space: StateSpace):
