@@ -69,6 +69,12 @@ CHECKS = (
         "tests/recipes/test_write.py::test_every_recipe_loads_and_tunes_what_it_says",
     ),
     Check(
+        "scans",
+        "the papers' recurrence in float64, token by token, with long and short time steps: outputs, all gradients",
+        "tests/conformance/test_scans.py::test_a_scan_is_the_recurrence",
+        ("mamba", "mamba2"),
+    ),
+    Check(
         "tensor parallel",
         CUT,
         "tests/conformance/test_cut_models.py::test_a_cut_model_trains_as_the_whole_one",
