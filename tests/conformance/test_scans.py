@@ -18,8 +18,12 @@ def close(found, expected, what=""):
     np.testing.assert_allclose(found, expected, atol=1e-5 * max(np.abs(expected).max(), 1e-6), err_msg=what)
 
 
-@pytest.mark.parametrize("kind", scans.SPACES)
-@pytest.mark.parametrize("engine", ENGINES)
+# MindSpore's products of matrices are in the default suite by a whole model.
+MARKS = {("mindspore", "mamba2"): pytest.mark.families}
+CASES = [pytest.param(engine, kind, marks=MARKS.get((engine, kind), ())) for engine in ENGINES for kind in scans.SPACES]
+
+
+@pytest.mark.parametrize(("engine", "kind"), CASES)
 def test_a_scan_is_the_recurrence(engine, kind):
     """Usual steps; steps that forget within a token (exp(-50) and less); steps that forget nothing in 150 tokens."""
     space, where = scans.SPACES[kind], places(PIECES, LENGTH)
