@@ -5,7 +5,10 @@ from msft.estimate.sizes import BYTES, Sizes, Work
 # STRIP of both engines' state_space.py (a test compares them).
 STRIP = 64
 # What the way back through a strip makes of each of its numbers: decays, what is added, states; their gradients.
-MADE = 6
+# MindSpore's compiled functions keep all of it on CPU.
+MADE, MADE_ON_CPU = 6, 45
+# Of what a token is for a block, as often as MindSpore's functions for whole lines hold it on CPU (fitted on 4 peaks).
+FUNCTIONS = 20
 
 
 def block(sizes: Sizes, work: Work, tokens: int, hidden: int) -> float:
@@ -27,9 +30,16 @@ def block(sizes: Sizes, work: Work, tokens: int, hidden: int) -> float:
     return tokens * (states * hidden * spec.hidden_size + compute * products + 4 * wide + masks)
 
 
-def strip(sizes: Sizes) -> float:
-    """Return the bytes that the way back through a strip holds for a while."""
+def working(sizes: Sizes, work: Work, tokens: int) -> float:
+    """Return the bytes that the way back through a block holds for a while beside what any block does."""
+    space, is_compiled = sizes.spec.state_space, (work.backend, work.kind) == ("mindspore", "cpu")
+    widths = space.projected + space.packed + space.convolved + 2 * space.intermediate_size
+    functions = FUNCTIONS * tokens * widths * BYTES[work.precision.compute] if is_compiled else 0.0
+    return functions + _strip(sizes) * (MADE_ON_CPU if is_compiled else MADE)
+
+
+def _strip(sizes: Sizes) -> float:
     space = sizes.spec.state_space
     states = space.state_size * space.intermediate_size
     numbers = space.num_heads * STRIP * STRIP + 2 * states if space.num_heads else STRIP * states
-    return 4.0 * MADE * numbers
+    return 4.0 * numbers

@@ -55,7 +55,7 @@ def of_block(sizes: Sizes, work: Work, layout: Layout) -> float:
     split = (held.heads * heads + held.wide * spec.intermediate_size) / tensor
     found = held.states * kept.block_input(sizes, work, layout) + kept.tokens_held(work) * split * compute
     if spec.state_space:
-        found += state_kept.strip(sizes)
+        found += state_kept.working(sizes, work, kept.tokens_held(work))
     if work.parts > 1:
         keys = 2 * spec.num_key_value_heads * spec.head_dim / tensor
         found += GATHERED_WHOLE * work.tokens * work.parts * keys * compute
