@@ -1,6 +1,9 @@
-"""ChatGLM2, ChatGLM3 and GLM-4 9B as released with their own code; transformers' GLM computes them."""
+"""ChatGLM2, ChatGLM3 and GLM-4 9B as released with their own code; transformers' GLM computes them.
 
-from msft.models import glm, llama
+The first generation has the same `model_type`, and a file of its own.
+"""
+
+from msft.models import chatglm1, glm, llama
 from msft.models.family import Family, FileNames
 from msft.models.hf_config import HfConfig
 from msft.models.spec import ModelSpec
@@ -29,7 +32,9 @@ FILES = FileNames(
 
 
 def spec_from_hf(config: dict, where: str = "config.json") -> ModelSpec:
-    """Read the `config.json` of ChatGLM2, ChatGLM3 or GLM-4; raises InputError naming every impossible value."""
+    """Read the `config.json` of any ChatGLM or GLM-4; raises InputError naming every impossible value."""
+    if chatglm1.is_meant(config):
+        return chatglm1.spec_from_hf(config, where)
     values = HfConfig(config, where, KEYS)
     values.refuse("multi_query_attention", True)
     values.refuse("rmsnorm", True)

@@ -91,7 +91,8 @@ class Family:
 
     `model_type` and `architecture` are those of its config.json. `lora_targets` are the modules that get adapters
     where a recipe names none. `native` gives the config.json of the transformers class that computes a model of this
-    family on PyTorch, where it is another family's. `template` is FastChat's name for the prompts of its chat releases,
+    family on PyTorch, where it is another family's; one that `is_ported` has none there, and PyTorch computes it by its
+    description alone. `template` is FastChat's name for the prompts of its chat releases,
     for a tokenizer without a chat template of its own.
     """
 
@@ -102,4 +103,5 @@ class Family:
     mindformers: MindFormersNames = field(default_factory=MindFormersNames)
     files: FileNames = field(default_factory=FileNames)
     native: Callable[[ModelSpec], dict] | None = None
+    is_ported: bool = False
     template: str = DEFAULT_TEMPLATE

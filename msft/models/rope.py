@@ -1,10 +1,12 @@
 """Rotary embedding frequencies and their scaling kinds, in numpy, once for both engines.
 
 Kinds and keys are transformers' `rope_parameters`: default (RoFormer, arXiv:2104.09864), linear (position
-interpolation, arXiv:2306.15595), dynamic (NTK-aware), llama3, yarn (arXiv:2309.00071).
+interpolation, arXiv:2306.15595), dynamic (NTK-aware), llama3, yarn (arXiv:2309.00071). half_precision is ChatGLM-6B's:
+its release rounds the frequencies to float16.
 """
 
 import math
+from dataclasses import replace
 
 import numpy as np
 
@@ -59,8 +61,10 @@ def tables(spec: ModelSpec, position_ids: np.ndarray, longest: int | None = None
 
     Both features of a pair have the same angle: those of the two halves of what is turned, or neighbours. What is not
     turned has a cosine of 1 and a sine of 0. `longest` is the length of the text that they are of, where not its last
-    position is among them.
+    position is among them. Where a model has a `prefix`, `position_ids` are [2, rows, length], for a half of a head each.
     """
+    if spec.prefix:
+        return _halves(spec, position_ids, longest)
     still = ((0, 0),) * position_ids.ndim + ((0, spec.head_dim - spec.rotary_dim),)
     if not spec.rotary_dim:
         return np.ones((*position_ids.shape, spec.head_dim), np.float32), np.zeros(
@@ -73,10 +77,19 @@ def tables(spec: ModelSpec, position_ids: np.ndarray, longest: int | None = None
     return np.pad(cosine, still, constant_values=1), np.pad(sine, still)
 
 
+def _halves(spec: ModelSpec, position_ids: np.ndarray, longest: int | None) -> tuple[np.ndarray, np.ndarray]:
+    half = replace(spec, prefix=None, head_dim=spec.rotary_dim)
+    longest = longest or int(position_ids.max()) + 1
+    first, second = (tables(half, ids, longest) for ids in position_ids)
+    return tuple(np.concatenate(both, axis=-1) for both in zip(first, second, strict=True))
+
+
 def pairs(spec: ModelSpec) -> list[tuple[int, int]]:
     """Return the features of a head that are turned together."""
     half = spec.rotary_dim // 2
-    return [(2 * pair, 2 * pair + 1) if spec.neighbours else (pair, pair + half) for pair in range(half)]
+    found = [(2 * pair, 2 * pair + 1) if spec.neighbours else (pair, pair + half) for pair in range(half)]
+    again = [(first + spec.rotary_dim, second + spec.rotary_dim) for first, second in found]
+    return found + again if spec.prefix else found
 
 
 def signs(spec: ModelSpec) -> np.ndarray:
@@ -93,6 +106,10 @@ def _inverse(base: float, dim: int) -> np.ndarray:
 
 def _default(spec: ModelSpec, scaling: dict, length: int) -> tuple[np.ndarray, float]:
     return _inverse(spec.rope_theta, spec.rotary_dim), 1.0
+
+
+def _half_precision(spec: ModelSpec, scaling: dict, length: int) -> tuple[np.ndarray, float]:
+    return _inverse(spec.rope_theta, spec.rotary_dim).astype(np.float16).astype(np.float32), 1.0
 
 
 def _linear(spec: ModelSpec, scaling: dict, length: int) -> tuple[np.ndarray, float]:
@@ -147,6 +164,7 @@ def _yarn_factor(scaling: dict, factor: float) -> float:
 # The numbers that a kind cannot do without, where these are more or fewer than `factor`.
 NEEDED = {
     "default": (),
+    "half_precision": (),
     "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
 }
 # The numbers that some kinds take when they are given.
@@ -158,4 +176,11 @@ OPTIONAL = (
     "mscale",
     "mscale_all_dim",
 )
-KINDS = {"default": _default, "linear": _linear, "dynamic": _dynamic, "llama3": _llama3, "yarn": _yarn}
+KINDS = {
+    "default": _default,
+    "half_precision": _half_precision,
+    "linear": _linear,
+    "dynamic": _dynamic,
+    "llama3": _llama3,
+    "yarn": _yarn,
+}

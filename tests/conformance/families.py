@@ -15,9 +15,12 @@ from msft.convert.adapter import write_adapter
 from msft.convert.merged import MergedTensors
 from msft.models.families import spec_from_hf
 from msft.models.shapes import linear_modules, tensor_shapes
+from tests.conformance.chatglm1_equations import Equations
 from tests.conformance.tiny_engines import Perturbed
 
 VOCABULARY = 96
+# Where answers begin, for the families that read what is before in both directions.
+BEGIN = 12
 SIZES = {
     "vocab_size": VOCABULARY,
     "hidden_size": 32,
@@ -114,6 +117,26 @@ CONFIGS |= {
     "baichuan, normed head": {"model_type": "baichuan", **WITHOUT_GROUPS},
     "chatglm": {"model_type": "chatglm", **CHATGLM},
 }
+# Its oracle is written from the equations.
+CONFIGS |= {
+    "chatglm1": {
+        "model_type": "chatglm",
+        "vocab_size": VOCABULARY,
+        "hidden_size": 32,
+        "num_layers": 2,
+        "num_attention_heads": 4,
+        "inner_hidden_size": 48,
+        "position_encoding_2d": True,
+        "max_sequence_length": 64,
+        "layernorm_epsilon": 1e-5,
+        "initializer_range": 0.2,
+        "bos_token_id": BEGIN,
+        "eos_token_id": 2,
+        "pad_token_id": 0,
+        "gmask_token_id": 9,
+        "mask_token_id": 20,
+    }
+}
 NATIVE = {
     "internlm": {"model_type": "llama", **WITHOUT_GROUPS, "attention_bias": True},
     "internlm2": {"model_type": "llama", **LIKE_LLAMA},
@@ -123,9 +146,11 @@ NATIVE = {
     "baichuan, normed head": {"model_type": "llama", **WITHOUT_GROUPS},
     "chatglm": {"model_type": "glm", **LIKE_LLAMA, "head_dim": 16, "rope_theta": 30000.0},
 }
+# Families of which transformers has no class that computes the same.
+BY_EQUATIONS = {"chatglm1": Equations}
 RUNTIME = Runtime(seed=3, max_grad_norm=1.0, optimizer=Optimizer(weight_decay=0.1, eps=1e-5))
 LENGTH = 24
-PROMPTS = [[5, 6, 7, 8, 9, 10, 11, 12, 13], [20, 21, 22]]
+PROMPTS = [[5, 6, 7, 8, 9, 10, 11, BEGIN, 13], [20, 21, BEGIN]]
 
 
 def spec_of(name):
@@ -150,6 +175,9 @@ def lora(name):
 def oracle(name):
     """transformers' class with the same weights, its attention written out, without dropout."""
     config, spec = NATIVE.get(name, CONFIGS[name]), spec_of(name)
+    if name in BY_EQUATIONS:
+        source = Perturbed(spec, 0)
+        return BY_EQUATIONS[name](config, {tensor: torch.from_numpy(source.read(tensor)) for tensor in source.tensors})
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**config), attn_implementation="eager")
     source = Perturbed(spec, 0)
     weights = {name: torch.from_numpy(source.read(name)) for name in source.tensors}
@@ -189,6 +217,7 @@ def batch(seed=0, rows=3, length=LENGTH):
     lengths = generator.integers(length - 10, length + 1, rows)
     real = np.arange(length) < lengths[:, None]
     ids = np.where(real, generator.integers(1, VOCABULARY, (rows, length)), 0)
+    ids[:, 5] = BEGIN
     labels = np.where(real & (np.arange(length) >= 5), generator.integers(1, VOCABULARY, (rows, length)), -100)
     positions = np.tile(np.arange(length), (rows, 1))
     arrays = (ids, labels, positions, real.astype(np.int32), np.arange(rows)[:, None] * real)

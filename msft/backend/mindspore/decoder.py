@@ -14,9 +14,9 @@ import numpy as np
 from mindspore import Tensor
 from mindspore import ops as operators
 
-from msft.backend import context, line, names, positions, slices, stages
+from msft.backend import context, line, names, positions, prefix, slices, stages
 from msft.backend.contract import Lora, Runtime, Tuning
-from msft.backend.mindspore import attention, block, distributed, ops, outside, sequence, vocabulary
+from msft.backend.mindspore import attention, block, deep_norm, distributed, ops, outside, sequence, vocabulary
 from msft.backend.mindspore.cached_block import CachedBlocks
 from msft.backend.mindspore.parts import Form, Numbers
 from msft.models import rope
@@ -178,6 +178,8 @@ class Decoder:
     def rotate(self, hidden: np.ndarray, position_ids: np.ndarray) -> np.ndarray:
         """Apply the rotary embedding to float32 [rows, heads, length, head_dim] at int32 [rows, length]."""
         rows, heads, length, dim = hidden.shape
+        if self.spec.prefix:
+            position_ids = np.stack((position_ids, position_ids))
         tables = (np.tile(table, (1, heads, 1)).reshape(-1, dim) for table in rope.tables(self.spec, position_ids))
         cosine, sine = ops.rotary_tables(self.spec, *tables)
         features = cosine.shape[1]
@@ -194,9 +196,12 @@ class Decoder:
         positions.check(self.spec, arrays[1])
         ranks = (self.mesh.context, self.mesh.context_rank) if is_shared else (1, 0)
         parts = self.mesh.tensor if self.mesh.is_sequence_cut else 1
-        found = line.line(*arrays, *ranks, parts)
+        contexts = prefix.contexts(self.spec, arrays[0], arrays[2])
+        found = line.line(*arrays, *ranks, parts, contexts)
         keys = np.zeros(1, np.int32) if self.dropout_keys is None else found.fill(self.dropout_keys)
-        shared = *self._rotary(found.position_ids, *arrays[1:]), self.tensor(keys)
+        turned = prefix.positions(self.spec, *arrays)
+        own = np.stack([found.fill(each) for each in turned]) if self.spec.prefix else found.position_ids
+        shared = *self._rotary(own, *arrays[1:]), self.tensor(keys)
         longest, tensors = max(found.pieces[:, 3] - found.pieces[:, 2], default=0), {}
         for window in sorted(set(self.windows)):
             # What no example is longer than is no window.
@@ -225,7 +230,7 @@ class Decoder:
     def _rotary(self, own: np.ndarray, position_ids: np.ndarray, segment_ids: np.ndarray) -> tuple[Tensor, Tensor]:
         """The rotary tables for a line's positions [tokens], as long as the batch's longest example wants them."""
         longest = int(position_ids.max(initial=0, where=segment_ids != 0)) + 1
-        cosine, sine = rope.tables(self.spec, own[None], longest)
+        cosine, sine = rope.tables(self.spec, own[..., None, :], longest)
         return ops.rotary_tables(self.own, cosine[0], sine[0])
 
     def _place(self, name: str, array: np.ndarray, tuned_as: str | None) -> None:
@@ -253,6 +258,9 @@ class Decoder:
     def _block(self, layout) -> block.Block:
         numbers = self._numbers(self.dropout if self.dropout_keys is not None else 0.0, self.adapter)
         kind, read = (sequence.SequenceBlock, sequence) if self.mesh.is_sequence_cut else (block.Block, block)
+        if self.spec.block.residual:
+            functions = sequence.functions(numbers, layout)
+            return deep_norm.DeepNormBlock(functions, self.runtime.recompute, self.spec.block.residual)
         return kind(read.functions(numbers, layout), self.runtime.recompute, self.reduce)
 
     def _numbers(self, dropout: float, adapter: bool) -> Numbers:

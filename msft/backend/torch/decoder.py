@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from msft.backend import context, names, positions, slices, stages
+from msft.backend import context, names, positions, prefix, slices, stages
 from msft.backend.contract import Runtime, Tuning
 from msft.backend.mesh import Mesh
 from msft.backend.torch import (
@@ -229,7 +229,10 @@ class Decoder:
         positions.check(self.spec, position_ids)
         self._set_frequencies(position_ids)
         part = self._filled(part, is_shared)
-        segments, attention_of = self._segments(part), self.attention
+        own_ids, own_positions = part.take(input_ids), part.take(position_ids)
+        texts = np.repeat(np.arange(len(part.pieces)) + 1, np.diff(part.pieces[:, :2]).ravel())[None]
+        contexts = prefix.contexts(self.spec, own_ids, texts)[0, part.pieces[:, 0]]
+        segments, attention_of = self._segments(part, contexts), self.attention
         if is_shared:
             # What a block keeps is not kept where it is computed again.
             attention_of = attention.Shared(attention_of, part, not self.runtime.recompute, self.runtime.device)
@@ -238,12 +241,14 @@ class Decoder:
         def attend(layer, query, key, value, scale):
             return attention_of(query, key, value, segments[self.spec.windows[layer]], scale)
 
-        return self._run(part.take(input_ids), part.take(position_ids), attend, taken)
+        return self._run(own_ids, prefix.positions(self.spec, own_ids, own_positions, texts), attend, taken)
 
-    def _segments(self, part: context.Part) -> dict[int, attention.Segments]:
+    def _segments(self, part: context.Part, contexts: np.ndarray) -> dict[int, attention.Segments]:
         """Who sees whom in the layers of each window."""
         return {
-            window: attention.Segments(part.pieces, self.runtime.device, self.scores._replace(window=window))
+            window: attention.Segments(
+                part.pieces, self.runtime.device, self.scores._replace(window=window), contexts
+            )
             for window in set(self.spec.windows)
         }
 
@@ -354,6 +359,8 @@ class Decoder:
             return hidden
         self._set_frequencies(position_ids)
         tensor = self.tensor(hidden)
+        if self.spec.prefix:
+            position_ids = np.stack((position_ids, position_ids))
         cosine, sine = self.body.rotary_emb(tensor, self.tensor(position_ids))
         # The function of the family's own module, which is what the network calls.
         turn = sys.modules[type(self.body.rotary_emb).__module__].apply_rotary_pos_emb

@@ -9,7 +9,7 @@ from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM
 
 from msft.backend import names, slices, stages
 from msft.backend.contract import Runtime, Tuning
-from msft.backend.torch import block, elsewhere, ops, replaced
+from msft.backend.torch import block, elsewhere, ops, replaced, skeleton
 from msft.models import rope
 from msft.models.families import family
 from msft.models.shapes import linear_modules, tensor_shapes
@@ -31,15 +31,7 @@ def load(
 ) -> nn.Module:
     """Return the network with its weights as `keep` makes parameters of them; None: they have no values yet."""
     rope.check(spec)
-    native = family(spec.family).native
-    config = AutoConfig.for_model(**{**(native(spec) if native else spec.hf_config), "return_dict": True})
-    # Dropout is the adapters' own alone.
-    for name in config.to_dict():
-        if "dropout" in name or name.endswith("_pdrop"):
-            setattr(config, name, 0.0)
-    how = "eager" if spec.family in replaced.WALKED else ATTENTION
-    with torch.device("meta"):
-        network = AutoModelForCausalLM.from_config(config, attn_implementation=how)
+    network = skeleton.Skeleton(spec, runtime.device) if family(spec.family).is_ported else _of_transformers(spec)
     tuned, precision = set(tuning.parameters), runtime.precision
     elsewhere.leave_out(network, spec, source.mesh)
     shapes = tensor_shapes(spec)
@@ -54,8 +46,8 @@ def load(
         setattr(network.get_submodule(owner), leaf, parameter)
     if stages.is_own(spec.embedding, spec, source.mesh):
         network.tie_weights()
-    if hasattr(network.base_model, "rotary_emb"):
-        _rebuild_rotary(network, config, runtime.device)
+    if hasattr(network.base_model, "rotary_emb") and not isinstance(network, skeleton.Skeleton):
+        _rebuild_rotary(network, runtime.device)
     # transformers zeroes the gradient of the padding row, which is a real token where pad = eos.
     network.get_submodule(spec.outside.embedding).padding_idx = None
     compute = ops.dtype(precision.compute)
@@ -78,12 +70,25 @@ def read(spec: ModelSpec, source, name: str, is_tuned: bool, runtime: Runtime) -
     return tensor.to(ops.dtype(names.computed_dtype(name, is_tuned, runtime.precision, spec)))
 
 
-def _rebuild_rotary(network: nn.Module, config, device: str) -> None:
+def _of_transformers(spec: ModelSpec) -> nn.Module:
+    """transformers' class without values, its attention this engine's."""
+    native = family(spec.family).native
+    config = AutoConfig.for_model(**{**(native(spec) if native else spec.hf_config), "return_dict": True})
+    # Dropout is the adapters' own alone.
+    for name in config.to_dict():
+        if "dropout" in name or name.endswith("_pdrop"):
+            setattr(config, name, 0.0)
+    how = "eager" if spec.family in replaced.WALKED else ATTENTION
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config, attn_implementation=how)
+
+
+def _rebuild_rotary(network: nn.Module, device: str) -> None:
     """Buffers built under the meta device hold no numbers; each batch sets the frequencies of `models/rope.py`.
 
     They stay 0, which turns nothing, where a family has none.
     """
-    rotary = type(network.base_model.rotary_emb)(config).to(device)
+    rotary = type(network.base_model.rotary_emb)(network.config).to(device)
     rotary.rope_type = "default"
     rotary.inv_freq.zero_()
     network.base_model.rotary_emb = rotary

@@ -61,8 +61,8 @@ def takes_parts(network: nn.Module) -> bool:
     return any(type(module).__name__ in FORWARDS for module in network.modules())
 
 
-# transformers' families whose bodies bring nothing along to attention, and whose layers are walked here.
-WALKED = ("bloom", "falcon")
+# Families whose bodies in transformers bring nothing along to attention, or that have none there: walked here.
+WALKED = ("bloom", "falcon", "chatglm1")
 
 
 def walk(network: nn.Module, spec: ModelSpec) -> None:
@@ -90,11 +90,11 @@ def _through_layer(layer, spec, number, hidden, rotation, attend):
     normed = layer.get_submodule(form.attention_norm)(hidden)
     query, key, value = (heads.transpose(1, 2) for heads in projected(layer, spec, normed))
     if rotation is not None:
-        query, key = block.rotate(query, key, *rotation)
+        query, key = block.rotate(query, key, *rotation, parts=2 if spec.prefix else 1)
     mixed = attend(number, query, key, value, spec.attention_scale).transpose(1, 2).flatten(2)
-    middle = hidden + layer.get_submodule(form.merge)(mixed)
+    middle = (normed * form.residual if form.residual else hidden) + layer.get_submodule(form.merge)(mixed)
     normed = layer.get_submodule(form.feed_norm)(hidden if form.is_parallel else middle)
-    return middle + layer.get_submodule(form.contract)(widened(layer, spec, normed))
+    return (normed * form.residual if form.residual else middle) + layer.get_submodule(form.contract)(widened(layer, spec, normed))
 
 
 def projected(layer: nn.Module, spec: ModelSpec, normed: torch.Tensor) -> tuple[torch.Tensor, ...]:
