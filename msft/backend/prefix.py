@@ -1,7 +1,8 @@
 """Models that read a context in both directions: where it ends, and which positions tokens have (`spec.Prefix`).
 
 As ChatGLM-6B's release does it, in numpy, once for both engines. A text without a `begin` is all context, whose
-positions are its places; that is what the release's tokenizer does, whereas its model takes no such text.
+positions are its places; that is what the release's tokenizer does, whereas its model takes no such text. Masks are
+looked for in contexts alone: one that an answer brings would turn what has been said.
 """
 
 from collections.abc import Sequence
@@ -48,7 +49,7 @@ def context(prefix: Prefix, text: np.ndarray) -> int:
 def of_text(prefix: Prefix, text: np.ndarray) -> np.ndarray:
     """Return the two positions of each token of a text, int32 [2, tokens]."""
     end, places = context(prefix, text), np.arange(len(text))
-    masks = [np.flatnonzero(text == mask) for mask in prefix.masks]
+    masks = [np.flatnonzero(text[:end] == mask) for mask in prefix.masks]
     mask = next((int(found[0]) for found in masks if len(found)), None)
     first = places if mask is None else np.where(places < end, places, mask)
     return np.stack((first, np.maximum(places - end + 1, 0))).astype(np.int32)

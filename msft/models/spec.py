@@ -69,7 +69,7 @@ class Prefix:
 
     All tokens before the first `begin` of a text see each other, `begin` and what follows is causal. Each token has two
     positions, of which the second turns the second half of a head: in the context its place and 0, behind it the place
-    of the first of `masks` that the text has, and 1, 2 ...
+    of the first of `masks` that the context has, and 1, 2 ...
     """
 
     begin: int

@@ -76,7 +76,7 @@ def layout(ids: list[int], config: dict):
     """Each token's place and block position, and which tokens it sees [tokens, tokens]."""
     count, begin = len(ids), config["bos_token_id"]
     end = ids.index(begin) if begin in ids else count
-    masks = [config[name] for name in ("gmask_token_id", "mask_token_id") if config[name] in ids]
+    masks = [config[name] for name in ("gmask_token_id", "mask_token_id") if config[name] in ids[:end]]
     mask = ids.index(masks[0]) if masks else None
     places = [place if place < end or mask is None else mask for place in range(count)]
     blocks = [0 if place < end else place - end + 1 for place in range(count)]
