@@ -15,6 +15,7 @@ _STATE_PREFIXES = ("adam_m.", "adam_v.", "moment1.", "moment2.", "moments.", "ac
 def are_mindformers(stored: dict[str, Stored | Joined]) -> bool:
     """Whether tensors carry MindFormers' names (a CKPT's, or a safetensors file's that MindSpore wrote)."""
     marks = (".tok_embeddings.embedding_weight", ".attention.w", ".feed_forward.w", ".attention_norm.")
+    marks += (".embedding_table", ".gamma")
     # Hugging Face's Llama, and InternLM2, whose files share some of MindFormers' words.
     others = (".self_attn.", ".attention.wqkv.", ".tok_embeddings.weight")
     marked = any(mark in name for name in stored for mark in marks)

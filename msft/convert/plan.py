@@ -35,6 +35,8 @@ def plan(
     if not mindformers:
         return [_output(name, parts, source, cast) for name, parts in model.files.tensors(spec).items()]
     groups = _groups(model, spec, qkv_concat)
+    if model.mindformers.repeats_head and spec.tie_word_embeddings:
+        groups.append((spec.head, (Rows(spec.embedding, 0, spec.vocab_size),)))
     return [_output(model.mindformers.write(name), parts, source, cast) for name, parts in groups]
 
 

@@ -28,7 +28,8 @@ def entry(name: str) -> dict:
         "lora_targets": list(kind.lora_targets),
         "template": kind.template,
         "mindformers_names": bool(kind.mindformers.renames),
-        "transformers_has_it": kind.native is None,
+        "transformers_has_it": kind.native is None and not kind.is_ported,
+        "is_ported": kind.is_ported,
         "sizes": sizes,
         "verified": [check._asdict() | {"families": list(check.families)} for check in checks_of(model_type)],
     }

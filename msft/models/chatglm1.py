@@ -18,7 +18,8 @@ KEYS = {
     "max_position_embeddings": "max_sequence_length",
     "norm_eps": "layernorm_epsilon",
 }
-DEFAULTS = {"norm_eps": 1e-5, "tie_word_embeddings": False}
+# The release says nothing of its head, which transformers then tied; 6,173,286,400 parameters count it so.
+DEFAULTS = {"norm_eps": 1e-5, "tie_word_embeddings": True}
 # The names of norms alone change: a bias there is a `beta`.
 NORMS = ("input_layernorm", "post_attention_layernorm", "final_layernorm")
 LEAVES = (("weight", "gamma"), ("bias", "beta"))
@@ -28,6 +29,7 @@ MINDFORMERS = MindFormersNames(
         *((f"{norm}.{ours}", f"{norm}.{theirs}") for norm in NORMS for ours, theirs in LEAVES),
     ),
     leaves={name: name for name in ("query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h")},
+    repeats_head=True,
 )
 
 

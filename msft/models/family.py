@@ -17,11 +17,13 @@ class MindFormersNames:
 
     `renames` are replaced in this order, and back in the same. `leaves` maps Hugging Face's leaf modules to cells, for
     the modules LoRA can tune; `concatenated` the cells of `qkv_concat: True` to the modules they hold, along axis 0.
+    Where MindFormers' model `repeats_head`, a head that is the embedding is in a CKPT a second time.
     """
 
     renames: tuple[tuple[str, str], ...] = ()
     leaves: Mapping[str, str] = field(default_factory=dict)
     concatenated: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    repeats_head: bool = False
 
     def write(self, name: str) -> str:
         """Return MindFormers' parameter (or cell) name for a Hugging Face one."""

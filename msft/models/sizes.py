@@ -97,6 +97,22 @@ CHATGLM = {
     "add_qkv_bias": True,
     "eos_token_id": 2,
 }
+CHATGLM1 = {
+    "model_type": "chatglm",
+    "vocab_size": 130528,
+    "hidden_size": 4096,
+    "inner_hidden_size": 16384,
+    "num_layers": 28,
+    "num_attention_heads": 32,
+    "max_sequence_length": 2048,
+    "layernorm_epsilon": 1e-5,
+    "position_encoding_2d": True,
+    "bos_token_id": 130004,
+    "eos_token_id": 130005,
+    "gmask_token_id": 130001,
+    "mask_token_id": 130000,
+    "pad_token_id": 3,
+}
 GLM = {
     "vocab_size": 151552,
     "num_key_value_heads": 2,
@@ -263,6 +279,7 @@ SIZES: dict[str, dict[str, Size]] = {
         "2-7b": _like_llama({**BAICHUAN, **BAICHUAN_7B}, "Baichuan2-7B-Chat", 4096, 11008, 32, 32),
         "2-13b": _like_llama({**BAICHUAN, **BAICHUAN_13B}, "Baichuan2-13B-Chat", 5120, 13696, 40, 40),
     },
+    "chatglm1": {"6b": Size("chatglm-6b", CHATGLM1)},
     "chatglm": {
         "2-6b": Size("chatglm2-6b", CHATGLM),
         "3-6b": Size("chatglm3-6b", {**CHATGLM, "seq_length": 8192}),

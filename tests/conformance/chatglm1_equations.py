@@ -41,7 +41,7 @@ class Equations:
         hidden = self.weights["transformer.word_embeddings.weight"][ids]
         for layer in range(self.config["num_layers"]):
             hidden = self.layer(f"transformer.layers.{layer}.", hidden, places, blocks, sees)
-        return self.normed("transformer.final_layernorm", hidden) @ self.weights["lm_head.weight"].T
+        return self.normed("transformer.final_layernorm", hidden) @ self.weights["transformer.word_embeddings.weight"].T
 
     def layer(self, name, hidden, places, blocks, sees):
         alpha = math.sqrt(2 * self.config["num_layers"])
