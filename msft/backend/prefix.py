@@ -23,10 +23,8 @@ def contexts(spec: ModelSpec, input_ids: np.ndarray, segment_ids: np.ndarray) ->
     return found
 
 
-def positions(
-    spec: ModelSpec, input_ids: np.ndarray, position_ids: np.ndarray, segment_ids: np.ndarray
-) -> np.ndarray:
-    """Return the positions of tokens, of int32 [rows, length] arrays: these, or where a model has two, [2, rows, length]."""
+def positions(spec: ModelSpec, input_ids: np.ndarray, position_ids: np.ndarray, segment_ids: np.ndarray) -> np.ndarray:
+    """Return the positions of tokens of int32 [rows, length] arrays; where a model has two, [2, rows, length]."""
     if not spec.prefix:
         return position_ids
     found = np.zeros((2, *input_ids.shape), np.int32)
@@ -65,8 +63,9 @@ def check_labels(spec: ModelSpec, batch: Batch) -> None:
     # The last token of a context says `begin`, which it does not see.
     seen = (batch.labels != IGNORE) & (places + 1 < ends)
     if seen.any():
+        row = int(np.flatnonzero(seen.any(1))[0])
         raise RunError(
-            f"row {int(np.flatnonzero(seen.any(1))[0])} of a batch has labels before <sop> (token {spec.prefix.begin}): "
+            f"row {row} of a batch has labels before <sop> (token {spec.prefix.begin}): "
             f"{spec.family} reads that in both directions, so that it would see what it is to learn; only what follows "
             "<sop> can be supervised"
         )

@@ -67,7 +67,8 @@ def _ending(entries: list[dict]) -> list[str]:
 
 
 def _details(entry: dict) -> list[str]:
-    lines = [f"{entry['family']}: {entry['architecture']}{_class_of(entry)}", *(f"  {fact}" for fact in _facts(entry)), ""]
+    title = f"{entry['family']}: {entry['architecture']}{_class_of(entry)}"
+    lines = [title, *(f"  {fact}" for fact in _facts(entry)), ""]
     heads = [
         "size",
         "release",

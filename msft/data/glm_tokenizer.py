@@ -9,6 +9,7 @@ import re
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -54,10 +55,10 @@ class ChatGLMTokenizer:
     def encode(self, texts: Sequence[str]) -> list[Encoding]:
         """Tokenize texts, without [gMASK] and <sop>."""
         spelled = [_spelled(text) for text in texts]
-        encodings = self._pieces.encode([text for text, _, _ in spelled])
+        encodings = self._pieces.encode([each.text for each in spelled])
         return [
-            Encoding((ids + self._before).astype(np.int32), first[starts], np.where(ends > starts, last[ends - 1], first[starts]))
-            for (ids, starts, ends), (_, first, last) in zip(encodings, spelled, strict=True)
+            Encoding((ids + self._before).astype(np.int32), *_own(text, starts, ends))
+            for text, (ids, starts, ends) in zip(spelled, encodings, strict=True)
         ]
 
     def decode(self, ids: Sequence[int], skip_special: bool = True) -> str:
@@ -92,15 +93,30 @@ class ChatGLMTokenizer:
 
 def _whole(number, where: Path) -> int:
     if type(number) is not int or not 0 <= number < 2**24:
-        raise InputError(f"{where}: num_image_tokens of tokenizer_config.json must be a whole number, not {number!r:.80}")
+        raise InputError(
+            f"{where}: num_image_tokens of tokenizer_config.json must be a whole number, not {number!r:.80}"
+        )
     return number
 
 
-def _spelled(text: str) -> tuple[str, np.ndarray, np.ndarray]:
-    """A text as the pieces spell it, and for each of its characters where in `text` its own begin and end.
+class _Spelled(NamedTuple):
+    """A text as the pieces spell it, and for each of its characters where in the own text it begins and ends.
 
-    One more beginning is for what stands for no character at the end.
+    One more is for what stands for no character at the end.
     """
+
+    text: str
+    first: np.ndarray
+    last: np.ndarray
+
+
+def _own(spelled: _Spelled, starts: np.ndarray, ends: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Where tokens lie in the own text."""
+    first = spelled.first[starts]
+    return first, np.where(ends > starts, spelled.last[ends - 1], first)
+
+
+def _spelled(text: str) -> _Spelled:
     parts, first, last, at = [], [], [], 0
     for found in _SPELLED.finditer(text):
         plain, word = text[at : found.start()], _word(found.group())
@@ -110,8 +126,8 @@ def _spelled(text: str) -> tuple[str, np.ndarray, np.ndarray]:
         at = found.end()
     parts.append(text[at:])
     first += range(at, len(text) + 1)
-    last += range(at + 1, len(text) + 1)
-    return "".join(parts), np.array(first, np.int64), np.array([*last, len(text)], np.int64)
+    last += [*range(at + 1, len(text) + 1), len(text)]
+    return _Spelled("".join(parts), np.array(first, np.int64), np.array(last, np.int64))
 
 
 def _word(found: str) -> str:
@@ -119,5 +135,7 @@ def _word(found: str) -> str:
 
 
 def _blank(found: re.Match) -> str:
-    word = found.group()
-    return {"<n>": "\n", "<|tab|>": "\t"}.get(word) or (" " * int(found[1]) if 1 < int(found[1]) <= LONGEST_BLANK else word)
+    """The white space that a word stands for; blanks longer than any are text."""
+    if found[1] is None:
+        return "\n" if found[0] == "<n>" else "\t"
+    return " " * int(found[1]) if 1 < int(found[1]) <= LONGEST_BLANK else found[0]

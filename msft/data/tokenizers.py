@@ -13,7 +13,6 @@ import numpy as np
 
 from msft.errors import InputError
 
-
 # ChatGLM-6B's vocabulary file.
 ICE_TEXT = "ice_text.model"
 

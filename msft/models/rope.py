@@ -61,7 +61,8 @@ def tables(spec: ModelSpec, position_ids: np.ndarray, longest: int | None = None
 
     Both features of a pair have the same angle: those of the two halves of what is turned, or neighbours. What is not
     turned has a cosine of 1 and a sine of 0. `longest` is the length of the text that they are of, where not its last
-    position is among them. Where a model has a `prefix`, `position_ids` are [2, rows, length], for a half of a head each.
+    position is among them. Where a model has a `prefix`, `position_ids` may be [2, rows, length], for a half of a head
+    each.
     """
     if spec.prefix:
         return _halves(spec, position_ids, longest)
@@ -78,6 +79,8 @@ def tables(spec: ModelSpec, position_ids: np.ndarray, longest: int | None = None
 
 
 def _halves(spec: ModelSpec, position_ids: np.ndarray, longest: int | None) -> tuple[np.ndarray, np.ndarray]:
+    if position_ids.ndim == 2:
+        position_ids = np.stack((position_ids, position_ids))
     half = replace(spec, prefix=None, head_dim=spec.rotary_dim)
     longest = longest or int(position_ids.max()) + 1
     first, second = (tables(half, ids, longest) for ids in position_ids)

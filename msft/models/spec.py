@@ -132,8 +132,8 @@ class ModelSpec:
         block = replace(self.block, biased=())
         other = (self.norm_offset, self.neighbours, self.has_alibi, self.attention_cap, self.head_cap)
         is_plain = not any(other) and not self.is_head_normed and self.embedding_scale == 1
-        is_turned = self.rotary_dim == self.head_dim
-        return is_plain and is_turned and not self.prefix and self.norm == "rms" and (block, self.outside) == (Block(), Outside())
+        is_turned = self.rotary_dim == self.head_dim and not self.prefix
+        return is_plain and is_turned and self.norm == "rms" and (block, self.outside) == (Block(), Outside())
 
     @property
     def embedding(self) -> str:

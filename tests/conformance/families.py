@@ -148,6 +148,7 @@ NATIVE = {
 }
 # Families of which transformers has no class that computes the same.
 BY_EQUATIONS = {"chatglm1": Equations}
+OF_TRANSFORMERS = sorted(CONFIGS.keys() - NATIVE.keys() - BY_EQUATIONS.keys())
 RUNTIME = Runtime(seed=3, max_grad_norm=1.0, optimizer=Optimizer(weight_decay=0.1, eps=1e-5))
 LENGTH = 24
 PROMPTS = [[5, 6, 7, 8, 9, 10, 11, BEGIN, 13], [20, 21, BEGIN]]

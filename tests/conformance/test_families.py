@@ -72,7 +72,7 @@ def test_both_engines_train_alike(name, tuned):
         np.testing.assert_allclose(states[1][tensor], array, atol=1e-5, err_msg=tensor)
 
 
-@pytest.mark.parametrize("name", sorted(families.CONFIGS.keys() - families.NATIVE.keys() - families.BY_EQUATIONS.keys()))
+@pytest.mark.parametrize("name", families.OF_TRANSFORMERS)
 def test_adapters_are_pefts_and_can_be_merged(name, tmp_path):
     """What PyTorch has trained: as peft computes it, and merged into the base weights."""
     built = families.build("torch", name, families.lora(name))

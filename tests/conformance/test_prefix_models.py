@@ -31,7 +31,11 @@ def packed():
 @pytest.mark.parametrize("engine", ENGINES)
 def test_long_contexts_beside_each_other_are_computed_as_the_equations_say(engine, monkeypatch):
     monkeypatch.setattr(families, "RUNTIME", replace(families.RUNTIME, recompute=True))
-    built, model, one = families.build(engine, "chatglm1", families.full("chatglm1")), families.oracle("chatglm1"), packed()
+    built, model, one = (
+        families.build(engine, "chatglm1", families.full("chatglm1")),
+        families.oracle("chatglm1"),
+        packed(),
+    )
     ids = one.input_ids[0].tolist()
     expected = torch.cat([model.text(ids[: LENGTHS[0]]), model.text(ids[LENGTHS[0] :])])
     np.testing.assert_allclose(built.logits(one)[0], expected.detach().numpy(), atol=3e-5)

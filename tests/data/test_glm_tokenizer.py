@@ -1,4 +1,4 @@
-"""Protects ChatGLM-6B's tokenizer and rows: the release's numbers and spelling, [gMASK] <sop> before what is learned."""
+"""Protects ChatGLM-6B's tokenizer and rows: the release's numbers and spelling, [gMASK] <sop> before an answer."""
 
 import json
 import shutil
@@ -107,7 +107,9 @@ def test_copies_are_read_again_and_other_numbers_refused(folder, tmp_path):
     with pytest.raises(InputError, match=f"num_image_tokens {fitting} would fit"):
         open_tokenizer(other)
     (other / "tokenizer_config.json").write_text('{"num_image_tokens": "many"}')
-    with pytest.raises(InputError, match="num_image_tokens of tokenizer_config.json must be a whole number, not 'many'"):
+    with pytest.raises(
+        InputError, match="num_image_tokens of tokenizer_config.json must be a whole number, not 'many'"
+    ):
         open_tokenizer(other)
     plain = train_sentencepiece(tmp_path / "plain", vocab_size=120)
     shutil.copyfile(plain, tmp_path / "ice_text.model")

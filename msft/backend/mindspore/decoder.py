@@ -178,8 +178,6 @@ class Decoder:
     def rotate(self, hidden: np.ndarray, position_ids: np.ndarray) -> np.ndarray:
         """Apply the rotary embedding to float32 [rows, heads, length, head_dim] at int32 [rows, length]."""
         rows, heads, length, dim = hidden.shape
-        if self.spec.prefix:
-            position_ids = np.stack((position_ids, position_ids))
         tables = (np.tile(table, (1, heads, 1)).reshape(-1, dim) for table in rope.tables(self.spec, position_ids))
         cosine, sine = ops.rotary_tables(self.spec, *tables)
         features = cosine.shape[1]

@@ -1,4 +1,7 @@
-"""A block whose attention and feed-forward are added to a multiple of what their norms give (DeepNorm, arXiv 2203.00555)."""
+"""A block whose attention and feed-forward are added to a multiple of what their norms give.
+
+DeepNorm, arXiv 2203.00555, in ChatGLM-6B's form.
+"""
 
 import mindspore
 from mindspore import Tensor

@@ -48,7 +48,8 @@ class CachedBlock:
         mixed = self.linears[form.merge](self._attend(normed, step))
         middle = (normed * form.residual if form.residual else hidden) + self._norm(form.merged_norm, mixed)
         normed = self._norm(form.feed_norm, hidden if form.is_parallel else middle)
-        return (normed * form.residual if form.residual else middle) + self._norm(form.contracted_norm, self.linears[form.contract](self._widened(normed)))
+        kept = normed * form.residual if form.residual else middle
+        return kept + self._norm(form.contracted_norm, self.linears[form.contract](self._widened(normed)))
 
     def _norm(self, name: str, hidden):
         """The norm of that name, in the compute dtype; hidden as it is where there is none."""

@@ -246,9 +246,7 @@ class Decoder:
     def _segments(self, part: context.Part, contexts: np.ndarray) -> dict[int, attention.Segments]:
         """Who sees whom in the layers of each window."""
         return {
-            window: attention.Segments(
-                part.pieces, self.runtime.device, self.scores._replace(window=window), contexts
-            )
+            window: attention.Segments(part.pieces, self.runtime.device, self.scores._replace(window=window), contexts)
             for window in set(self.spec.windows)
         }
 
@@ -359,8 +357,6 @@ class Decoder:
             return hidden
         self._set_frequencies(position_ids)
         tensor = self.tensor(hidden)
-        if self.spec.prefix:
-            position_ids = np.stack((position_ids, position_ids))
         cosine, sine = self.body.rotary_emb(tensor, self.tensor(position_ids))
         # The function of the family's own module, which is what the network calls.
         turn = sys.modules[type(self.body.rotary_emb).__module__].apply_rotary_pos_emb

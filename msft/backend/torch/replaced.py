@@ -94,7 +94,8 @@ def _through_layer(layer, spec, number, hidden, rotation, attend):
     mixed = attend(number, query, key, value, spec.attention_scale).transpose(1, 2).flatten(2)
     middle = (normed * form.residual if form.residual else hidden) + layer.get_submodule(form.merge)(mixed)
     normed = layer.get_submodule(form.feed_norm)(hidden if form.is_parallel else middle)
-    return (normed * form.residual if form.residual else middle) + layer.get_submodule(form.contract)(widened(layer, spec, normed))
+    kept = normed * form.residual if form.residual else middle
+    return kept + layer.get_submodule(form.contract)(widened(layer, spec, normed))
 
 
 def projected(layer: nn.Module, spec: ModelSpec, normed: torch.Tensor) -> tuple[torch.Tensor, ...]:

@@ -80,11 +80,12 @@ class Rotary(nn.Module):
         self.register_buffer("inv_freq", torch.zeros(spec.rotary_dim // 2, device=device), persistent=False)
 
     def forward(self, hidden: torch.Tensor, position_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the tables for int [rows, tokens], or where a token has two positions, [2, rows, tokens]."""
+        """Return the tables for int [rows, tokens], or [2, rows, tokens] for the halves of a head each."""
         angles = position_ids.float().unsqueeze(-1) * self.inv_freq
         angles = torch.cat((angles, angles), -1)
         if self.has_two:
-            angles = torch.cat((angles[0], angles[1]), -1)
+            first, second = angles if angles.dim() == 4 else (angles, angles)
+            angles = torch.cat((first, second), -1)
         return angles.cos().to(hidden.dtype), angles.sin().to(hidden.dtype)
 
 
