@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from types import ModuleType
 from typing import NamedTuple
 
@@ -21,6 +22,7 @@ from msft.backend.contract import (
 )
 from msft.backend.loss_scaler import LossScaler
 from msft.errors import RunError
+from msft.models import rope
 from msft.models.shapes import tensor_shapes
 
 
@@ -220,7 +222,13 @@ class FrameworkEngine:
             )
         prefix.check_prompts(self.model.decoder.spec, prompts)
         positions.check_length(self.model.decoder.spec, max(map(len, prompts)) + sampling.max_new_tokens)
-        return decoding.generate(self.session(self.model, sampling.max_new_tokens), prompts, sampling, on_token)
+        return decoding.generate(self._session(sampling.max_new_tokens), prompts, sampling, on_token)
+
+    def _session(self, room: int) -> decoding.Session:
+        border = rope.border(self.model.decoder.spec)
+        if border is None:
+            return self.session(self.model, room)
+        return decoding.BegunAnew(partial(self.session, self.model), room, border)
 
     def export_state(self) -> EngineState:
         """See `contract.Engine.export_state`."""

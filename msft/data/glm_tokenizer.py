@@ -14,8 +14,8 @@ from typing import NamedTuple
 import numpy as np
 
 from msft.data.sentencepiece_tokenizer import SentencePieceTokenizer
-from msft.data.tokenizer_files import copy_files, named_tokens, read_config, read_json
-from msft.data.tokenizers import ICE_TEXT, Encoding
+from msft.data.tokenizer_files import ICE_TEXT, copy_files, named_tokens, read_config, read_json
+from msft.data.tokenizers import Encoding
 from msft.errors import InputError
 
 NAMED = {

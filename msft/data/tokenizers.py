@@ -11,10 +11,8 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
+from msft.data.tokenizer_files import ICE_TEXT
 from msft.errors import InputError
-
-# ChatGLM-6B's vocabulary file.
-ICE_TEXT = "ice_text.model"
 
 
 class Encoding(NamedTuple):

@@ -1,7 +1,8 @@
 """Rotary embedding frequencies and their scaling kinds, in numpy, once for both engines.
 
 Kinds and keys are transformers' `rope_parameters`: default (RoFormer, arXiv:2104.09864), linear (position
-interpolation, arXiv:2306.15595), dynamic (NTK-aware), llama3, yarn (arXiv:2309.00071). half_precision is ChatGLM-6B's:
+interpolation, arXiv:2306.15595), dynamic (NTK-aware), llama3, yarn (arXiv:2309.00071), longrope
+(arXiv:2402.13753, Phi-3). half_precision is ChatGLM-6B's:
 its release rounds the frequencies to float16.
 """
 
@@ -17,7 +18,7 @@ from msft.models.spec import ModelSpec
 def frequencies(spec: ModelSpec, length: int) -> tuple[np.ndarray, float]:
     """Return the inverse frequencies, float32 [rotary_dim / 2], and the factor on cosine and sine.
 
-    `length` is the longest sequence of the batch: only the dynamic kind depends on it.
+    `length` is the longest sequence of the batch: only the dynamic kind and longrope depend on it.
     Raises InputError as `check` does.
     """
     check(spec)
@@ -37,7 +38,8 @@ def check(spec: ModelSpec) -> None:
     kind = scaling["rope_type"]
     if kind not in KINDS:
         raise InputError(f"rope_type: {kind!r:.80} is unknown{did_you_mean(kind, KINDS)} (known: {', '.join(KINDS)})")
-    problems = [
+    problems = _wrong_factors(spec, scaling) if kind == "longrope" else []
+    problems += [
         f"rope_scaling: {kind} needs {key!r} to be a number above 0, not {scaling.get(key)!r:.80}"
         for key in NEEDED.get(kind, ("factor",))
         if not (is_number(scaling.get(key)) and scaling[key] > 0)
@@ -45,10 +47,31 @@ def check(spec: ModelSpec) -> None:
     problems += [
         f"rope_scaling: {key!r} must be a number of 0 or more, not {scaling[key]!r:.80}"
         for key in OPTIONAL
-        if not (scaling.get(key) is None or is_number(scaling[key])) and key not in NEEDED.get(kind, ())
+        if not (scaling.get(key) is None or is_number(scaling[key])) and key not in NEEDED.get(kind, ("factor",))
     ]
     if problems:
         raise InputError(*problems)
+
+
+def border(spec: ModelSpec) -> int | None:
+    """Return the length of the texts beyond which all positions are turned in another way (None: there is none)."""
+    scaling = spec.rope_scaling or {}
+    is_long = scaling.get("rope_type") == "longrope"
+    return scaling.get("original_max_position_embeddings") or spec.max_position_embeddings if is_long else None
+
+
+def _wrong_factors(spec: ModelSpec, scaling: dict) -> list[str]:
+    """What longrope needs beside numbers: two factors for each frequency."""
+    count = spec.rotary_dim // 2
+    return [
+        f"rope_scaling: longrope needs {key!r} to be a list of {count} numbers above 0, not {scaling.get(key)!r:.80}"
+        for key in ("short_factor", "long_factor")
+        if not (
+            isinstance(scaling.get(key), list)
+            and len(scaling[key]) == count
+            and all(is_number(factor) and factor > 0 for factor in scaling[key])
+        )
+    ]
 
 
 def is_number(value) -> bool:
@@ -76,6 +99,14 @@ def tables(spec: ModelSpec, position_ids: np.ndarray, longest: int | None = None
     angles = np.repeat(angles, 2, axis=-1) if spec.neighbours else np.concatenate([angles, angles], axis=-1)
     cosine, sine = np.cos(angles) * np.float32(factor), np.sin(angles) * np.float32(factor)
     return np.pad(cosine, still, constant_values=1), np.pad(sine, still)
+
+
+def tables_by_row(spec: ModelSpec, position_ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return `tables`, those of each row by its own length where this decides how it is turned (`border`)."""
+    if border(spec) is None:
+        return tables(spec, position_ids)
+    of_rows = [tables(spec, row[None]) for row in position_ids]
+    return tuple(np.concatenate(each) for each in zip(*of_rows, strict=True))
 
 
 def _halves(spec: ModelSpec, position_ids: np.ndarray, longest: int | None) -> tuple[np.ndarray, np.ndarray]:
@@ -164,14 +195,26 @@ def _yarn_factor(scaling: dict, factor: float) -> float:
     return magnitude(1)
 
 
+def _longrope(spec: ModelSpec, scaling: dict, length: int) -> tuple[np.ndarray, float]:
+    original = border(spec)
+    stretch = scaling.get("factor") or spec.max_position_embeddings / original
+    factor = scaling.get("attention_factor")
+    if factor is None:
+        factor = 1.0 if stretch <= 1 else math.sqrt(1 + math.log(stretch) / math.log(original))
+    factors = np.array(scaling["long_factor" if length > original else "short_factor"], np.float32)
+    return _inverse(spec.rope_theta, spec.rotary_dim) / factors, factor
+
+
 # The numbers that a kind cannot do without, where these are more or fewer than `factor`.
 NEEDED = {
     "default": (),
     "half_precision": (),
+    "longrope": (),
     "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
 }
 # The numbers that some kinds take when they are given.
 OPTIONAL = (
+    "factor",
     "original_max_position_embeddings",
     "attention_factor",
     "beta_fast",
@@ -183,6 +226,7 @@ KINDS = {
     "default": _default,
     "half_precision": _half_precision,
     "linear": _linear,
+    "longrope": _longrope,
     "dynamic": _dynamic,
     "llama3": _llama3,
     "yarn": _yarn,

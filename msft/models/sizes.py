@@ -133,6 +133,13 @@ PHI3 = {
     "eos_token_id": 32000,
     "pad_token_id": 32000,
 }
+# Without longrope's factors, which the release's own file has.
+PHI3_LONG = {
+    **PHI3,
+    "max_position_embeddings": 131072,
+    "original_max_position_embeddings": 4096,
+    "sliding_window": 262144,
+}
 PHI4 = {
     "vocab_size": 100352,
     "max_position_embeddings": 16384,
@@ -305,6 +312,9 @@ SIZES: dict[str, dict[str, Size]] = {
     "phi3": {
         "3-mini": _like_llama(PHI3, "Phi-3-mini-4k-instruct", 3072, 8192, 32, 32, 32),
         "3-medium": _like_llama(PHI3, "Phi-3-medium-4k-instruct", 5120, 17920, 40, 40, 10),
+        "3-mini-128k": _like_llama(PHI3_LONG, "Phi-3-mini-128k-instruct", 3072, 8192, 32, 32, 32),
+        "3-medium-128k": _like_llama(PHI3_LONG, "Phi-3-medium-128k-instruct", 5120, 17920, 40, 40, 10),
+        "3.5-mini": _like_llama(PHI3_LONG, "Phi-3.5-mini-instruct", 3072, 8192, 32, 32, 32),
         "4": _like_llama(PHI4, "phi-4", 5120, 17920, 40, 40, 10),
     },
     "gpt2": {

@@ -69,6 +69,16 @@ CONFIGS = {
     },
     "phi3": {"model_type": "phi3", **LIKE_LLAMA, "sliding_window": 7},
     "phi3, three quarters turned": {"model_type": "phi3", **LIKE_LLAMA, "partial_rotary_factor": 0.75},
+    "phi3, turned otherwise beyond 16 tokens": {
+        "model_type": "phi3",
+        **LIKE_LLAMA,
+        "original_max_position_embeddings": 16,
+        "rope_scaling": {
+            "type": "longrope",
+            "short_factor": [1.0, 1.1, 1.3, 1.5],
+            "long_factor": [1.2, 2.0, 3.5, 6.0],
+        },
+    },
     "glm": {"model_type": "glm", **LIKE_LLAMA, "head_dim": 16},
     "glm4": {"model_type": "glm4", **LIKE_LLAMA, "head_dim": 16, "partial_rotary_factor": 0.5},
     "gpt2": {"model_type": "gpt2", **GPT2},

@@ -82,7 +82,7 @@ class Session:
 
     def _tables(self, positions: np.ndarray) -> list[Tensor]:
         """Rotary tables [rows x length, 1, head_dim] for positions [rows, length], or two of each."""
-        tables = rope.tables(self.decoder.spec, positions)
+        tables = rope.tables_by_row(self.decoder.spec, positions)
         return [self.decoder.tensor(table.reshape(-1, 1, table.shape[-1])) for table in tables]
 
     def _places(self, length: int) -> Tensor:

@@ -47,7 +47,7 @@ class Session:
     def _logits(self, input_ids: np.ndarray, positions: np.ndarray) -> np.ndarray:
         decoder, (rows, length) = self.decoder, input_ids.shape
         hidden = decoder.entered(input_ids, positions)
-        tables = (decoder.tensor(table).to(hidden.dtype) for table in rope.tables(decoder.spec, self.turned))
+        tables = (decoder.tensor(table).to(hidden.dtype) for table in rope.tables_by_row(decoder.spec, self.turned))
         step = Step(decoder.spec, self.slot, length, *tables, self.real, self.open_to)
         hidden = hidden.flatten(0, 1)
         for apply in self.blocks:

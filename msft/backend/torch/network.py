@@ -1,5 +1,6 @@
 """transformers' network of a model, filled from any weight source, with this engine's operators in its modules."""
 
+import copy
 import functools
 from collections.abc import Callable
 
@@ -73,7 +74,12 @@ def read(spec: ModelSpec, source, name: str, is_tuned: bool, runtime: Runtime) -
 def _of_transformers(spec: ModelSpec) -> nn.Module:
     """transformers' class without values, its attention this engine's."""
     native = family(spec.family).native
-    config = AutoConfig.for_model(**{**(native(spec) if native else spec.hf_config), "return_dict": True})
+    # A copy: transformers writes into what is in it.
+    values = copy.deepcopy(native(spec) if native else spec.hf_config)
+    if values.get("rope_scaling") and spec.rope_scaling:
+        # Under the name that transformers has for it now.
+        values["rope_scaling"] = {**spec.rope_scaling}
+    config = AutoConfig.for_model(**{**values, "return_dict": True})
     # Dropout is the adapters' own alone.
     for name in config.to_dict():
         if "dropout" in name or name.endswith("_pdrop"):
