@@ -78,8 +78,8 @@ def hf_config_from_mindformers(model_config: dict) -> dict:
     """Return the `config.json` that MindFormers' `model_config` block (LlamaConfig) describes.
 
     Defaults are MindFormers 1.3.2's; without `intermediate_size` the FFN is 2/3 of 4 x hidden (times
-    `ffn_dim_multiplier`), rounded up to `multiple_of`. With `qkv_has_bias` it is a Qwen2, whose queries, keys and values
-    alone have biases.
+    `ffn_dim_multiplier`), rounded up to `multiple_of`. With `qkv_has_bias` it is a Qwen2, where queries, keys and
+    values alone have biases.
     """
     get = model_config.get
     hidden = get("hidden_size", 4096)
