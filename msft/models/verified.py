@@ -23,7 +23,8 @@ class Check(NamedTuple):
 CHECKS = (
     Check(
         "logits and gradients",
-        "transformers' class with the same tiny random weights: logits 2e-5, cosine of each gradient above 0.99999",
+        "transformers' class (where it has none, the equations) with the same tiny random weights: logits 2e-5, cosine of "
+        "each gradient above 0.99999",
         "tests/conformance/test_families.py::test_logits_and_gradients_are_transformers",
     ),
     Check(
@@ -35,7 +36,7 @@ CHECKS = (
     ),
     Check(
         "generation and packing",
-        "greedy tokens with a cache are those of transformers' whole passes; packed rows equal rows by themselves",
+        "greedy tokens with a cache are those of the same oracle's whole passes; packed rows equal rows by themselves",
         "tests/conformance/test_families.py::test_generation_and_packed_examples",
     ),
     Check(
