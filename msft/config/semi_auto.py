@@ -48,9 +48,9 @@ def plan(recipe: Recipe, spec: "ModelSpec", workers: int) -> "Plan":
         shard_optimizer=recipe.parallel.enable_parallel_optimizer,
     )
     wrong = [*_impossible(recipe)]
-    if not spec.is_like_llama or any(spec.windows):
+    if not spec.is_like_llama or any(spec.windows) or spec.block.head_norms:
         # Its program is Llama's, and would compute another model without a word.
-        wrong.append((MODE, f"1 computes Llama's layers without windows, not those of {spec.family}: take 0"))
+        wrong.append((MODE, f"1 computes Llama's layers, without windows or normed heads, not {spec.family}'s: take 0"))
     if found.devices != workers:
         parts = f"{given} x model_parallel {tensor} x context_parallel {context} x pipeline_stage {stages}"
         message = f"{parts} are {found.devices} processes, but there {_are(workers)}"

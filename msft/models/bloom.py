@@ -69,5 +69,6 @@ FAMILY = Family(
     spec_from_hf,
     ("query_key_value",),
     MINDFORMERS,
-    files=FileNames(prefixes=("transformer.",)),
+    FileNames(prefixes=("transformer.",)),
+    is_walked=True,
 )

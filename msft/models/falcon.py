@@ -45,4 +45,6 @@ def spec_from_hf(config: dict, where: str = "config.json") -> ModelSpec:
     return replace(spec, hf_config=config)
 
 
-FAMILY = Family("falcon", "FalconForCausalLM", spec_from_hf, ("query_key_value", "dense"), template="falcon")
+FAMILY = Family(
+    "falcon", "FalconForCausalLM", spec_from_hf, ("query_key_value", "dense"), is_walked=True, template="falcon"
+)

@@ -104,9 +104,10 @@ class Family:
 
     `model_type` and `architecture` are those of its config.json. `lora_targets` are the modules that get adapters
     where a recipe names none. `native` gives the config.json of the transformers class that computes a model of this
-    family on PyTorch, where it is another family's; one that `is_ported` has none there, and PyTorch computes it by its
-    description alone. `template` is FastChat's name for the prompts of its chat releases,
-    for a tokenizer without a chat template of its own.
+    family on PyTorch, where it is another family's. `is_walked` says that this class hands nothing on to its attention,
+    so that its layers are gone through by their description; so are those of a family that `is_ported`, which has no
+    class there. `template` is FastChat's name for the prompts of its chat releases, for a tokenizer without a chat
+    template of its own.
     """
 
     model_type: str
@@ -116,5 +117,6 @@ class Family:
     mindformers: MindFormersNames = field(default_factory=MindFormersNames)
     files: FileNames = field(default_factory=FileNames)
     native: Callable[[ModelSpec], dict] | None = None
+    is_walked: bool = False
     is_ported: bool = False
     template: str = DEFAULT_TEMPLATE

@@ -125,11 +125,11 @@ class ModelSpec:
 
     @property
     def is_like_llama(self) -> bool:
-        """Whether the layers and what is around them are Llama's but for sizes, biases and windows.
+        """Whether the layers and what is around them are Llama's but for sizes, biases, windows and norms of heads.
 
         Those are what several processes can share out.
         """
-        block = replace(self.block, biased=())
+        block = replace(self.block, biased=(), head_norms=())
         other = (self.norm_offset, self.neighbours, self.has_alibi, self.attention_cap, self.head_cap)
         is_plain = not any(other) and not self.is_head_normed and self.embedding_scale == 1
         is_turned = self.rotary_dim == self.head_dim and not self.prefix

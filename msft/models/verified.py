@@ -23,8 +23,8 @@ class Check(NamedTuple):
 CHECKS = (
     Check(
         "logits and gradients",
-        "transformers' class (where it has none, the equations) with the same tiny random weights: logits 2e-5, cosine of "
-        "each gradient above 0.99999",
+        "transformers' class (where it has none, the equations) with the same tiny random weights: logits 2e-5, cosine "
+        "of each gradient above 0.99999",
         "tests/conformance/test_families.py::test_logits_and_gradients_are_transformers",
     ),
     Check(

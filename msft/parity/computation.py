@@ -11,6 +11,8 @@ from msft.parity.observe import Observation
 from msft.parity.side import Side
 
 OFF = " (adapter off)"
+# A block is what its tensors' names have up to their first number, whatever a family calls it.
+BLOCK = re.compile(r"(?:base_model\.model\.)?(.*?\.\d+)\.")
 OWN_LOSS, ACCUMULATION = "loss of its own logits", "sum of the micro-batches' gradients"
 
 
@@ -104,6 +106,6 @@ def by_layer(names) -> dict[str, list[str]]:
     """Return tensor names by the block that they belong to, or by themselves outside the blocks."""
     groups: dict[str, list[str]] = {}
     for name in names:
-        block = re.search(r"model\.layers\.\d+", name)
-        groups.setdefault(block[0] if block else name, []).append(name)
+        block = BLOCK.match(name)
+        groups.setdefault(block[1] if block else name, []).append(name)
     return groups

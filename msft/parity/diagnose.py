@@ -141,7 +141,8 @@ def _of_loss(result: StageResult, left: Observation, right: Observation) -> str:
 def _of_backward(result: StageResult, left: Observation, right: Observation) -> str:
     left_name, right_name = result.labels
     rows = [row for row in result.rows if "norms" in row.details]
-    wrong = [row for row in rows if row.verdict > result.bar] or rows
+    beyond = [row for row in rows if row.verdict > result.bar]
+    wrong = beyond or rows
     zero = [row.name for row in wrong if 0 in row.details["norms"]]
     if not rows:
         return "the engines have gradients of other tensors"
@@ -151,6 +152,8 @@ def _of_backward(result: StageResult, left: Observation, right: Observation) -> 
     aligned = all(row.details["cosine"] > 0.9999 for row in wrong)
     if aligned and len(wrong) == len(rows) and max(scales) < 1.001 * min(scales):
         return f"every gradient of {left_name} is {scales[0]:.4g} x {right_name}'s: normalisation, scale or clipping"
+    if not beyond:
+        return f"each gradient is within its bar, yet {result.first.name} is not"
     what = "agree in direction and not in length" if aligned else "differ in direction"
     return f"{len(wrong)} of {len(rows)} gradients {what}: {_listed([row.name for row in wrong])}"
 

@@ -9,6 +9,7 @@ from msft.backend.plan import Plan
 from msft.config import derive, semi_auto
 from msft.config.layout import Layout, layout
 from msft.errors import InputError
+from msft.models.spec import Block
 
 ASKED = f"{SIZES}use_parallel: True\nparallel: {{parallel_mode: 1, enable_parallel_optimizer: True}}\n"
 SHARES = "data_parallel: 2, model_parallel: 2, pipeline_stage: 2"
@@ -102,10 +103,15 @@ def test_the_dry_plan_is_yaml_of_what_mindspore_would_be_told(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("changes", "family"), [({"norm_offset": 1.0, "family": "gemma"}, "gemma"), ({"windows": (8, 8)}, "llama")]
+    ("changes", "family"),
+    [
+        ({"norm_offset": 1.0, "family": "gemma"}, "gemma"),
+        ({"windows": (8, 8)}, "llama"),
+        ({"block": Block(head_norms=("self_attn.q_norm", "self_attn.k_norm"))}, "llama"),
+    ],
 )
 def test_layers_that_its_program_does_not_compute_are_refused(changes, family, tmp_path):
     recipe = load(tmp_path, f"{ASKED}{CUT}")
     spec = replace(derive.model_spec(recipe), **changes)
-    with pytest.raises(InputError, match=f"1 computes Llama's layers without windows, not those of {family}: take 0"):
+    with pytest.raises(InputError, match=f"layers, without windows or normed heads, not {family}'s: take 0"):
         semi_auto.plan(recipe, spec, 8)

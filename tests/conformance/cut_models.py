@@ -6,15 +6,27 @@ import numpy as np
 
 from msft.backend import names
 from msft.backend.contract import IGNORE, EngineState, Lora, Precision, Tuning
-from msft.models import llama
 from msft.models.shapes import linear_modules
-from tests.conformance.tiny_engines import RUNTIME, TIED, UNTIED, batch, build, full
+from tests.conformance.tiny_engines import RUNTIME, TIED, UNTIED, batch, build, full, spec_of
 
 LAYERS = {"num_hidden_layers": 4}
 CONFIG = {**UNTIED, **LAYERS, "num_key_value_heads": 4}
 TIED_CONFIG = {**TIED, **LAYERS}
 RATE = 1e-2
-MODULES = tuple(linear_modules(llama.spec_from_hf(CONFIG)))
+MODULES = tuple(linear_modules(spec_of(CONFIG)))
+# Families whose layers differ from Llama's in what can be cut all the same: biases, windows, norms of heads.
+FAMILIES = {
+    "mistral": {**TIED, **LAYERS, "model_type": "mistral", "tie_word_embeddings": False, "sliding_window": 7},
+    "qwen2": {
+        **TIED,
+        **LAYERS,
+        "model_type": "qwen2",
+        "use_sliding_window": True,
+        "sliding_window": 7,
+        "max_window_layers": 2,
+    },
+    "qwen3": {**TIED, **LAYERS, "model_type": "qwen3", "head_dim": 16, "tie_word_embeddings": False},
+}
 # One rank of a model adds these.
 BIASES = tuple(name for name in full(CONFIG).parameters if name.endswith("o_proj.bias"))
 SOME = tuple(
@@ -29,6 +41,8 @@ TUNINGS = {
     "bias": Tuning(BIASES),
     # Of a tied model: adapters beside what is whole on each rank, and beside a layer whose weights are tuned too.
     "both": Tuning(SOME, Lora(4, 8.0, 0.1, MODULES)),
+    **{name: full(config) for name, config in FAMILIES.items()},
+    **{f"{name} lora": Tuning(lora=Lora(4, 8.0, 0.1, MODULES)) for name in FAMILIES},
 }
 
 
@@ -37,7 +51,8 @@ def engine(backend, kind, compute="float32", **settings):
     # So large an epsilon that AdamW makes no step of a gradient that is rounding alone.
     precision, optimizer = Precision(parameters=compute, compute=compute), replace(RUNTIME.optimizer, eps=1e-5)
     runtime = replace(RUNTIME, precision=precision, optimizer=optimizer, **settings)
-    return build(backend, TIED_CONFIG if kind in ("tied", "both") else CONFIG, TUNINGS[kind], runtime)
+    config = TIED_CONFIG if kind in ("tied", "both") else FAMILIES.get(kind.removesuffix(" lora"), CONFIG)
+    return build(backend, config, TUNINGS[kind], runtime)
 
 
 def micro_batches(step, staged=False):

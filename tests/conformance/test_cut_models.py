@@ -59,8 +59,9 @@ def slow(*case):
     ("backend", "kind", "tensor", "workers", "settings"),
     [
         ("torch", "full", 2, 4, ALL | DEALT),
+        ("mindspore", "full", 2, 2, ALL),
         slow("mindspore", "full", 2, 2, {}),
-        ("mindspore", "lora", 2, 2, ALL),
+        slow("mindspore", "lora", 2, 2, ALL),
         slow("torch", "bias", 2, 2, {}),
         slow("torch", "full", 2, 2, ALL | {"compile": True}),
         *(
@@ -91,6 +92,28 @@ def test_a_cut_model_trains_as_the_whole_one(backend, kind, tensor, workers, set
         own = sum(size / (tensor if slices.axis(name, mesh) is not None else 1) for name, size in moments.items())
         held = np.load(tmp_path / "held.npz")
         assert sum(int(held[name]) for name in held) == pytest.approx(own / (workers // tensor), rel=0.02)
+
+
+LAYOUTS = [(2, 1, 1, 2, {}), (2, 1, 1, 2, ALL), (1, 2, 1, 2, {}), (2, 2, 1, 4, ALL | RECOMPUTED)]
+LAYOUTS += [(1, 1, 2, 2, {}), (2, 1, 2, 4, DEALT)]
+SHARED = [(1, 1, 1, 2, {"strategy": "fsdp"}), (2, 1, 1, 4, {"strategy": "fsdp"})]
+
+
+@pytest.mark.families
+@pytest.mark.parametrize("kind", [*cut_models.FAMILIES, "qwen3 lora"])
+@pytest.mark.parametrize(
+    ("backend", "tensor", "parts", "pipeline", "workers", "settings"),
+    [
+        *(("torch", *layout) for layout in LAYOUTS + SHARED),
+        *(("mindspore", *layout) for layout in LAYOUTS),
+    ],
+)
+def test_families_like_llama_are_cut_as_llama_is(
+    backend, kind, tensor, parts, pipeline, workers, settings, write_recipe, tmp_path
+):
+    """Windows, biases of some modules, norms of heads, which ranks that hold some of the heads have shares of."""
+    recipe = write_recipe(backend)
+    check_equal_to_one_process(backend, kind, tensor, workers, recipe, tmp_path, settings, parts, pipeline)
 
 
 @pytest.mark.parametrize(
@@ -148,8 +171,8 @@ def check_equal_to_one_process(backend, kind, tensor, workers, recipe, folder, s
     np.savez(folder / "start.npz", **expected)
     found, found_again = shared_out(backend, kind, tensor, workers, recipe, folder, settings, parts, pipeline)
     assert set(found) == set(expected)
-    assert np.abs(found["losses"] - expected["losses"]).max() < 1e-5
-    np.testing.assert_allclose(found["logits"], expected["logits"], atol=2e-4, rtol=1e-4)
+    np.testing.assert_allclose(found["losses"], expected["losses"], rtol=5e-6, atol=1e-5)
+    np.testing.assert_allclose(found["logits"], expected["logits"], atol=5e-4, rtol=1e-4)
     np.testing.assert_array_equal(found["counters"], expected["counters"])
     for name in expected:
         if name.startswith("gradients "):

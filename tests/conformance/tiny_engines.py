@@ -9,7 +9,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from msft.backend.contract import Batch, Lora, Optimizer, Runtime, Tuning
 from msft.convert.random_weights import RandomWeights
-from msft.models import llama
+from msft.models.families import spec_from_hf
 from msft.models.shapes import linear_modules, tensor_shapes
 
 ENGINES = ("torch", "mindspore")
@@ -59,7 +59,7 @@ class Perturbed(RandomWeights):
 
 
 def spec_of(config):
-    return llama.spec_from_hf(config)
+    return spec_from_hf(config)
 
 
 def attention_modules(config):

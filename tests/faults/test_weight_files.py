@@ -1,51 +1,20 @@
 """Whatever claims to be a weight file, reading it ends soon, in tensors or one InputError, within little memory."""
 
-import contextlib
-import io
 import json
-import pickle
-import tracemalloc
-import zipfile
 
 import numpy as np
 import pytest
 from hypothesis import strategies as st
 
-from msft.convert import ckpt, companions, safetensors_file, strategy, torch_file, torch_pickle
+from msft.convert import ckpt, companions, safetensors_file, strategy
 from msft.convert.dtypes import Cast
 from msft.convert.gguf_header import read_header
 from msft.convert.open import open_weights, read_spec
 from msft.convert.protobuf import BYTES, key, varint
 from msft.convert.source import TensorInfo
-from msft.convert.stored import StoredTensors
 from tests.faults.inputs import result_or_error, short_and_long, try_all
 from tests.faults.json_values import damaged
-
-TRACED = 20 << 20  # the inputs are a few kilobytes
-
-
-@contextlib.contextmanager
-def little_memory():
-    tracemalloc.start()
-    try:
-        yield
-    finally:
-        peak = tracemalloc.get_traced_memory()[1]
-        tracemalloc.stop()
-        assert peak < TRACED
-
-
-def survive(read, path, data: bytes) -> None:
-    path.write_bytes(data)
-    with little_memory():
-        result_or_error(lambda: read_all(StoredTensors(read(path)), len(data)), str(path))
-
-
-def read_all(source, size: int) -> None:
-    for name in source.tensors:
-        assert source.read(name).nbytes <= size
-        assert sum(part.nbytes for part in source.parts(name)) <= size
-
+from tests.faults.weight_files import Rebuilt, little_memory, survive, torch_archive
 
 number = st.one_of(st.integers(0, 40), st.sampled_from([2**31, 2**32, 2**62, 2**63 - 1, 2**63, 2**64 - 1]))
 
@@ -177,112 +146,6 @@ def safetensors(header, content: bytes, claimed: int | None) -> bytes:
 def test_safetensors(tmp_path, count):
     files = st.builds(safetensors, headers, st.binary(max_size=64), st.one_of(st.none(), number))
     try_all(count, files, lambda data: survive(safetensors_file.read_index, tmp_path / "x.safetensors", data))
-
-
-OPCODES = st.one_of(
-    st.sampled_from(
-        [
-            b"}",
-            b"]",
-            b")",
-            b"(",
-            b"t",
-            b"\x85",
-            b"\x86",
-            b"\x87",
-            b"s",
-            b"u",
-            b"a",
-            b"e",
-            b"R",
-            b"b",
-            b"Q",
-            b"N",
-            b"\x88",
-            b"\x94",
-            b"0",
-            b"2",
-            b"\x81",
-            b"ccollections\nOrderedDict\n",
-            b"ctorch\nFloatStorage\n",
-            b"cos\nsystem\n",
-            b"ctorch._utils\n_rebuild_tensor_v2\n",
-            b"X\x07\x00\x00\x00storage",
-            b"X\x01\x00\x00\x000",
-            b"q\x00",
-            b"h\x00",
-            b"r\xff\xff\xff\xff",
-            b"j\xff\xff\xff\xff",
-            b"K\x02",
-            b"J\xff\xff\xff\xff",
-            b"\x8a\x09" + b"\xff" * 9,
-            b".",
-        ]
-    ),
-    st.binary(min_size=1, max_size=6),
-)
-
-
-PICKLES = st.lists(OPCODES, max_size=25).map(lambda opcodes: b"\x80\x02" + b"".join(opcodes) + b".")
-
-
-@short_and_long(200, 4000)
-def test_torch_pickles(count):
-    def check(data):
-        with little_memory():
-            result_or_error(lambda: torch_pickle.load(data, "x.bin"), "x.bin")
-
-    try_all(count, PICKLES, check)
-
-
-class Rebuilt:
-    """Pickles as torch pickles a tensor of the record 'data/0', with any offset, sizes and strides."""
-
-    def __init__(self, *numbers):
-        self.numbers = numbers
-
-    def __reduce__(self):
-        import torch._utils
-
-        offset, shape, strides = self.numbers
-        return torch._utils._rebuild_tensor_v2, (Storage(), offset, shape, strides, False, {})
-
-
-class Storage:
-    """Stands for a storage while pickling."""
-
-
-class TensorPickler(pickle.Pickler):
-    """Writes each `Storage` as torch does: a persistent id of six parts."""
-
-    def persistent_id(self, value):
-        import torch
-
-        return ("storage", torch.FloatStorage, "0", "cpu", 16) if isinstance(value, Storage) else None
-
-
-def torch_archive(state, content: bytes, name: str = "archive", compress: bool = False) -> bytes:
-    """A file of torch.save with one record, as the zipfile module writes it."""
-    text, file = io.BytesIO(), io.BytesIO()
-    TensorPickler(text, protocol=2).dump(state)
-    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED if compress else zipfile.ZIP_STORED) as archive:
-        archive.writestr(f"{name}/data.pkl", text.getvalue())
-        archive.writestr(f"{name}/data/0", content)
-    return file.getvalue()
-
-
-places = st.one_of(st.integers(0, 9), st.sampled_from([2**31, 2**40, 2**62, 2**63 - 1, 2**63, -1]))
-tuples = st.lists(places, max_size=3).map(tuple)
-rebuilt = st.builds(Rebuilt, places, tuples, tuples) | st.builds(Rebuilt, st.just(0), st.just((2, 3)), st.just((3, 1)))
-states = st.dictionaries(st.text(max_size=4), rebuilt | st.integers() | st.text(max_size=3), max_size=4) | rebuilt
-
-
-@short_and_long(150, 3000)
-def test_torch_archives(tmp_path, count):
-    names = st.sampled_from(["archive", "archive", "", "../up", "a/b"])
-    files = st.builds(torch_archive, states, st.binary(max_size=64), names, st.booleans())
-    files |= files.flatmap(damaged)
-    try_all(count, files, lambda data: survive(torch_file.read_index, tmp_path / "x.bin", data))
 
 
 def gguf_text(content: bytes, claimed: int | None = None) -> bytes:

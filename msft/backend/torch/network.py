@@ -32,7 +32,8 @@ def load(
 ) -> nn.Module:
     """Return the network with its weights as `keep` makes parameters of them; None: they have no values yet."""
     rope.check(spec)
-    network = skeleton.Skeleton(spec, runtime.device) if family(spec.family).is_ported else _of_transformers(spec)
+    described = family(spec.family)
+    network = skeleton.Skeleton(spec, runtime.device) if described.is_ported else _of_transformers(spec)
     tuned, precision = set(tuning.parameters), runtime.precision
     elsewhere.leave_out(network, spec, source.mesh)
     shapes = tensor_shapes(spec)
@@ -55,7 +56,7 @@ def load(
     for module in stages.own(linear_modules(spec), spec, source.mesh):
         part = network.get_submodule(module)
         part.forward = functools.partial(replaced.linear, part, compute)
-    if spec.family in replaced.WALKED:
+    if described.is_walked or described.is_ported:
         replaced.walk(network, spec)
     for module in network.modules():
         replacement = replaced.FORWARDS.get(type(module).__name__)
@@ -73,9 +74,9 @@ def read(spec: ModelSpec, source, name: str, is_tuned: bool, runtime: Runtime) -
 
 def _of_transformers(spec: ModelSpec) -> nn.Module:
     """transformers' class without values, its attention this engine's."""
-    native = family(spec.family).native
+    kind = family(spec.family)
     # A copy: transformers writes into what is in it.
-    values = copy.deepcopy(native(spec) if native else spec.hf_config)
+    values = copy.deepcopy(kind.native(spec) if kind.native else spec.hf_config)
     if values.get("rope_scaling") and spec.rope_scaling:
         # Under the name that transformers has for it now.
         values["rope_scaling"] = {**spec.rope_scaling}
@@ -84,7 +85,7 @@ def _of_transformers(spec: ModelSpec) -> nn.Module:
     for name in config.to_dict():
         if "dropout" in name or name.endswith("_pdrop"):
             setattr(config, name, 0.0)
-    how = "eager" if spec.family in replaced.WALKED else ATTENTION
+    how = "eager" if kind.is_walked else ATTENTION
     with torch.device("meta"):
         return AutoModelForCausalLM.from_config(config, attn_implementation=how)
 

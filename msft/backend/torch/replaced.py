@@ -61,10 +61,6 @@ def takes_parts(network: nn.Module) -> bool:
     return any(type(module).__name__ in FORWARDS for module in network.modules())
 
 
-# Families whose bodies in transformers bring nothing along to attention, or that have none there: walked here.
-WALKED = ("bloom", "falcon", "chatglm1")
-
-
 def walk(network: nn.Module, spec: ModelSpec) -> None:
     """Let this module go the way from tokens to the last norm in place of transformers' body and layers."""
     for number in range(spec.num_hidden_layers):
@@ -90,12 +86,23 @@ def _through_layer(layer, spec, number, hidden, rotation, attend):
     normed = layer.get_submodule(form.attention_norm)(hidden)
     query, key, value = (heads.transpose(1, 2) for heads in projected(layer, spec, normed))
     if rotation is not None:
-        query, key = block.rotate(query, key, *rotation, parts=2 if spec.prefix else 1)
+        query, key = _rotated(query, key, rotation, spec)
     mixed = attend(number, query, key, value, spec.attention_scale).transpose(1, 2).flatten(2)
     middle = (normed * form.residual if form.residual else hidden) + layer.get_submodule(form.merge)(mixed)
     normed = layer.get_submodule(form.feed_norm)(hidden if form.is_parallel else middle)
     kept = normed * form.residual if form.residual else middle
     return kept + layer.get_submodule(form.contract)(widened(layer, spec, normed))
+
+
+def _rotated(query, key, rotation, spec):
+    """Queries and keys [rows, heads, length, head_dim], of which the first `rotary_dim` features are turned."""
+    if spec.prefix:
+        return block.rotate(query, key, *rotation, parts=2)
+    if spec.rotary_dim == spec.head_dim:
+        return block.rotate(query, key, *rotation)
+    turned = block.rotate(query[..., : spec.rotary_dim], key[..., : spec.rotary_dim], *rotation)
+    rest = query[..., spec.rotary_dim :], key[..., spec.rotary_dim :]
+    return tuple(torch.cat(parts, -1) for parts in zip(turned, rest, strict=True))
 
 
 def projected(layer: nn.Module, spec: ModelSpec, normed: torch.Tensor) -> tuple[torch.Tensor, ...]:
