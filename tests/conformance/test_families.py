@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from msft.backend.contract import Batch
 from msft.errors import RunError
 from msft.models.families import FAMILIES
 from tests.conformance import families
@@ -17,6 +18,7 @@ NOTHING = 1e-6
 # Of MindSpore, which compiles for some seconds, those that have between them all that a family can have.
 COMPILED = ("qwen3", "gemma2", "glm", "gpt2", "gpt_neox", "bloom", "falcon, groups of heads", "baichuan, normed head")
 COMPILED += ("chatglm1",)
+LONGROPE = "phi3, turned otherwise beyond 16 tokens"
 CASES = [
     pytest.param(name, engine, marks=[] if engine == "torch" or name in COMPILED else pytest.mark.families)
     for engine in ENGINES
@@ -83,6 +85,21 @@ def test_adapters_are_pefts_and_can_be_merged(name, tmp_path):
     theirs = families.through_peft(name, built, tmp_path / "adapter")
     np.testing.assert_allclose(theirs[real], expected[real], atol=2e-5)
     np.testing.assert_allclose(families.merged(name, built, tmp_path)[real], expected[real], atol=2e-5)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_padding_does_not_make_a_text_long(engine):
+    """Texts of up to 12 tokens in rows of 24, of a model that turns those of more than 16 in another way."""
+    built = families.build(engine, LONGROPE, families.lora(LONGROPE))
+    one = families.batch(7, rows=2, length=12)
+    real = one.segment_ids != 0
+    wide = [np.pad(getattr(one, name), ((0, 0), (0, 12))) for name in ("input_ids", "labels", "segment_ids", "row_ids")]
+    ids, labels, segments, rows = wide
+    padded = Batch(ids, labels, np.tile(np.arange(24, dtype=np.int32), (2, 1)), segments, rows)
+    np.testing.assert_allclose(built.logits(padded)[:, :12][real], built.logits(one)[real], atol=1e-6)
+    model = families.oracle(LONGROPE)
+    expected = families.oracle_logits(model, one).detach().numpy()
+    np.testing.assert_allclose(built.logits(one)[real], expected[real], atol=2e-5)
 
 
 def test_every_family_is_here():
