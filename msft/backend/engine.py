@@ -2,12 +2,13 @@
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from types import ModuleType
 from typing import NamedTuple
 
 import numpy as np
 
-from msft.backend import decoding, names, positions, slices
+from msft.backend import decoding, names, positions, prefix, slices
 from msft.backend.contract import (
     Batch,
     EngineState,
@@ -21,6 +22,7 @@ from msft.backend.contract import (
 )
 from msft.backend.loss_scaler import LossScaler
 from msft.errors import RunError
+from msft.models import rope
 from msft.models.shapes import tensor_shapes
 
 
@@ -90,6 +92,7 @@ class FrameworkEngine:
             if not self._computes(batch):
                 losses.append(0.0)
                 continue
+            prefix.check_labels(self.model.spec, batch)
             summed, new = self.model.loss_and_gradients(batch, scale, self.step)
             losses.append(summed)
             gradients = new if gradients is None else self.optimizer.add(gradients, new)
@@ -142,6 +145,7 @@ class FrameworkEngine:
 
     def evaluate(self, batch: Batch) -> tuple[float, int]:
         """See `contract.Engine.evaluate`."""
+        prefix.check_labels(self.model.spec, batch)
         return (self.model.loss_sum(batch) if self._computes(batch) else 0.0), batch.supervised
 
     def token_logprobs(self, batch: Batch, adapter: bool = True) -> np.ndarray:
@@ -159,6 +163,7 @@ class FrameworkEngine:
         if self.mesh.tensor > 1 or self.is_sharded:
             raise RunError("gradients of one batch are for a model that is whole (model_parallel 1, strategy ddp)")
         _check_whole(batch, "gradients of one batch")
+        prefix.check_labels(self.model.spec, batch)
         _, gradients = self.model.loss_and_gradients(batch, 1 / max(batch.supervised, 1), None)
         return self.optimizer.to_numpy(gradients)
 
@@ -215,8 +220,15 @@ class FrameworkEngine:
                 f"a prompt has the token id {largest}, but the model's vocabulary ends at {vocabulary - 1}: "
                 "the tokenizer is another model's"
             )
+        prefix.check_prompts(self.model.decoder.spec, prompts)
         positions.check_length(self.model.decoder.spec, max(map(len, prompts)) + sampling.max_new_tokens)
-        return decoding.generate(self.session(self.model, sampling.max_new_tokens), prompts, sampling, on_token)
+        return decoding.generate(self._session(sampling.max_new_tokens), prompts, sampling, on_token)
+
+    def _session(self, room: int) -> decoding.Session:
+        border = rope.border(self.model.decoder.spec)
+        if border is None:
+            return self.session(self.model, room)
+        return decoding.BegunAnew(partial(self.session, self.model), room, border)
 
     def export_state(self) -> EngineState:
         """See `contract.Engine.export_state`."""

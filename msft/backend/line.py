@@ -18,7 +18,8 @@ class Line(NamedTuple):
 
     These are int32 [length]: beyond the tokens the line is filled up with some that see nothing. `pieces` are those of
     `context.Part`: which stretches of the line see which keys; `order` int64 [keys] tells where these are among the
-    lines of all ranks that share the batch's rows.
+    lines of all ranks that share the batch's rows. `contexts` int64 [pieces] is how many keys of each piece all of its
+    queries see, whatever their order.
     """
 
     places: np.ndarray
@@ -26,6 +27,7 @@ class Line(NamedTuple):
     position_ids: np.ndarray
     pieces: np.ndarray
     order: np.ndarray
+    contexts: np.ndarray
 
     def fill(self, values: np.ndarray) -> np.ndarray:
         """Return the batch's values [rows, length] in the order of the line, 0 where it is filled up."""
@@ -39,15 +41,17 @@ def line(
     ranks: int = 1,
     rank: int = 0,
     parts: int = 1,
+    contexts: np.ndarray | None = None,
 ) -> Line:
     """Return a rank's part of a batch's arrays, int32 [rows, length], as a line.
 
-    Its length is one of a few and divides into `parts`.
+    Its length is one of a few and divides into `parts`. `contexts` int64 [rows, length] are those of each token's text.
     """
     own: Part = part(segment_ids, ranks, rank)
     size = length(own.most, parts)
     arrays = (_filled(array, own.places, size) for array in (input_ids, position_ids))
-    return Line(own.places, *arrays, own.pieces, own.order(size))
+    whole = own.pieces[:, 0] * 0 if contexts is None else contexts.reshape(-1)[own.places[own.pieces[:, 0]]]
+    return Line(own.places, *arrays, own.pieces, own.order(size), whole)
 
 
 def length(tokens: int, parts: int = 1) -> int:
@@ -84,20 +88,22 @@ class Tiles(NamedTuple):
     places: np.ndarray
 
 
-def tiles(pieces: np.ndarray, window: int = 0) -> list[Tiles]:
+def tiles(pieces: np.ndarray, window: int = 0, contexts: np.ndarray | None = None) -> list[Tiles]:
     """Return the tiles of pieces (first, end, start, stop), int64 [n, 4], by number of keys; attention is causal.
 
-    A query sees no more than `window` tokens, itself included (0 = all before it). Tiles are computed with a few more
+    A query sees no more than `window` tokens, itself included (0 = all before it), and in any case the first
+    `contexts` int64 [n] (None = 0) of its piece. Tiles are computed with a few more
     keys than they see, and a few that only fill up, so that there are few shapes.
     """
     numbers = -(-(pieces[:, 1] - pieces[:, 0]) // TILE)
     first, end, start, stop = np.repeat(pieces, numbers, axis=0).T
+    open_to = start + (0 if contexts is None else np.repeat(contexts, numbers))
     place = np.concatenate([np.arange(number) for number in numbers]) if len(pieces) else first
     first, ahead = first + place * TILE, stop - end
     begin = np.maximum(start, first + ahead - window + 1) if window else start
-    seen = np.minimum(first + TILE + ahead, stop) - begin
+    seen = np.maximum(np.minimum(first + TILE + ahead, stop), open_to) - begin
     widths = np.array([_width(-(-int(count) // TILE)) for count in seen], dtype=int)
-    pieces = first, end, start, stop, begin
+    pieces = first, end, start, stop, begin, open_to
     return [_tiles(width, window, *(of[widths == width] for of in pieces)) for width in np.unique(widths)]
 
 
@@ -109,15 +115,16 @@ def _width(number: int) -> int:
 def _tiles(width: int, window: int, *pieces: np.ndarray) -> Tiles:
     """The tiles whose first queries are `first`, in pieces with these ends of queries, starts and stops of keys.
 
-    What they see begins at `begin`.
+    What they see begins at `begin`; they see all before `open_to`.
     """
     fill = rounded_up(len(pieces[0]), 1, 4) - len(pieces[0])
     real = np.arange(len(pieces[0]) + fill)[:, None] < len(pieces[0])
-    first, end, start, stop, begin = (np.pad(of, (0, fill), mode="edge")[:, None] for of in pieces)
+    first, end, start, stop, begin, open_to = (np.pad(of, (0, fill), mode="edge")[:, None] for of in pieces)
     keys, queries = begin + np.arange(width * TILE), first + np.arange(TILE)
     real = real & (queries < end)
     queries = np.where(queries < end, queries, queries[:, :1])
     distance = (queries + stop - end)[:, :, None] - keys[:, None]
     allowed = (distance >= 0) & (distance < window) if window else distance >= 0
+    allowed = allowed | (keys < open_to)[:, None]
     places, keys = keys - start, np.where(keys < stop, keys, 0)
     return Tiles(queries.astype(np.int32), keys.astype(np.int32), allowed, real, places)

@@ -67,8 +67,8 @@ def _ending(entries: list[dict]) -> list[str]:
 
 
 def _details(entry: dict) -> list[str]:
-    class_of = "" if entry["transformers_has_it"] else " (not in transformers: a class that computes the same is used)"
-    lines = [f"{entry['family']}: {entry['architecture']}{class_of}", *(f"  {fact}" for fact in _facts(entry)), ""]
+    title = f"{entry['family']}: {entry['architecture']}{_class_of(entry)}"
+    lines = [title, *(f"  {fact}" for fact in _facts(entry)), ""]
     heads = [
         "size",
         "release",
@@ -88,6 +88,13 @@ def _details(entry: dict) -> list[str]:
     for check in entry["verified"]:
         lines += [f"  {check['what']}", *textwrap.wrap(check["how"], WIDTH, **_indent(4)), f"    {check['test']}"]
     return lines
+
+
+def _class_of(entry: dict) -> str:
+    if entry["transformers_has_it"]:
+        return ""
+    used = "PyTorch computes its description" if entry["is_ported"] else "a class that computes the same is used"
+    return f" (not in transformers: {used})"
 
 
 def _indent(columns: int) -> dict[str, str]:

@@ -7,6 +7,7 @@ from msft.config import semi_auto
 from msft.config.derive import strategy
 from msft.config.schema import ParallelConfig, Recipe
 from msft.errors import InputError
+from msft.models.families import family
 
 if TYPE_CHECKING:
     from msft.models.spec import ModelSpec
@@ -57,6 +58,7 @@ def layout(recipe: Recipe, spec: "ModelSpec", workers: int) -> Layout:
     asked = recipe.parallel_config
     if recipe.run_mode == "predict" and workers > 1:
         _check_whole(recipe)
+    _check_class(recipe, spec)
     problems = [*_problems(recipe, spec, workers)]
     if problems:
         sizes = asked.model_parallel, asked.context_parallel, asked.pipeline_stage
@@ -92,6 +94,14 @@ def _check_whole(recipe: Recipe) -> None:
         problems.append(f"{where}: strategy: {recipe.strategy}: {why}: run it with strategy ddp, or in one process")
     if problems:
         raise InputError(*problems)
+
+
+def _check_class(recipe: Recipe, spec: "ModelSpec") -> None:
+    """Raise InputError for a model to be shared out by what hooks into transformers' classes, where it has none."""
+    if strategy(recipe) != "ddp" and family(spec.family).is_ported:
+        where = recipe.source.get("strategy", recipe.name)
+        why = f"transformers has no class for {spec.family}, whose layers this would share out"
+        raise InputError(f"{where}: strategy: {strategy(recipe)}: {why}; strategy ddp works")
 
 
 def without_effect(recipe: Recipe, found: Layout) -> list[str]:

@@ -82,6 +82,7 @@ class ModelConfig(ModelKeys):
     max_position_embedding: Positive | None = None
     theta: PositiveNumber = 10000.0
     rope_scaling: dict[str, Any] | None = None
+    qkv_has_bias: Switch = False
     tie_word_embeddings: Switch = False
     initializer_range: PositiveNumber = 0.02
     bos_token_id: Count = 1
@@ -98,7 +99,6 @@ class ModelConfig(ModelKeys):
     max_decode_length: Positive | None = 1024
 
     ignore_token_id: _refused("labels that do not count are always -100", -100) = None
-    qkv_has_bias: _refused("biases on q, k and v need the model's own family (model.pretrained)", False) = None
     extend_method: _refused("write a longer context as rope_scaling", "None", "", None) = None
     scaling_factor: _refused("write a longer context as rope_scaling", 1, 1.0) = None
     quant_config: _refused("quantized models are not built", None) = None

@@ -15,6 +15,7 @@ _STATE_PREFIXES = ("adam_m.", "adam_v.", "moment1.", "moment2.", "moments.", "ac
 def are_mindformers(stored: dict[str, Stored | Joined]) -> bool:
     """Whether tensors carry MindFormers' names (a CKPT's, or a safetensors file's that MindSpore wrote)."""
     marks = (".tok_embeddings.embedding_weight", ".attention.w", ".feed_forward.w", ".attention_norm.")
+    marks += (".embedding_table", ".gamma")
     # Hugging Face's Llama, and InternLM2, whose files share some of MindFormers' words.
     others = (".self_attn.", ".attention.wqkv.", ".tok_embeddings.weight")
     marked = any(mark in name for name in stored for mark in marks)
@@ -29,6 +30,17 @@ def canonical(stored: dict[str, Stored | Joined], spec: ModelSpec | None, where:
     """
     model = family(spec.family if spec else "llama")
     result: dict[str, Stored | Joined] = {}
+    for name, entry in of_model(stored, where).items():
+        for new_name, part in _renamed(name, entry, model, spec, where).items():
+            if new_name in result:
+                raise InputError(f"{where}: two tensors are {new_name!r}, one of them {name!r}")
+            result[new_name] = part
+    return result
+
+
+def of_model(stored: dict[str, Stored | Joined], where: str) -> dict[str, Stored | Joined]:
+    """Return a CKPT's tensors without optimizer and trainer state and adapters; what is left out is said."""
+    result: dict[str, Stored | Joined] = {}
     state, adapters = 0, 0
     for name, entry in stored.items():
         if is_mindformers_adapter(name):
@@ -36,10 +48,7 @@ def canonical(stored: dict[str, Stored | Joined], spec: ModelSpec | None, where:
         elif is_trainer_state(name, entry):
             state += 1
         else:
-            for new_name, part in _renamed(name, entry, model, spec, where).items():
-                if new_name in result:
-                    raise InputError(f"{where}: two tensors are {new_name!r}, one of them {name!r}")
-                result[new_name] = part
+            result[name] = entry
     if state:
         console.note(f"{where}: left out {state} tensors of optimizer and trainer state")
     if adapters:

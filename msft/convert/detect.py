@@ -27,6 +27,7 @@ _COMPANIONS = {
     "generation_config.json",
     "tokenizer.json",
     "tokenizer.model",
+    "ice_text.model",
     "tokenizer_config.json",
 }
 

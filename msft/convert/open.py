@@ -11,6 +11,7 @@ from msft.convert import (
     file_names,
     gguf_file,
     hf_folder,
+    laid_out,
     meta,
     rank_folder,
     safetensors_file,
@@ -44,13 +45,13 @@ def open_weights(
         if strategy is not None:
             files = rank_folder.files(Path(path))
             entries = rank_folder.read_index(files, strategy, verify)
-            return JoinedTensors(_canonical(entries, spec, min(files.items())[1]))
+            return _source(entries, spec, min(files.items())[1], JoinedTensors)
         kind, file = detect(path)
         if kind is Kind.META:
             return meta.open_folder(file)
         if kind is Kind.GGUF:
             return gguf_file.open_file(file)
-        return StoredTensors(_canonical(_read_index(kind, file, verify), spec, file))
+        return _source(_read_index(kind, file, verify), spec, file, StoredTensors)
 
 
 @contextlib.contextmanager
@@ -133,12 +134,13 @@ def _verify(files: list[Path]) -> None:
             ckpt.verify(file)
 
 
-def _canonical(stored: dict[str, Stored | Joined], spec: ModelSpec | None, file: Path) -> dict[str, Stored | Joined]:
+def _source(stored: dict[str, Stored | Joined], spec: ModelSpec | None, file: Path, kind: type) -> TensorSource:
+    """The model's tensors under canonical names; `kind` reads those that are in the file as they are."""
     config = find_config(file)
-    if not ckpt_names.are_mindformers(stored):
-        if spec is None and config is not None:
-            spec = spec_from_hf(hf_folder.read_json(config), str(config))
-        return stored if spec is None else file_names.canonical(stored, spec)
     if spec is None and config is not None:
         spec = spec_from_hf(hf_folder.read_json(config), str(config))
-    return ckpt_names.canonical(stored, spec, str(file))
+    if spec is not None and laid_out.is_meant(stored, spec):
+        return laid_out.LaidOutTensors(ckpt_names.of_model(stored, str(file)), spec)
+    if ckpt_names.are_mindformers(stored):
+        return kind(ckpt_names.canonical(stored, spec, str(file)))
+    return kind(stored if spec is None else file_names.canonical(stored, spec))

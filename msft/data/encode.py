@@ -6,7 +6,7 @@ border belongs to the answer, as in transformers' assistant mask; a token of no 
 it stands before.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -33,19 +33,23 @@ class Example(NamedTuple):
 class Encoder:
     """Turns conversations into examples with one tokenizer and one template.
 
-    With `last_answer_only` the answers before the last one are not supervised.
+    With `last_answer_only` the answers before the last one are not supervised. Nor are they where the tokenizer puts
+    `answer_ids` before an answer, which then is tokenized by itself.
     """
 
     def __init__(self, tokenizer: Tokenizer, template, last_answer_only: bool = False):
-        self._tokenizer, self._template, self._last_only = tokenizer, template, last_answer_only
+        self._tokenizer, self._template = tokenizer, template
+        self._last_only = last_answer_only or bool(tokenizer.answer_ids)
         self._finder = AnswerFinder(template, tokenizer.special_tokens)
         self._prefix = tokenizer.prefix_ids if template.adds_prefix else ()
 
     def encode(self, conversations: Sequence[Conversation]) -> list[Example | BadRow]:
         """Return an example for each conversation, or the BadRow that says why there is none."""
         prepared = [self._prepare(conversation) for conversation in conversations]
-        texts = [each[0].text for each in prepared if not isinstance(each, BadRow)]
+        texts = [text for each in prepared if not isinstance(each, BadRow) for text in self._texts(each[0])]
         encodings = iter(self._tokenizer.encode(texts))
+        if self._tokenizer.answer_ids:
+            encodings = self._with_answer_ids(encodings, texts[::2])
         return [each if isinstance(each, BadRow) else self._example(*each, next(encodings)) for each in prepared]
 
     def _prepare(self, conversation: Conversation) -> tuple[Located, bool, tuple[str, ...]] | BadRow:
@@ -63,10 +67,30 @@ class Encoder:
             remarks.append("special_in_words")
         if not all(turn.text.strip() for turn in turns if turn.role == "assistant"):
             remarks.append("empty_answer")
+        if self._tokenizer.answer_ids and len(located.answers) > 1:
+            remarks.append("earlier_answers_read_only")
         unmarked = not located.end_mark and not self._template.marks_answers and bool(turns[-1].text.strip())
         if unmarked:
             located = located._replace(text=located.text[: located.answers[-1][1]])
         return located, unmarked and self._tokenizer.eos_id is not None, tuple(remarks)
+
+    def _texts(self, located: Located) -> tuple[str, ...]:
+        """What is tokenized by itself: all of a conversation, or what is before the last answer, and that."""
+        if not self._tokenizer.answer_ids:
+            return (located.text,)
+        border = located.answers[-1][0]
+        return located.text[:border], located.text[border:]
+
+    def _with_answer_ids(self, encodings: Iterator[Encoding], questions: Sequence[str]) -> Iterator[Encoding]:
+        """Each question and its answer as one encoding; what stands between them belongs to the question."""
+        ids = np.array(self._tokenizer.answer_ids, np.int32)
+        for text, question, answer in zip(questions, encodings, encodings, strict=True):
+            between = np.full(len(ids), max(len(text) - 1, 0))
+            yield Encoding(
+                np.concatenate((question.ids, ids, answer.ids)),
+                np.concatenate((question.starts, between, answer.starts + len(text))),
+                np.concatenate((question.ends, between, answer.ends + len(text))),
+            )
 
     def _example(self, located: Located, add_end: bool, remarks: tuple[str, ...], encoding: Encoding) -> Example:
         ids = encoding.ids
@@ -131,4 +155,5 @@ def encode_prompt(tokenizer: Tokenizer, template, messages: Sequence[dict]) -> l
     except BadRow as reason:
         raise InputError(f"prompt: {reason}") from None
     ids = tokenizer.encode([text])[0].ids
-    return [*(with_prefix(tokenizer.prefix_ids, ids) if template.adds_prefix else ()), *ids.tolist()]
+    before = with_prefix(tokenizer.prefix_ids, ids) if template.adds_prefix else ()
+    return [*before, *ids.tolist(), *tokenizer.answer_ids]

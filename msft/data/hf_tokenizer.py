@@ -29,6 +29,8 @@ LLAMA_TOKENS = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"}
 class HFTokenizer:
     """tokenizer.json with tokenizer_config.json; gives the ids that transformers 5's AutoTokenizer gives."""
 
+    answer_ids: tuple[int, ...] = ()
+
     def __init__(self, folder: Path):
         self._folder = folder
         config = read_config(folder)

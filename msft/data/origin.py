@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from msft import files
-from msft.data.tokenizer_files import TEMPLATE_FOLDER, TOKENIZER_FILES
+from msft.data.tokenizer_files import ICE_TEXT, TEMPLATE_FOLDER, TOKENIZER_FILES
 from msft.errors import InputError
 
 # One more whenever the same data, tokenizer and settings would give other rows.
@@ -73,7 +73,7 @@ def _of_tokenizer(model_file: str) -> list[tuple[str, Path]]:
     path = Path(model_file)
     folder = path.parent if path.name == "tokenizer.json" else path
     if not folder.is_dir():
-        return [("tokenizer.model", path)]
+        return [(path.name if path.name == ICE_TEXT else "tokenizer.model", path)]
     found = [folder / name for name in (*TOKENIZER_FILES, "config.json")]
     found += sorted((folder / TEMPLATE_FOLDER).glob("*.jinja"))
     return [(path.relative_to(folder).as_posix(), path) for path in found if path.is_file()]

@@ -15,6 +15,7 @@ REMARKS = {
     "question_without_answer": "ending with questions, which are left out",
     "system_left_out": "whose system message the template leaves out",
     "answer_without_opening": "with answers that do not follow the template's opening",
+    "earlier_answers_read_only": "of which the last answer alone is learned: the rest is read in both directions",
     "special_in_words": "with special tokens written in their words, read as such",
 }
 

@@ -24,10 +24,13 @@ class SentencePieceTokenizer:
 
     Control tokens (`<s>`, `</s>`) and `<unk>` written in a text are read as tokens, and each part between them is
     tokenized alone, with sentencepiece's leading space: what transformers' and MindFormers' LlamaTokenizer do.
-    The begin token is put before a text unless the model has none or the config says `add_bos_token: false`.
+    The begin token is put before a text unless the model has none or the config says `add_bos_token: false`. `specials`
+    are more words of the model that are read as tokens.
     """
 
-    def __init__(self, model: Path, folder: Path | None = None):
+    answer_ids: tuple[int, ...] = ()
+
+    def __init__(self, model: Path, folder: Path | None = None, specials: Sequence[str] = ()):
         import sentencepiece
 
         try:
@@ -39,7 +42,7 @@ class SentencePieceTokenizer:
             raise InputError(f"{model}: not a sentencepiece model, or a damaged one ({reason:.300})") from None
         self._file, self._folder = model, folder
         config = read_config(folder) if folder else {}
-        self.special_tokens = self._specials(pieces, [*named_tokens(config).values(), *extra_tokens(config)])
+        self.special_tokens = self._specials(pieces, [*named_tokens(config).values(), *extra_tokens(config), *specials])
         self.named_tokens = self._own_names(pieces) | named_tokens(config)
         self.chat_templates = chat_templates(folder, config) if folder else {}
         self.bos_id = self.special_tokens.get(self.named_tokens.get("bos_token"))

@@ -10,7 +10,7 @@ from msft.data.named_template import NamedTemplate
 from msft.data.tokenizer_files import read_json
 from msft.data.tokenizers import Tokenizer
 from msft.errors import InputError, did_you_mean
-from msft.models.families import FAMILIES
+from msft.models.families import FAMILIES, name_of
 from msft.models.family import DEFAULT_TEMPLATE
 
 CHAT = "chat"
@@ -46,10 +46,9 @@ def chat_or_none(tokenizer: Tokenizer) -> str | None:
 
 
 def model_type_beside(path: str | os.PathLike) -> str | None:
-    """Return the `model_type` that the config.json beside a tokenizer says, None where there is none."""
+    """Return the family of the config.json beside a tokenizer, None where there is none that is known."""
     path = Path(path)
-    found = read_json((path if path.is_dir() else path.parent) / "config.json").get("model_type")
-    return found if isinstance(found, str) else None
+    return name_of(read_json((path if path.is_dir() else path.parent) / "config.json"))
 
 
 def _chat_template(name: str, key: str, tokenizer: Tokenizer):

@@ -6,9 +6,11 @@ from pathlib import Path
 
 from msft.errors import InputError
 
+# What a tokenizer can be read from; the last is ChatGLM-6B's vocabulary.
+ICE_TEXT = "ice_text.model"
+VOCABULARIES = ("tokenizer.json", "tokenizer.model", ICE_TEXT)
 TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer.model",
+    *VOCABULARIES,
     "tokenizer_config.json",
     "special_tokens_map.json",
     "added_tokens.json",
@@ -19,6 +21,11 @@ TOKENIZER_FILES = (
 TOKEN_FLAGS = ("special", "single_word", "lstrip", "rstrip", "normalized")
 TEMPLATE_FOLDER = "additional_chat_templates"
 NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+
+
+def has_tokenizer(folder: Path) -> bool:
+    """Whether a folder holds what a tokenizer can be read from."""
+    return any((folder / name).is_file() for name in VOCABULARIES)
 
 
 def read_json(path: Path) -> dict:

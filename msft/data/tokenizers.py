@@ -11,6 +11,7 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
+from msft.data.tokenizer_files import ICE_TEXT
 from msft.errors import InputError
 
 
@@ -31,7 +32,9 @@ class Tokenizer(Protocol):
 
     `special_tokens` maps the text of each special token to its id; `named_tokens` holds 'bos_token', 'eos_token'
     ... as texts. `pad_id` is the padding token, else the unknown token (0, as MindFormers pads), else the end token.
-    `prefix_ids` and `suffix_ids` are what the tokenizer itself puts around a text, usually the begin token and nothing.
+    `prefix_ids` and `suffix_ids` are what the tokenizer itself puts around a text, usually the begin token and nothing;
+    `answer_ids` what it puts between a question and its answer, usually nothing: where it does, a model reads what is
+    before them in both directions, so that one answer of a conversation is learned.
     `chat_templates` maps names to Jinja sources; the usual one is called 'default'.
     """
 
@@ -41,6 +44,7 @@ class Tokenizer(Protocol):
     pad_id: int
     prefix_ids: tuple[int, ...]
     suffix_ids: tuple[int, ...]
+    answer_ids: tuple[int, ...]
     special_tokens: Mapping[str, int]
     named_tokens: Mapping[str, str]
     chat_templates: Mapping[str, str]
@@ -56,7 +60,7 @@ class Tokenizer(Protocol):
 
 
 def open_tokenizer(path: str | os.PathLike) -> Tokenizer:
-    """Open a sentencepiece model file or a folder with tokenizer.json or tokenizer.model.
+    """Open a sentencepiece model file or a folder with tokenizer.json, tokenizer.model or ice_text.model.
 
     Raises InputError when there is no tokenizer or it cannot be read.
     """
@@ -66,17 +70,25 @@ def open_tokenizer(path: str | os.PathLike) -> Tokenizer:
     if path.name == "tokenizer.json":
         path = path.parent
     if path.is_file():
-        return _sentencepiece(path, None)
+        return _chatglm(path, None) if path.name == ICE_TEXT else _sentencepiece(path, None)
     if (path / "tokenizer.json").is_file():
         from msft.data.hf_tokenizer import HFTokenizer
 
         return HFTokenizer(path)
     if (path / "tokenizer.model").is_file():
         return _sentencepiece(path / "tokenizer.model", path)
+    if (path / ICE_TEXT).is_file():
+        return _chatglm(path / ICE_TEXT, path)
     hint = ""
     if (path / "vocab.json").is_file():
         hint = " (it has vocab.json: AutoTokenizer.from_pretrained(...).save_pretrained(...) writes tokenizer.json)"
     raise InputError(f"tokenizer: folder {str(path)!r} has neither tokenizer.json nor tokenizer.model{hint}")
+
+
+def _chatglm(model: Path, folder: Path | None) -> Tokenizer:
+    from msft.data.glm_tokenizer import ChatGLMTokenizer
+
+    return ChatGLMTokenizer(model, folder)
 
 
 def _sentencepiece(model: Path, folder: Path | None) -> Tokenizer:

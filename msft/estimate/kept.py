@@ -54,17 +54,19 @@ def block(sizes: Sizes, work: Work, layout: Layout) -> float:
 
 def attention_weights(sizes: Sizes, work: Work) -> float:
     """Return the bytes of attention's weights that a block keeps: of short segments, without a fused kernel."""
-    heads = sizes.spec.num_attention_heads
-    if fused_attention(work):
+    heads, reads_both_ways = sizes.spec.num_attention_heads, bool(sizes.spec.prefix)
+    if fused_attention(work) and not (reads_both_ways and work.backend == "mindspore"):
         return 4 * heads * work.tokens
     if work.backend == "mindspore":
         softmax = BYTES[work.precision.softmax]
-        return softmax * heads * sum(tiles * TILE * keys for keys, tiles in mindspore_tiles(work) if keys <= KEPT)
+        found = mindspore_tiles(work, reads_both_ways)
+        return softmax * heads * sum(tiles * TILE * keys for keys, tiles in found if keys <= KEPT)
     if work.length > KEPT:
         return 4 * heads * work.tokens if is_left_to_torch(work) else 0
     count = -(-work.length // TORCH_TILE)
     ends = [work.length * (number + 1) // count for number in range(count)]
-    pairs = sum((end - start) * end for start, end in zip([0, *ends], ends, strict=False))
+    seen = [work.length] * count if reads_both_ways else ends
+    pairs = sum((end - start) * keys for start, end, keys in zip([0, *ends], ends, seen, strict=False))
     return BYTES[work.precision.compute] * heads * work.rows * pairs / work.parts
 
 
@@ -78,13 +80,16 @@ def fused_attention(work: Work) -> bool:
     return work.kind != "cpu"
 
 
-def mindspore_tiles(work: Work) -> list[tuple[int, int]]:
+def mindspore_tiles(work: Work, reads_both_ways: bool = False) -> list[tuple[int, int]]:
     """Return (keys, how many tiles of queries are computed with so many) of MindSpore's attention on CPU.
 
-    Of `parts` devices each has as many wide and narrow ones.
+    Of `parts` devices each has as many wide and narrow ones. At most all tiles see all keys, in a context that is read
+    in both directions.
     """
     counts: dict[int, int] = {}
-    for number in range(work.parts, -(-work.length // TILE) + 1, work.parts):
+    last = -(-work.length // TILE)
+    for number in range(work.parts, last + 1, work.parts):
+        number = last if reads_both_ways else number
         width = min(2 ** (number - 1).bit_length(), -(-number // 8) * 8)
         counts[width * TILE] = counts.get(width * TILE, 0) + work.rows
     return [(keys, rounded_up(count, 1, 4)) for keys, count in counts.items()]

@@ -102,7 +102,7 @@ def of_update(sizes: Sizes, work: Work, gradients: float) -> float:
 
 def _tiled_attention(sizes: Sizes, work: Work) -> float:
     spec = sizes.spec
-    keys = sum(keys * tiles for keys, tiles in kept.mindspore_tiles(work))
+    keys = sum(keys * tiles for keys, tiles in kept.mindspore_tiles(work, bool(sizes.spec.prefix)))
     weights = keys * TILE * spec.num_attention_heads * BYTES[work.precision.softmax]
     gathered = keys * spec.num_key_value_heads * spec.head_dim * BYTES[work.precision.compute]
     return WEIGHTS * weights + GATHERED * gathered

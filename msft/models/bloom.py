@@ -1,6 +1,7 @@
 """BLOOM: ALiBi, LayerNorm, a norm behind the embedding, a tied head."""
 
-from msft.models.family import Family, FileNames
+from msft.models.ckpt_layout import NUMBER, split_layout
+from msft.models.family import CkptTensor, Family, FileNames, MindFormersNames
 from msft.models.hf_config import HfConfig
 from msft.models.spec import Block, ModelSpec, Outside
 
@@ -14,6 +15,23 @@ BLOCK = Block(
     activation="gelu_tanh",
     is_gated=False,
     biased=MODULES,
+)
+# MindFormers 1.3.2, mindformers/models/bloom/convert_weight.py.
+RENAMES = (
+    (".word_embeddings.weight", ".embedding.word_embedding.embedding_table"),
+    (".word_embeddings_layernorm.weight", ".embedding.norm.gamma"),
+    (".word_embeddings_layernorm.bias", ".embedding.norm.beta"),
+    (".ln_f.weight", ".ln_f.gamma"),
+    (".ln_f.bias", ".ln_f.beta"),
+    ("transformer.h.", "transformer.blocks."),
+    (".input_layernorm.weight", ".layernorm1.gamma"),
+    (".input_layernorm.bias", ".layernorm1.beta"),
+    (".post_attention_layernorm.weight", ".layernorm2.gamma"),
+    (".post_attention_layernorm.bias", ".layernorm2.beta"),
+    (".self_attention.query_key_value.", f".attention.dense{NUMBER}."),
+    (".self_attention.dense.", ".attention.projection."),
+    (".mlp.dense_h_to_4h.", ".output.mapping."),
+    (".mlp.dense_4h_to_h.", ".output.projection."),
 )
 OUTSIDE = Outside(
     embedding="transformer.word_embeddings",
@@ -39,11 +57,18 @@ def spec_from_hf(config: dict, where: str = "config.json") -> ModelSpec:
     return values.spec("bloom", **fields)
 
 
+def ckpt_layout(spec: ModelSpec) -> dict[str, CkptTensor]:
+    """Return what MindFormers' tensors hold: queries, keys and values apart, other matrices [inputs, outputs]."""
+    return split_layout(spec, RENAMES, MODULES[1:])
+
+
+MINDFORMERS = MindFormersNames(layout=ckpt_layout)
 FAMILY = Family(
     "bloom",
     "BloomForCausalLM",
     spec_from_hf,
     ("query_key_value",),
-    files=FileNames(prefixes=("transformer.",)),
+    MINDFORMERS,
+    FileNames(prefixes=("transformer.",)),
     is_walked=True,
 )

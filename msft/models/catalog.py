@@ -27,8 +27,9 @@ def entry(name: str) -> dict:
         "architecture": kind.architecture,
         "lora_targets": list(kind.lora_targets),
         "template": kind.template,
-        "mindformers_names": bool(kind.mindformers.renames),
-        "transformers_has_it": kind.native is None,
+        "mindformers_names": bool(kind.mindformers.renames or kind.mindformers.layout),
+        "transformers_has_it": kind.native is None and not kind.is_ported,
+        "is_ported": kind.is_ported,
         "sizes": sizes,
         "verified": [check._asdict() | {"families": list(check.families)} for check in checks_of(model_type)],
     }

@@ -1,7 +1,10 @@
-"""ChatGLM2, ChatGLM3 and GLM-4 9B as released with their own code; transformers' GLM computes them."""
+"""ChatGLM2, ChatGLM3 and GLM-4 9B as released with their own code; transformers' GLM computes them.
 
-from msft.models import glm, llama
-from msft.models.family import Family, FileNames
+The first generation has the same `model_type`, and a file of its own.
+"""
+
+from msft.models import chatglm1, glm, llama
+from msft.models.family import CkptTensor, Family, FileNames, MindFormersNames
 from msft.models.hf_config import HfConfig
 from msft.models.spec import ModelSpec
 
@@ -27,9 +30,15 @@ FILES = FileNames(
     fused={"self_attention.query_key_value": llama.ATTENTION[:3]},
 )
 
+EMBEDDING = (".word_embeddings.weight", ".embedding_weight")
+# What it was called before 1.3.
+OLD_EMBEDDING = (".embedding_table", ".embedding_weight")
+
 
 def spec_from_hf(config: dict, where: str = "config.json") -> ModelSpec:
-    """Read the `config.json` of ChatGLM2, ChatGLM3 or GLM-4; raises InputError naming every impossible value."""
+    """Read the `config.json` of any ChatGLM or GLM-4; raises InputError naming every impossible value."""
+    if chatglm1.is_meant(config):
+        return chatglm1.spec_from_hf(config, where)
     values = HfConfig(config, where, KEYS)
     values.refuse("multi_query_attention", True)
     values.refuse("rmsnorm", True)
@@ -42,6 +51,15 @@ def spec_from_hf(config: dict, where: str = "config.json") -> ModelSpec:
     return glm.described(values, "chatglm", glm.BLOCK, biased, rope_theta=theta)
 
 
+def ckpt_layout(spec: ModelSpec) -> dict[str, CkptTensor]:
+    """Return what MindFormers' tensors hold: its files' names and joined matrices, but for the embedding's name.
+
+    MindFormers 1.3.2, mindformers/models/glm2/convert_weight.py.
+    """
+    found = FILES.tensors(spec)
+    return {name.replace(*EMBEDDING): CkptTensor(parts) for name, parts in found.items()}
+
+
 def native(spec: ModelSpec) -> dict:
     """Return the config.json of the GLM that this is."""
     config = {**llama.config_of(spec), "model_type": "glm"}
@@ -49,6 +67,7 @@ def native(spec: ModelSpec) -> dict:
     return config
 
 
+MINDFORMERS = MindFormersNames(layout=ckpt_layout, aliases=(OLD_EMBEDDING,))
 FAMILY = Family(
-    "chatglm", "ChatGLMModel", spec_from_hf, llama.LORA_TARGETS, files=FILES, native=native, template="chatglm3"
+    "chatglm", "ChatGLMModel", spec_from_hf, llama.LORA_TARGETS, MINDFORMERS, FILES, native=native, template="chatglm3"
 )

@@ -5,6 +5,7 @@ from msft.models import (
     baichuan,
     bloom,
     chatglm,
+    chatglm1,
     falcon,
     gemma,
     gemma2,
@@ -39,6 +40,7 @@ MODULES = (
     internlm3,
     baichuan,
     chatglm,
+    chatglm1,
     glm,
     glm4,
     phi3,
@@ -65,6 +67,7 @@ ALIASES = {
     "baichuan2": "baichuan",
     "chatglm2": "chatglm",
     "chatglm3": "chatglm",
+    "chatglm-6b": "chatglm1",
     "glm-n": "chatglm",
     "gpt": "gpt2",
     "pythia": "gpt_neox",
@@ -82,6 +85,17 @@ def family(name: str, where: str = "--model") -> Family:
         known = ", ".join(sorted(FAMILIES))
         raise InputError(f"{where}: unknown model family {name!r:.80}{did_you_mean(name, FAMILIES)} (known: {known})")
     return FAMILIES[name]
+
+
+def name_of(config: dict) -> str | None:
+    """Return the name of a config.json's family, None where it says none that is known.
+
+    The first ChatGLM has a name of its own here, but the `model_type` of the later ones.
+    """
+    model_type = config.get("model_type")
+    if model_type == "chatglm" and chatglm1.is_meant(config):
+        return chatglm1.FAMILY.model_type
+    return model_type if isinstance(model_type, str) and model_type in FAMILIES else None
 
 
 def spec_from_hf(config: dict, where: str = "config.json") -> ModelSpec:

@@ -11,17 +11,38 @@ from msft.models.spec import ModelSpec
 DEFAULT_TEMPLATE = "vicuna_v1.1"
 
 
+class Rows(NamedTuple):
+    """Rows of a tensor (first axis)."""
+
+    tensor: str
+    start: int
+    stop: int
+
+
+class CkptTensor(NamedTuple):
+    """What a CKPT's tensor holds: rows of canonical tensors one below another, of each transposed first if so said."""
+
+    parts: tuple[Rows, ...]
+    is_transposed: bool = False
+
+
 @dataclass(frozen=True)
 class MindFormersNames:
     """MindFormers' names of a family's parameters and cells; without any they are Hugging Face's.
 
     `renames` are replaced in this order, and back in the same. `leaves` maps Hugging Face's leaf modules to cells, for
     the modules LoRA can tune; `concatenated` the cells of `qkv_concat: True` to the modules they hold, along axis 0.
+    Where a CKPT's tensors are split, joined or transposed, `layout` tells all of them; `aliases` are then (name in old
+    CKPTs, name in new ones), replaced in this order. Where MindFormers' model `repeats_head`, a head that is the
+    embedding is in a CKPT a second time.
     """
 
     renames: tuple[tuple[str, str], ...] = ()
     leaves: Mapping[str, str] = field(default_factory=dict)
     concatenated: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    repeats_head: bool = False
+    layout: Callable[[ModelSpec], dict[str, CkptTensor]] | None = None
+    aliases: tuple[tuple[str, str], ...] = ()
 
     def write(self, name: str) -> str:
         """Return MindFormers' parameter (or cell) name for a Hugging Face one."""
@@ -34,14 +55,6 @@ class MindFormersNames:
         for hugging_face, mindformers in self.renames:
             name = name.replace(mindformers, hugging_face)
         return name
-
-
-class Rows(NamedTuple):
-    """Rows of a tensor (first axis)."""
-
-    tensor: str
-    start: int
-    stop: int
 
 
 @dataclass(frozen=True)
@@ -92,8 +105,9 @@ class Family:
     `model_type` and `architecture` are those of its config.json. `lora_targets` are the modules that get adapters
     where a recipe names none. `native` gives the config.json of the transformers class that computes a model of this
     family on PyTorch, where it is another family's. `is_walked` says that this class hands nothing on to its attention,
-    so that its layers are gone through by their description. `template` is FastChat's name for the prompts of its chat
-    releases, for a tokenizer without a chat template of its own.
+    so that its layers are gone through by their description; so are those of a family that `is_ported`, which has no
+    class there. `template` is FastChat's name for the prompts of its chat releases, for a tokenizer without a chat
+    template of its own.
     """
 
     model_type: str
@@ -104,4 +118,5 @@ class Family:
     files: FileNames = field(default_factory=FileNames)
     native: Callable[[ModelSpec], dict] | None = None
     is_walked: bool = False
+    is_ported: bool = False
     template: str = DEFAULT_TEMPLATE

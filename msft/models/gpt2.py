@@ -1,6 +1,7 @@
 """GPT-2: LayerNorm, learned positions, and matrices that are stored as [inputs, outputs]."""
 
-from msft.models.family import Family, FileNames, MindFormersNames
+from msft.models.ckpt_layout import NUMBER, split_layout
+from msft.models.family import CkptTensor, Family, FileNames, MindFormersNames
 from msft.models.hf_config import HfConfig
 from msft.models.spec import Block, ModelSpec, Outside
 
@@ -27,7 +28,22 @@ BLOCK = Block(
     biased=MODULES,
 )
 OUTSIDE = Outside("transformer.wte", "transformer.wpe", 0, "", "transformer.h", "transformer.ln_f", "lm_head")
-MINDFORMERS = MindFormersNames()
+# MindFormers 1.3.2, mindformers/models/gpt2/convert_weight.py.
+RENAMES = (
+    ("transformer.wte.weight", "backbone.embedding.word_embedding.embedding_table"),
+    ("transformer.wpe.weight", "backbone.embedding.position_embedding.embedding_table"),
+    ("transformer.ln_f.weight", "backbone.layernorm.gamma"),
+    ("transformer.ln_f.bias", "backbone.layernorm.beta"),
+    ("transformer.h.", "backbone.blocks."),
+    (".ln_1.weight", ".layernorm1.gamma"),
+    (".ln_1.bias", ".layernorm1.beta"),
+    (".ln_2.weight", ".layernorm2.gamma"),
+    (".ln_2.bias", ".layernorm2.beta"),
+    (".attn.c_attn.", f".attention.dense{NUMBER}."),
+    (".attn.c_proj.", ".attention.projection."),
+    (".mlp.c_fc.", ".output.mapping."),
+    (".mlp.c_proj.", ".output.projection."),
+)
 
 
 def spec_from_hf(config: dict, where: str = "config.json") -> ModelSpec:
@@ -43,6 +59,12 @@ def spec_from_hf(config: dict, where: str = "config.json") -> ModelSpec:
     )
 
 
+def ckpt_layout(spec: ModelSpec) -> dict[str, CkptTensor]:
+    """Return what MindFormers' tensors hold: queries, keys and values apart, [outputs, inputs]; others as they are."""
+    return split_layout(spec, RENAMES, MODULES[:1])
+
+
+MINDFORMERS = MindFormersNames(layout=ckpt_layout)
 FAMILY = Family(
     "gpt2", "GPT2LMHeadModel", spec_from_hf, ("c_attn",), MINDFORMERS, FileNames(prefixes=("transformer.",))
 )

@@ -78,16 +78,18 @@ def hf_config_from_mindformers(model_config: dict) -> dict:
     """Return the `config.json` that MindFormers' `model_config` block (LlamaConfig) describes.
 
     Defaults are MindFormers 1.3.2's; without `intermediate_size` the FFN is 2/3 of 4 x hidden (times
-    `ffn_dim_multiplier`), rounded up to `multiple_of`.
+    `ffn_dim_multiplier`), rounded up to `multiple_of`. With `qkv_has_bias` it is a Qwen2, where queries, keys and
+    values alone have biases.
     """
     get = model_config.get
     hidden = get("hidden_size", 4096)
     heads = get("num_heads", 32)
     scaling = get("rope_scaling")
     ffn = _mindformers_ffn_size(hidden, get("multiple_of", 256), get("ffn_dim_multiplier"))
+    is_qwen = get("qkv_has_bias") is True
     return {
-        "architectures": [FAMILY.architecture],
-        "model_type": FAMILY.model_type,
+        "architectures": ["Qwen2ForCausalLM" if is_qwen else FAMILY.architecture],
+        "model_type": "qwen2" if is_qwen else FAMILY.model_type,
         "vocab_size": get("vocab_size", 32000),
         "hidden_size": hidden,
         "intermediate_size": get("intermediate_size") or ffn,
@@ -100,8 +102,7 @@ def hf_config_from_mindformers(model_config: dict) -> dict:
         "max_position_embeddings": get("max_position_embedding") or get("seq_length", 2048),
         "hidden_act": "silu",
         "tie_word_embeddings": get("tie_word_embeddings", False),
-        "attention_bias": False,
-        "mlp_bias": False,
+        **({} if is_qwen else {"attention_bias": False, "mlp_bias": False}),
         "initializer_range": float(get("initializer_range", 0.02)),
         "bos_token_id": get("bos_token_id", 1),
         "eos_token_id": get("eos_token_id", 2),

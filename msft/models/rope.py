@@ -1,10 +1,13 @@
 """Rotary embedding frequencies and their scaling kinds, in numpy, once for both engines.
 
 Kinds and keys are transformers' `rope_parameters`: default (RoFormer, arXiv:2104.09864), linear (position
-interpolation, arXiv:2306.15595), dynamic (NTK-aware), llama3, yarn (arXiv:2309.00071).
+interpolation, arXiv:2306.15595), dynamic (NTK-aware), llama3, yarn (arXiv:2309.00071), longrope
+(arXiv:2402.13753, Phi-3). half_precision is ChatGLM-6B's:
+its release rounds the frequencies to float16.
 """
 
 import math
+from dataclasses import replace
 
 import numpy as np
 
@@ -15,7 +18,7 @@ from msft.models.spec import ModelSpec
 def frequencies(spec: ModelSpec, length: int) -> tuple[np.ndarray, float]:
     """Return the inverse frequencies, float32 [rotary_dim / 2], and the factor on cosine and sine.
 
-    `length` is the longest sequence of the batch: only the dynamic kind depends on it.
+    `length` is the longest sequence of the batch: only the dynamic kind and longrope depend on it.
     Raises InputError as `check` does.
     """
     check(spec)
@@ -35,7 +38,8 @@ def check(spec: ModelSpec) -> None:
     kind = scaling["rope_type"]
     if kind not in KINDS:
         raise InputError(f"rope_type: {kind!r:.80} is unknown{did_you_mean(kind, KINDS)} (known: {', '.join(KINDS)})")
-    problems = [
+    problems = _wrong_factors(spec, scaling) if kind == "longrope" else []
+    problems += [
         f"rope_scaling: {kind} needs {key!r} to be a number above 0, not {scaling.get(key)!r:.80}"
         for key in NEEDED.get(kind, ("factor",))
         if not (is_number(scaling.get(key)) and scaling[key] > 0)
@@ -43,10 +47,31 @@ def check(spec: ModelSpec) -> None:
     problems += [
         f"rope_scaling: {key!r} must be a number of 0 or more, not {scaling[key]!r:.80}"
         for key in OPTIONAL
-        if not (scaling.get(key) is None or is_number(scaling[key])) and key not in NEEDED.get(kind, ())
+        if not (scaling.get(key) is None or is_number(scaling[key])) and key not in NEEDED.get(kind, ("factor",))
     ]
     if problems:
         raise InputError(*problems)
+
+
+def border(spec: ModelSpec) -> int | None:
+    """Return the length of the texts beyond which all positions are turned in another way (None: there is none)."""
+    scaling = spec.rope_scaling or {}
+    is_long = scaling.get("rope_type") == "longrope"
+    return scaling.get("original_max_position_embeddings") or spec.max_position_embeddings if is_long else None
+
+
+def _wrong_factors(spec: ModelSpec, scaling: dict) -> list[str]:
+    """What longrope needs beside numbers: two factors for each frequency."""
+    count = spec.rotary_dim // 2
+    return [
+        f"rope_scaling: longrope needs {key!r} to be a list of {count} numbers above 0, not {scaling.get(key)!r:.80}"
+        for key in ("short_factor", "long_factor")
+        if not (
+            isinstance(scaling.get(key), list)
+            and len(scaling[key]) == count
+            and all(is_number(factor) and factor > 0 for factor in scaling[key])
+        )
+    ]
 
 
 def is_number(value) -> bool:
@@ -59,8 +84,11 @@ def tables(spec: ModelSpec, position_ids: np.ndarray, longest: int | None = None
 
     Both features of a pair have the same angle: those of the two halves of what is turned, or neighbours. What is not
     turned has a cosine of 1 and a sine of 0. `longest` is the length of the text that they are of, where not its last
-    position is among them.
+    position is among them. Where a model has a `prefix`, `position_ids` may be [2, rows, length], for a half of a head
+    each.
     """
+    if spec.prefix:
+        return _halves(spec, position_ids, longest)
     still = ((0, 0),) * position_ids.ndim + ((0, spec.head_dim - spec.rotary_dim),)
     if not spec.rotary_dim:
         return np.ones((*position_ids.shape, spec.head_dim), np.float32), np.zeros(
@@ -73,10 +101,29 @@ def tables(spec: ModelSpec, position_ids: np.ndarray, longest: int | None = None
     return np.pad(cosine, still, constant_values=1), np.pad(sine, still)
 
 
+def tables_by_row(spec: ModelSpec, position_ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return `tables`, those of each row by its own length where this decides how it is turned (`border`)."""
+    if border(spec) is None:
+        return tables(spec, position_ids)
+    of_rows = [tables(spec, row[None]) for row in position_ids]
+    return tuple(np.concatenate(each) for each in zip(*of_rows, strict=True))
+
+
+def _halves(spec: ModelSpec, position_ids: np.ndarray, longest: int | None) -> tuple[np.ndarray, np.ndarray]:
+    if position_ids.ndim == 2:
+        position_ids = np.stack((position_ids, position_ids))
+    half = replace(spec, prefix=None, head_dim=spec.rotary_dim)
+    longest = longest or int(position_ids.max()) + 1
+    first, second = (tables(half, ids, longest) for ids in position_ids)
+    return tuple(np.concatenate(both, axis=-1) for both in zip(first, second, strict=True))
+
+
 def pairs(spec: ModelSpec) -> list[tuple[int, int]]:
     """Return the features of a head that are turned together."""
     half = spec.rotary_dim // 2
-    return [(2 * pair, 2 * pair + 1) if spec.neighbours else (pair, pair + half) for pair in range(half)]
+    found = [(2 * pair, 2 * pair + 1) if spec.neighbours else (pair, pair + half) for pair in range(half)]
+    again = [(first + spec.rotary_dim, second + spec.rotary_dim) for first, second in found]
+    return found + again if spec.prefix else found
 
 
 def signs(spec: ModelSpec) -> np.ndarray:
@@ -93,6 +140,10 @@ def _inverse(base: float, dim: int) -> np.ndarray:
 
 def _default(spec: ModelSpec, scaling: dict, length: int) -> tuple[np.ndarray, float]:
     return _inverse(spec.rope_theta, spec.rotary_dim), 1.0
+
+
+def _half_precision(spec: ModelSpec, scaling: dict, length: int) -> tuple[np.ndarray, float]:
+    return _inverse(spec.rope_theta, spec.rotary_dim).astype(np.float16).astype(np.float32), 1.0
 
 
 def _linear(spec: ModelSpec, scaling: dict, length: int) -> tuple[np.ndarray, float]:
@@ -144,13 +195,26 @@ def _yarn_factor(scaling: dict, factor: float) -> float:
     return magnitude(1)
 
 
+def _longrope(spec: ModelSpec, scaling: dict, length: int) -> tuple[np.ndarray, float]:
+    original = border(spec)
+    stretch = scaling.get("factor") or spec.max_position_embeddings / original
+    factor = scaling.get("attention_factor")
+    if factor is None:
+        factor = 1.0 if stretch <= 1 else math.sqrt(1 + math.log(stretch) / math.log(original))
+    factors = np.array(scaling["long_factor" if length > original else "short_factor"], np.float32)
+    return _inverse(spec.rope_theta, spec.rotary_dim) / factors, factor
+
+
 # The numbers that a kind cannot do without, where these are more or fewer than `factor`.
 NEEDED = {
     "default": (),
+    "half_precision": (),
+    "longrope": (),
     "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
 }
 # The numbers that some kinds take when they are given.
 OPTIONAL = (
+    "factor",
     "original_max_position_embeddings",
     "attention_factor",
     "beta_fast",
@@ -158,4 +222,12 @@ OPTIONAL = (
     "mscale",
     "mscale_all_dim",
 )
-KINDS = {"default": _default, "linear": _linear, "dynamic": _dynamic, "llama3": _llama3, "yarn": _yarn}
+KINDS = {
+    "default": _default,
+    "half_precision": _half_precision,
+    "linear": _linear,
+    "longrope": _longrope,
+    "dynamic": _dynamic,
+    "llama3": _llama3,
+    "yarn": _yarn,
+}

@@ -97,6 +97,22 @@ CHATGLM = {
     "add_qkv_bias": True,
     "eos_token_id": 2,
 }
+CHATGLM1 = {
+    "model_type": "chatglm",
+    "vocab_size": 130528,
+    "hidden_size": 4096,
+    "inner_hidden_size": 16384,
+    "num_layers": 28,
+    "num_attention_heads": 32,
+    "max_sequence_length": 2048,
+    "layernorm_epsilon": 1e-5,
+    "position_encoding_2d": True,
+    "bos_token_id": 130004,
+    "eos_token_id": 130005,
+    "gmask_token_id": 130001,
+    "mask_token_id": 130000,
+    "pad_token_id": 3,
+}
 GLM = {
     "vocab_size": 151552,
     "num_key_value_heads": 2,
@@ -116,6 +132,13 @@ PHI3 = {
     "bos_token_id": 1,
     "eos_token_id": 32000,
     "pad_token_id": 32000,
+}
+# Without longrope's factors, which the release's own file has.
+PHI3_LONG = {
+    **PHI3,
+    "max_position_embeddings": 131072,
+    "original_max_position_embeddings": 4096,
+    "sliding_window": 262144,
 }
 PHI4 = {
     "vocab_size": 100352,
@@ -283,6 +306,7 @@ SIZES: dict[str, dict[str, Size]] = {
         "2-7b": _like_llama({**BAICHUAN, **BAICHUAN_7B}, "Baichuan2-7B-Chat", 4096, 11008, 32, 32),
         "2-13b": _like_llama({**BAICHUAN, **BAICHUAN_13B}, "Baichuan2-13B-Chat", 5120, 13696, 40, 40),
     },
+    "chatglm1": {"6b": Size("chatglm-6b", CHATGLM1)},
     "chatglm": {
         "2-6b": Size("chatglm2-6b", CHATGLM),
         "3-6b": Size("chatglm3-6b", {**CHATGLM, "seq_length": 8192}),
@@ -308,6 +332,9 @@ SIZES: dict[str, dict[str, Size]] = {
     "phi3": {
         "3-mini": _like_llama(PHI3, "Phi-3-mini-4k-instruct", 3072, 8192, 32, 32, 32),
         "3-medium": _like_llama(PHI3, "Phi-3-medium-4k-instruct", 5120, 17920, 40, 40, 10),
+        "3-mini-128k": _like_llama(PHI3_LONG, "Phi-3-mini-128k-instruct", 3072, 8192, 32, 32, 32),
+        "3-medium-128k": _like_llama(PHI3_LONG, "Phi-3-medium-128k-instruct", 5120, 17920, 40, 40, 10),
+        "3.5-mini": _like_llama(PHI3_LONG, "Phi-3.5-mini-instruct", 3072, 8192, 32, 32, 32),
         "4": _like_llama(PHI4, "phi-4", 5120, 17920, 40, 40, 10),
     },
     "gpt2": {

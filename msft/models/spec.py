@@ -14,7 +14,8 @@ class Block:
     `head_norms` norm each head of the queries and of the keys before they are turned. `expand` is a gate and what it
     lets through (two modules, or one that gives both), or where the feed-forward is not `is_gated`, one module.
     `merged_norm` and `contracted_norm` norm what attention and feed-forward give ('' = there is none). Where the two
-    are `is_parallel`, both read the block's input. `biased` are the modules with a bias. Weights of modules that are
+    are `is_parallel`, both read the block's input. What they give is added to their input, or where there is a
+    `residual`, to that times what their norm gives. `biased` are the modules with a bias. Weights of modules that are
     `is_transposed` are [inputs, outputs]. Modules that are `unadapted` take no adapters. '' = there is no such module.
     """
 
@@ -31,6 +32,7 @@ class Block:
     activation: str = "silu"
     is_gated: bool = True
     is_parallel: bool = False
+    residual: float = 0.0
     is_transposed: bool = False
     biased: tuple[str, ...] = ()
     unadapted: tuple[str, ...] = ()
@@ -65,6 +67,19 @@ class Outside:
 
 
 @dataclass(frozen=True)
+class Prefix:
+    """The tokens by which a model that reads its context in both directions (GLM, arXiv 2103.10360) finds its end.
+
+    All tokens before the first `begin` of a text see each other, `begin` and what follows is causal. Each token has two
+    positions, of which the second turns the second half of a head: in the context its place and 0, behind it the place
+    of the first of `masks` that the context has, and 1, 2 ...
+    """
+
+    begin: int
+    masks: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class ModelSpec:
     """Everything an engine needs to build a decoder; sizes are counts, names are Hugging Face's.
 
@@ -74,7 +89,8 @@ class ModelSpec:
     `has_alibi` adds ALiBi's slopes (arXiv 2108.12409) to scores. Scores are products times `attention_scale`, squashed
     to +-`attention_cap` where there is one, as logits are to `head_cap`; rows of an `is_head_normed` head are divided
     by their length. `windows` has for each layer how many tokens a query sees, itself included (0 = all before it).
-    Embeddings are multiplied by `embedding_scale`. Layers with a `state_space` have no attention, and 0 heads.
+    Embeddings are multiplied by `embedding_scale`. With a `prefix` the second half of a head is turned as the first.
+    Layers with a `state_space` have no attention, and 0 heads.
     `hf_config` is the whole `config.json`, kept to be written back beside exported weights.
     """
 
@@ -110,6 +126,7 @@ class ModelSpec:
     is_head_normed: bool = False
     embedding_scale: float = 1.0
     state_space: StateSpace | None = None
+    prefix: Prefix | None = None
 
     @property
     def is_like_llama(self) -> bool:
@@ -120,7 +137,7 @@ class ModelSpec:
         block = replace(self.block, biased=(), head_norms=())
         other = (self.norm_offset, self.neighbours, self.has_alibi, self.attention_cap, self.head_cap)
         is_plain = not any(other) and not self.is_head_normed and self.embedding_scale == 1
-        is_turned = self.rotary_dim == self.head_dim
+        is_turned = self.rotary_dim == self.head_dim and not self.prefix
         return is_plain and is_turned and self.norm == "rms" and (block, self.outside) == (Block(), Outside())
 
     @property

@@ -11,6 +11,7 @@ import numpy as np
 
 from msft.backend.contract import IGNORE, Batch
 from msft.config import derive
+from msft.data.tokenizer_files import has_tokenizer
 from msft.models import rope
 from msft.parity.fingerprint import fingerprint, norm
 from msft.parity.observe import Observation
@@ -103,7 +104,7 @@ def _sample(side: Side, batch: Batch) -> str:
 def _tokenizer(side: Side) -> Path | None:
     named = derive.tokenizer(side.prepared.recipe)
     path = Path(named) if named else None
-    there = path and (path.is_file() or any((path / name).is_file() for name in ("tokenizer.json", "tokenizer.model")))
+    there = path and (path.is_file() or has_tokenizer(path))
     return path if there else None
 
 

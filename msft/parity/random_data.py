@@ -9,6 +9,7 @@ from msft.convert.hf_folder import read_json
 from msft.data.mindrecord import MindRecordWriter
 from msft.files import write_text
 from msft.models.families import spec_from_hf
+from msft.models.spec import Prefix
 
 ROWS_PER_STEP, LENGTH, PROMPT_PART = 4, 48, 4
 KINDS = ("lora", "full")
@@ -23,7 +24,8 @@ def write_recipes(model: Path, output_dir: Path, steps: int, seed: int = 0) -> d
     spec = spec_from_hf(read_json(model / "config.json"), str(model / "config.json"))
     data = output_dir / "random.mindrecord"
     length = min(LENGTH, spec.max_position_embeddings)
-    write_rows(data, random_rows(steps * ROWS_PER_STEP, length, spec.vocab_size, seed))
+    rows = random_rows(steps * ROWS_PER_STEP, length, spec.vocab_size, seed)
+    write_rows(data, [_begun(row, spec.prefix) for row in rows] if spec.prefix else rows)
     return {kind: _write_recipe(model, output_dir, data, kind, seed) for kind in KINDS}
 
 
@@ -38,6 +40,15 @@ def random_rows(count: int, length: int, vocabulary: int, seed: int) -> list[dic
         labels = np.where((np.arange(length + 1) >= size // PROMPT_PART) & (np.arange(length + 1) < size), ids, -100)
         rows.append({"input_ids": ids, "labels": labels.astype(np.int32)})
     return rows
+
+
+def _begun(row: dict[str, np.ndarray], prefix: Prefix) -> dict[str, np.ndarray]:
+    """A row whose answer begins where its labels do, for a model that reads what is before in both directions."""
+    first = int(np.flatnonzero(row["labels"] != -100)[0])
+    ids = np.where(row["input_ids"] == prefix.begin, prefix.masks[-1], row["input_ids"])
+    ids[first - 1 : first + 1] = prefix.masks[0], prefix.begin
+    is_learned = (row["labels"] != -100) & (np.arange(len(ids)) > first)
+    return {"input_ids": ids, "labels": np.where(is_learned, ids, -100).astype(np.int32)}
 
 
 def write_rows(path: Path, rows: list[dict[str, np.ndarray]]) -> None:

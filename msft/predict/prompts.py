@@ -26,7 +26,8 @@ class Prompts:
         if self._template:
             messages = [*self._system, {"role": "user", "content": text}]
             return encode.encode_prompt(self._tokenizer, self._template, messages)
-        ids = [*self._tokenizer.prefix_ids, *self._tokenizer.encode([text])[0].ids.tolist()]
+        ids = self._tokenizer.encode([text])[0].ids.tolist()
+        ids = [*self._tokenizer.prefix_ids, *ids, *self._tokenizer.answer_ids]
         if ids:
             return ids
         if self._tokenizer.bos_id is None:

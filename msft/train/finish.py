@@ -6,6 +6,7 @@ from pathlib import Path
 from msft import console
 from msft.convert.hf_folder import weights_file
 from msft.convert.rank_folder import KEY
+from msft.data.tokenizer_files import has_tokenizer
 from msft.data.turn_formats import is_turn_format
 from msft.files import write_json
 from msft.train import datasets, health, outputs, plot, tensorboard
@@ -107,7 +108,7 @@ def next_command(prepared: Prepared, adapter: Path | None, model: Path | None) -
         return shlex.join([*words, "--output_path", str(prepared.output_dir / "merged")])
     if adapter:
         words += ["--adapter", str(adapter)]
-    if not any((base / name).is_file() for name in ("tokenizer.json", "tokenizer.model")):
+    if not has_tokenizer(base):
         words += ["--tokenizer", prepared.recipe.processor.tokenizer.vocab_file or "TOKENIZER"]
     template = datasets.recorded_template(prepared.recipe.train_dataset)
     if template and is_turn_format(template):

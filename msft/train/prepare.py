@@ -18,6 +18,7 @@ from msft.config.schema import Recipe
 from msft.config.schema_data import EvalDataset
 from msft.data import held_out
 from msft.data.dataset import RowDataset
+from msft.data.tokenizer_files import has_tokenizer
 from msft.errors import InputError
 from msft.models.spec import ModelSpec
 from msft.train import checkpoint, datasets, outputs, raw_data, sources
@@ -182,7 +183,7 @@ def _pad_id(recipe: Recipe, spec: ModelSpec) -> int:
     if recorded is not None:
         return recorded
     folder = Path(recipe.model.pretrained) if recipe.model.pretrained else None
-    if folder and any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model")):
+    if folder and has_tokenizer(folder):
         return open_tokenizer(folder).pad_id
     return max(spec.pad_token_id or 0, 0)
 

@@ -9,6 +9,7 @@ from msft.config import derive
 from msft.config.schema import Recipe
 from msft.convert import companions
 from msft.data.batches import BatchStream
+from msft.data.tokenizer_files import ICE_TEXT
 from msft.errors import RunError
 from msft.files import new_token, temporary_path, write_json, write_text
 from msft.train import checkpoint, ckpt_export, gathering, outputs, sliced
@@ -229,7 +230,8 @@ def _tokenizer_files(recipe: Recipe, weights: Path | None) -> dict[str, bytes | 
     """The tokenizer's files to lie beside a written model: the recipe's tokenizer, else the pretrained folder's."""
     vocabulary = recipe.processor.tokenizer.vocab_file
     if vocabulary.endswith(".model"):
-        return {"tokenizer.model": Path(vocabulary)}
+        path = Path(vocabulary)
+        return {path.name if path.name == ICE_TEXT else "tokenizer.model": path}
     for place in filter(None, (vocabulary, recipe.model.pretrained)):
         folder = Path(place) if Path(place).is_dir() else Path(place).parent
         found = {name: folder / name for name in companions.NAMES if (folder / name).is_file()}

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from msft.backend import decoding
 from msft.backend.contract import Sampling
 from msft.backend.decoding import choose, generate
 
@@ -92,3 +93,32 @@ def test_top_k_and_top_p_keep_the_likely_tokens_and_temperature_flattens():
     flat = np.array([0.5, 0.3, 0.15, 0.05]) ** 0.5
     assert np.abs(shares(temperature=2.0) - flat / flat.sum()).max() < 0.04
     assert choose(logits, Sampling(), generator) == 0
+
+
+class Counting:
+    """A session that says which tokens it was given."""
+
+    bucket = 2
+
+    def __init__(self, room, log):
+        self.log = log
+        log.append(f"room {room}")
+
+    def prefill(self, input_ids, padding):
+        self.log.append([ids[start:].tolist() for ids, start in zip(input_ids, padding, strict=True)])
+        return np.eye(8)[[1] * len(input_ids)]
+
+    def decode(self, tokens):
+        self.log.append(tokens.tolist())
+        return np.eye(8)[(tokens + 1) % 8]
+
+
+def test_a_session_begins_anew_where_a_text_crosses_the_border():
+    """Prompts of 2 and 1 tokens and a border at 4: the first crosses it with its third new token, then the second."""
+    log = []
+    session = decoding.BegunAnew(lambda room: Counting(room, log), 5, 4)
+    answers = generate(session, [[7, 7], [6]], Sampling(max_new_tokens=5))
+    assert log[:4] == ["room 5", [[7, 7], [6]], [1, 1], [2, 2]]
+    assert log[4:6] == ["room 2", [[7, 7, 1, 2, 3], [6, 1, 2, 3]]]
+    assert log[6:] == ["room 1", [[7, 7, 1, 2, 3, 1], [6, 1, 2, 3, 1]]]
+    assert answers == [[1, 2, 3, 1, 1]] * 2

@@ -53,6 +53,27 @@ def test_windows_soft_caps_and_alibi_are_what_their_formulas_say(monkeypatch, na
     )
 
 
+@pytest.mark.parametrize("how", ["tiled", "by_segment", "on_cpu"])
+@pytest.mark.parametrize("kept", [512, 4])
+@pytest.mark.parametrize("contexts", [(3, 0, 7), (5, 1, 9), (1, 1, 2)])
+def test_contexts_are_seen_by_all_of_their_segment(monkeypatch, contexts, kept, how):
+    """By a mask over the whole line, both ways; tiles of four, so that contexts end inside and behind one."""
+    monkeypatch.setattr(attention, "TILE", 4)
+    monkeypatch.setattr(attention, "KEPT", kept)
+    inputs = [drawn(1, heads, sum(LENGTHS), 8, seed=seed) for seed, heads in enumerate((6, 2, 2))]
+    segments = attention.Segments(WHOLE, "cpu", contexts=np.array(contexts))
+
+    def masked(query, key, value):
+        number = torch.repeat_interleave(torch.arange(3), torch.tensor(LENGTHS))
+        place = torch.cat([torch.arange(length) for length in LENGTHS])
+        ends = torch.repeat_interleave(torch.tensor(contexts), torch.tensor(LENGTHS))
+        allowed = (number[:, None] == number) & ((place[:, None] >= place) | (place < ends))
+        keys, values = (tensor.repeat_interleave(3, dim=1) for tensor in (key, value))
+        return torch.softmax((query @ keys.mT * 0.3).masked_fill(~allowed, -1e9), -1) @ values
+
+    agree(lambda: getattr(attention, how)(*inputs, segments, 0.3), lambda: masked(*inputs), inputs)
+
+
 def under_a_block_mask(query, key, value):
     """torch's attention of three heads to a key, each segment seeing itself alone."""
     number = torch.repeat_interleave(torch.arange(3), torch.tensor(LENGTHS))
@@ -113,15 +134,15 @@ def test_segments_are_cut_into_tiles_of_nearly_equal_length(monkeypatch):
     monkeypatch.setattr(attention, "TILE", 4)
     monkeypatch.setattr(attention, "KEPT", 5)
     assert attention.Segments(WHOLE, "cpu").tiles == [
-        (0, 2, 0, 2, 0, True),
-        (2, 5, 0, 5, 0, True),
-        (5, 6, 5, 6, 5, True),
-        (6, 9, 6, 9, 6, False),
-        (9, 12, 6, 12, 6, False),
-        (12, 15, 6, 15, 6, False),
+        (0, 2, 0, 2, 0, True, 2, 0),
+        (2, 5, 0, 5, 0, True, 5, 0),
+        (5, 6, 5, 6, 5, True, 6, 5),
+        (6, 9, 6, 9, 6, False, 9, 6),
+        (9, 12, 6, 12, 6, False, 12, 6),
+        (12, 15, 6, 15, 6, False, 15, 6),
     ]
     narrow = attention.Segments(WHOLE, "cpu", attention.Scores(window=2))
-    assert narrow.tiles[-1] == (12, 15, 11, 15, 6, False)
+    assert narrow.tiles[-1] == (12, 15, 11, 15, 6, False, 15, 6)
 
 
 def varlen_by_its_description(monkeypatch, calls):

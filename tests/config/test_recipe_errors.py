@@ -164,10 +164,7 @@ MODEL_PROBLEMS = {
         "2: model.model_config.n_kv_heads: 5 key-value heads do not divide num_heads (32)"
     ),
     "model_config: {vocab_size: 2}": "2: model.model_config.eos_token_id: 2 is outside the vocabulary (2 tokens)",
-    "model_config: {qkv_has_bias: True}": (
-        "2: model.model_config.qkv_has_bias: True is not supported: biases on q, k and v need the model's own family "
-        "(model.pretrained)"
-    ),
+    "model_config: {qkv_has_bias: some}": "2: model.model_config.qkv_has_bias: must be True or False, not 'some'",
     "model_config: {extend_method: NTK}": (
         "2: model.model_config.extend_method: 'NTK' is not supported: write a longer context as rope_scaling"
     ),

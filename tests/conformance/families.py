@@ -15,9 +15,12 @@ from msft.convert.adapter import write_adapter
 from msft.convert.merged import MergedTensors
 from msft.models.families import spec_from_hf
 from msft.models.shapes import linear_modules, tensor_shapes
+from tests.conformance.chatglm1_equations import Equations
 from tests.conformance.tiny_engines import Perturbed
 
 VOCABULARY = 96
+# Where answers begin, for the families that read what is before in both directions.
+BEGIN = 12
 SIZES = {
     "vocab_size": VOCABULARY,
     "hidden_size": 32,
@@ -66,6 +69,16 @@ CONFIGS = {
     },
     "phi3": {"model_type": "phi3", **LIKE_LLAMA, "sliding_window": 7},
     "phi3, three quarters turned": {"model_type": "phi3", **LIKE_LLAMA, "partial_rotary_factor": 0.75},
+    "phi3, turned otherwise beyond 16 tokens": {
+        "model_type": "phi3",
+        **LIKE_LLAMA,
+        "original_max_position_embeddings": 16,
+        "rope_scaling": {
+            "type": "longrope",
+            "short_factor": [1.0, 1.1, 1.3, 1.5],
+            "long_factor": [1.2, 2.0, 3.5, 6.0],
+        },
+    },
     "glm": {"model_type": "glm", **LIKE_LLAMA, "head_dim": 16},
     "glm4": {"model_type": "glm4", **LIKE_LLAMA, "head_dim": 16, "partial_rotary_factor": 0.5},
     "gpt2": {"model_type": "gpt2", **GPT2},
@@ -129,6 +142,26 @@ CONFIGS |= {
     "baichuan, normed head": {"model_type": "baichuan", **WITHOUT_GROUPS},
     "chatglm": {"model_type": "chatglm", **CHATGLM},
 }
+# Its oracle is written from the equations.
+CONFIGS |= {
+    "chatglm1": {
+        "model_type": "chatglm",
+        "vocab_size": VOCABULARY,
+        "hidden_size": 32,
+        "num_layers": 2,
+        "num_attention_heads": 4,
+        "inner_hidden_size": 48,
+        "position_encoding_2d": True,
+        "max_sequence_length": 64,
+        "layernorm_epsilon": 1e-5,
+        "initializer_range": 0.2,
+        "bos_token_id": BEGIN,
+        "eos_token_id": 2,
+        "pad_token_id": 0,
+        "gmask_token_id": 9,
+        "mask_token_id": 20,
+    }
+}
 NATIVE = {
     "internlm": {"model_type": "llama", **WITHOUT_GROUPS, "attention_bias": True},
     "internlm2": {"model_type": "llama", **LIKE_LLAMA},
@@ -138,9 +171,12 @@ NATIVE = {
     "baichuan, normed head": {"model_type": "llama", **WITHOUT_GROUPS},
     "chatglm": {"model_type": "glm", **LIKE_LLAMA, "head_dim": 16, "rope_theta": 30000.0},
 }
+# Families of which transformers has no class that computes the same.
+BY_EQUATIONS = {"chatglm1": Equations}
+OF_TRANSFORMERS = sorted(CONFIGS.keys() - NATIVE.keys() - BY_EQUATIONS.keys())
 RUNTIME = Runtime(seed=3, max_grad_norm=1.0, optimizer=Optimizer(weight_decay=0.1, eps=1e-5))
 LENGTH = 24
-PROMPTS = [[5, 6, 7, 8, 9, 10, 11, 12, 13], [20, 21, 22]]
+PROMPTS = [[5, 6, 7, 8, 9, 10, 11, BEGIN, 13], [20, 21, BEGIN]]
 
 
 def spec_of(name):
@@ -165,6 +201,9 @@ def lora(name):
 def oracle(name):
     """transformers' class with the same weights, its attention written out, without dropout."""
     config, spec = NATIVE.get(name, CONFIGS[name]), spec_of(name)
+    if name in BY_EQUATIONS:
+        source = Perturbed(spec, 0)
+        return BY_EQUATIONS[name](config, {tensor: torch.from_numpy(source.read(tensor)) for tensor in source.tensors})
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**config), attn_implementation="eager")
     source = Perturbed(spec, 0)
     weights = {name: torch.from_numpy(source.read(name)) for name in source.tensors}
@@ -204,6 +243,7 @@ def batch(seed=0, rows=3, length=LENGTH):
     lengths = generator.integers(length - 10, length + 1, rows)
     real = np.arange(length) < lengths[:, None]
     ids = np.where(real, generator.integers(1, VOCABULARY, (rows, length)), 0)
+    ids[:, 5] = BEGIN
     labels = np.where(real & (np.arange(length) >= 5), generator.integers(1, VOCABULARY, (rows, length)), -100)
     positions = np.tile(np.arange(length), (rows, 1))
     arrays = (ids, labels, positions, real.astype(np.int32), np.arange(rows)[:, None] * real)

@@ -76,11 +76,13 @@ def argument_names(function: ast.FunctionDef) -> str:
 # What stands around torch's own modules: FSDP2 and DeepSpeed put hooks on them that ask for other ways to gradients.
 TORCH_ALONE = {"elsewhere.py", "lora.py", "network.py", "placed.py", "replaced.py", "sharding.py", "sharded.py"}
 TORCH_ALONE |= {"zero.py", "zero_parts.py"}
+# What a network is made of where transformers has none.
+TORCH_ALONE |= {"skeleton.py"}
 
 
 # The program that MindSpore's semi-automatic mode cuts; torch's processes compute the same layout by explicit slices.
 # What stands around the layers is transformers' on torch.
-MINDSPORE_ALONE = {"fused_attention.py", "outside.py", "parts.py"} | {
+MINDSPORE_ALONE = {"deep_norm.py", "fused_attention.py", "outside.py", "parts.py"} | {
     "whole.py",
     "whole_engine.py",
     "whole_model.py",

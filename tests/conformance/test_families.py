@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from msft.backend.contract import Batch
 from msft.errors import RunError
 from msft.models.families import FAMILIES
 from tests.conformance import families
@@ -16,7 +17,8 @@ NOTHING = 1e-6
 
 # Of MindSpore, which compiles for some seconds, those that have between them all that a family can have.
 COMPILED = ("qwen3", "gemma2", "glm", "gpt2", "gpt_neox", "bloom", "falcon, groups of heads", "baichuan, normed head")
-COMPILED += ("mamba2",)
+COMPILED += ("mamba2", "chatglm1")
+LONGROPE = "phi3, turned otherwise beyond 16 tokens"
 CASES = [
     pytest.param(name, engine, marks=[] if engine == "torch" or name in COMPILED else pytest.mark.families)
     for engine in ENGINES
@@ -72,7 +74,7 @@ def test_both_engines_train_alike(name, tuned):
         np.testing.assert_allclose(states[1][tensor], array, atol=1e-5, err_msg=tensor)
 
 
-@pytest.mark.parametrize("name", sorted(families.CONFIGS.keys() - families.NATIVE.keys()))
+@pytest.mark.parametrize("name", families.OF_TRANSFORMERS)
 def test_adapters_are_pefts_and_can_be_merged(name, tmp_path):
     """What PyTorch has trained: as peft computes it, and merged into the base weights."""
     built = families.build("torch", name, families.lora(name))
@@ -85,8 +87,23 @@ def test_adapters_are_pefts_and_can_be_merged(name, tmp_path):
     np.testing.assert_allclose(families.merged(name, built, tmp_path)[real], expected[real], atol=2e-5)
 
 
+@pytest.mark.parametrize("engine", ENGINES)
+def test_padding_does_not_make_a_text_long(engine):
+    """Texts of up to 12 tokens in rows of 24, of a model that turns those of more than 16 in another way."""
+    built = families.build(engine, LONGROPE, families.lora(LONGROPE))
+    one = families.batch(7, rows=2, length=12)
+    real = one.segment_ids != 0
+    wide = [np.pad(getattr(one, name), ((0, 0), (0, 12))) for name in ("input_ids", "labels", "segment_ids", "row_ids")]
+    ids, labels, segments, rows = wide
+    padded = Batch(ids, labels, np.tile(np.arange(24, dtype=np.int32), (2, 1)), segments, rows)
+    np.testing.assert_allclose(built.logits(padded)[:, :12][real], built.logits(one)[real], atol=1e-6)
+    model = families.oracle(LONGROPE)
+    expected = families.oracle_logits(model, one).detach().numpy()
+    np.testing.assert_allclose(built.logits(one)[real], expected[real], atol=2e-5)
+
+
 def test_every_family_is_here():
-    assert {config["model_type"] for config in families.CONFIGS.values()} == set(FAMILIES)
+    assert {families.spec_of(name).family for name in families.CONFIGS} == set(FAMILIES)
 
 
 @pytest.mark.parametrize("engine", ENGINES)

@@ -74,6 +74,7 @@ FORMATS = {
     "internlm3": OF_INTERNLM2,
     "baichuan": Format("<s>", "</s>", RESERVED, BAICHUAN, "</s>", "</s>", ("</s>", "<reserved_106>")),
     "chatglm": OF_GLM,
+    "chatglm1": Format("<sop>", "<eop>", ("[gMASK]", "[MASK]"), None, "", "<eop>", ("<eop>",)),
     "glm": OF_GLM,
     "glm4": OF_GLM,
     "phi3": Format(

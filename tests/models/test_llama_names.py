@@ -5,7 +5,7 @@ import pytest
 from msft.errors import InputError
 from msft.models import llama
 from msft.models.adapters import mindformers_to_peft, peft_names, peft_to_mindformers
-from msft.models.families import spec_from_hf
+from msft.models.families import family, spec_from_hf
 from msft.models.shapes import linear_modules, tensor_shapes
 
 CONFIG = {
@@ -92,6 +92,16 @@ def test_mindformers_feed_forward_sizes(block, expected):
     config = llama.hf_config_from_mindformers(block)
     assert config["intermediate_size"] == expected
     assert spec_from_hf(config).intermediate_size == expected
+
+
+def test_mindformers_llama_with_biases_on_queries_keys_and_values_is_a_qwen2():
+    block = {"hidden_size": 64, "num_heads": 4, "intermediate_size": 100, "num_layers": 1, "theta": 1e6}
+    spec = spec_from_hf(llama.hf_config_from_mindformers({**block, "qkv_has_bias": True}))
+    plain = spec_from_hf(llama.hf_config_from_mindformers({**block, "qkv_has_bias": False}))
+    assert (spec.family, plain.family) == ("qwen2", "llama") and not plain.block.biased
+    biases = [name for name in tensor_shapes(spec) if name.endswith(".bias")]
+    written = [family("qwen2").mindformers.write(name) for name in biases]
+    assert written == [f"model.layers.0.attention.{cell}.bias" for cell in ("wq", "wk", "wv")]
 
 
 def test_every_impossible_size_is_named_at_once():

@@ -10,6 +10,7 @@ from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from msft.errors import InputError
 from msft.models import llama, rope
+from msft.models.families import spec_from_hf
 
 SIZES = {
     "model_type": "llama",
@@ -30,10 +31,22 @@ LLAMA3 = {
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 256}
 
 
+LONG = {
+    "rope_type": "longrope",
+    "short_factor": [1 + index / 50 for index in range(32)],
+    "long_factor": [1 + index / 3 for index in range(32)],
+    "original_max_position_embeddings": 256,
+}
+
+
 @pytest.mark.parametrize(
     "scaling",
     [
         None,
+        LONG,
+        {**LONG, "factor": 2.0},
+        {**LONG, "attention_factor": 1.3},
+        {**LONG, "original_max_position_embeddings": 1024},
         {"rope_type": "linear", "factor": 4.0},
         {"rope_type": "dynamic", "factor": 2.0},
         LLAMA3,
@@ -81,6 +94,29 @@ def test_absent_numbers_are_all_named(scaling, missing):
         rope.frequencies(spec, 10)
     assert len(caught.value.problems) == len(missing)
     assert all(word in problem for word, problem in zip(missing, caught.value.problems, strict=True))
+
+
+@pytest.mark.parametrize("kind", ["longrope", "su", "yarn"])
+def test_phi3s_old_names_of_longrope_are_read_and_its_length_from_beside_them(kind):
+    sizes = {**SIZES, "model_type": "phi3", "original_max_position_embeddings": 100}
+    scaling = {"type": kind, "short_factor": [1.0] * 32, "long_factor": [4.0] * 32}
+    spec = spec_from_hf({**sizes, "rope_scaling": scaling})
+    assert spec.rope_scaling["rope_type"] == "longrope" and rope.border(spec) == 100
+    short, long = (rope.frequencies(spec, length) for length in (100, 101))
+    np.testing.assert_allclose(short[0], 4 * long[0], rtol=1e-6)
+    assert short[1] == long[1] == pytest.approx((1 + np.log(10.24) / np.log(100)) ** 0.5)
+    assert rope.border(spec_from_hf(sizes)) is None
+    del sizes["original_max_position_embeddings"]
+    assert rope.border(spec_from_hf({**sizes, "rope_scaling": scaling})) == 4096
+
+
+def test_longropes_factors_are_checked():
+    scaling = {"rope_type": "longrope", "short_factor": [1.0] * 31, "long_factor": [1.0] * 31 + [0]}
+    with pytest.raises(InputError) as caught:
+        rope.check(llama.spec_from_hf({**SIZES, "rope_scaling": scaling}))
+    assert [problem[:60] for problem in caught.value.problems] == [
+        f"rope_scaling: longrope needs '{key}_factor' to be a list of 32"[:60] for key in ("short", "long")
+    ]
 
 
 def test_an_unknown_kind_is_named():

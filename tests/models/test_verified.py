@@ -7,7 +7,7 @@ import pytest
 
 from msft.models.families import FAMILIES
 from msft.models.verified import CHECKS, EVERY, checks_of
-from tests.conformance.families import CONFIGS, NATIVE
+from tests.conformance.families import CONFIGS, OF_TRANSFORMERS, spec_of
 
 ROOT = Path(__file__).parents[2]
 
@@ -22,7 +22,7 @@ def test_every_named_test_is_there(check):
 
 def test_what_holds_for_every_family_runs_over_every_family():
     """The tests of conformance run over CONFIGS, which has all families; the others over the registry or the sizes."""
-    assert {config["model_type"] for config in CONFIGS.values()} == set(FAMILIES)
+    assert {spec_of(name).family for name in CONFIGS} == set(FAMILIES)
     for check in CHECKS:
         if check.families == EVERY:
             text = (ROOT / check.test.split("::")[0]).read_text(encoding="utf-8")
@@ -31,7 +31,7 @@ def test_what_holds_for_every_family_runs_over_every_family():
 
 def test_adapters_are_held_against_peft_where_transformers_has_the_family():
     (check,) = (check for check in CHECKS if check.what == "adapters")
-    assert set(check.families) == {CONFIGS[name]["model_type"] for name in CONFIGS.keys() - NATIVE.keys()}
+    assert set(check.families) == {spec_of(name).family for name in OF_TRANSFORMERS}
 
 
 def test_a_family_alone_has_its_own_checks_too():

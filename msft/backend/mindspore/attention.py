@@ -116,7 +116,9 @@ class TiledAttention:
     def plan(self, found: line.Line) -> list[TilePlan]:
         """Return what both ways need to know of a line."""
         length = _whole(len(found.input_ids))
-        return [self._plan(tiles, found.order, length) for tiles in line.tiles(found.pieces, self.window)]
+        return [
+            self._plan(tiles, found.order, length) for tiles in line.tiles(found.pieces, self.window, found.contexts)
+        ]
 
     def forward(self, heads: Tensor, plan: list[TilePlan]) -> tuple[Tensor, list[Tensor | None]]:
         """Return the mixed values [length, heads x dim], and the weights that are kept for the way back."""

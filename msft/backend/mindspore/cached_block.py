@@ -47,7 +47,10 @@ def _turn(spec: ModelSpec) -> np.ndarray:
     half, turned = spec.rotary_dim // 2, spec.rotary_dim
     turn = np.zeros((spec.head_dim, spec.head_dim), np.float32)
     pair = np.array([[0, -1], [1, 0]])
-    turn[:turned, :turned] = np.kron(np.eye(half), pair) if spec.neighbours else np.kron(pair, np.eye(half))
+    first = np.kron(np.eye(half), pair) if spec.neighbours else np.kron(pair, np.eye(half))
+    turn[:turned, :turned] = first
+    if spec.prefix:
+        turn[turned:, turned:] = first
     return turn
 
 
@@ -160,15 +163,18 @@ def _leave(numbers, layout):
     output_of, norm = parts.merge(), parts.norm(form.feed_norm)
     expanding, contract = [parts.linear([module]) for module in form.expand], parts.contract()
     down_of = parts.linear_normed([form.contract], form.contracted_norm)
-    has_two, is_parallel = len(expanding) == 2, form.is_parallel
+    has_two, is_parallel, residual = len(expanding) == 2, form.is_parallel, form.residual
+    first_norm = parts.norm(form.attention_norm)
 
     def leave(hidden, mixed, places, tensors):
-        middle = hidden + output_of(mixed, places, *tensors)
+        kept = first_norm(hidden, *tensors) * residual if residual else hidden
+        middle = kept + output_of(mixed, places, *tensors)
         normed = norm(hidden if is_parallel else middle, *tensors)
+        kept = normed * residual if residual else middle
         if has_two:
             gate, up = expanding[0](normed, places, *tensors), expanding[1](normed, places, *tensors)
-            return middle + down_of(kernels.gated(gate, up), places, *tensors)
-        return middle + contract(expanding[0](normed, places, *tensors), places, *tensors)
+            return kept + down_of(kernels.gated(gate, up), places, *tensors)
+        return kept + contract(expanding[0](normed, places, *tensors), places, *tensors)
 
     return leave
 

@@ -14,11 +14,12 @@ import numpy as np
 from mindspore import Tensor
 from mindspore import ops as operators
 
-from msft.backend import context, line, names, positions, slices, stages
+from msft.backend import context, line, names, positions, prefix, slices, stages
 from msft.backend.contract import Lora, Runtime, Tuning
 from msft.backend.mindspore import (
     attention,
     block,
+    deep_norm,
     distributed,
     ops,
     outside,
@@ -205,9 +206,12 @@ class Decoder:
         positions.check(self.spec, arrays[1])
         ranks = (self.mesh.context, self.mesh.context_rank) if is_shared else (1, 0)
         parts = self.mesh.tensor if self.mesh.is_sequence_cut else 1
-        found = line.line(*arrays, *ranks, parts)
+        contexts = prefix.contexts(self.spec, arrays[0], arrays[2])
+        found = line.line(*arrays, *ranks, parts, contexts)
         keys = np.zeros(1, np.int32) if self.dropout_keys is None else found.fill(self.dropout_keys)
-        shared = *self._rotary(found.position_ids, *arrays[1:]), self.tensor(keys)
+        turned = prefix.positions(self.spec, *arrays)
+        own = np.stack([found.fill(each) for each in turned]) if self.spec.prefix else found.position_ids
+        shared = *self._rotary(own, *arrays[1:]), self.tensor(keys)
         longest, tensors = max(found.pieces[:, 3] - found.pieces[:, 2], default=0), {}
         for window in sorted(set(self.windows)):
             # What no example is longer than is no window.
@@ -241,7 +245,7 @@ class Decoder:
         if self.spec.state_space:
             return (self.tensor(np.zeros(1, np.float32)),) * 2
         longest = int(position_ids.max(initial=0, where=segment_ids != 0)) + 1
-        cosine, sine = rope.tables(self.spec, own[None], longest)
+        cosine, sine = rope.tables(self.spec, own[..., None, :], longest)
         return ops.rotary_tables(self.own, cosine[0], sine[0])
 
     def _place(self, name: str, array: np.ndarray, tuned_as: str | None) -> None:
@@ -271,6 +275,9 @@ class Decoder:
         if self.spec.state_space:
             return state_block.StateBlock(state_block.functions(numbers, layout), self.runtime.recompute)
         kind, read = (sequence.SequenceBlock, sequence) if self.mesh.is_sequence_cut else (block.Block, block)
+        if self.spec.block.residual:
+            functions = sequence.functions(numbers, layout)
+            return deep_norm.DeepNormBlock(functions, self.runtime.recompute, self.spec.block.residual)
         return kind(read.functions(numbers, layout), self.runtime.recompute, self.reduce)
 
     def _numbers(self, dropout: float, adapter: bool) -> Numbers:

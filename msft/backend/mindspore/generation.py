@@ -3,6 +3,7 @@
 import numpy as np
 from mindspore import Tensor
 
+from msft.backend import prefix
 from msft.backend.mindspore import ops
 from msft.backend.mindspore.attention import MASKED
 from msft.models import rope
@@ -30,11 +31,16 @@ class Session:
         self.caches = self._empty(rows * self.heads * self.capacity)
         self.weight = self.decoder.head_weight()
         slots = np.arange(length)
-        seen = (slots <= slots[:, None]) & (slots >= padding[:, None, None])
+        real = (slots >= padding[:, None]).astype(np.int32)
+        contexts = prefix.contexts(self.decoder.spec, input_ids, real).max(axis=1)
+        seen = (slots <= slots[:, None]) | (slots < (padding + contexts)[:, None, None])
+        seen &= slots >= padding[:, None, None]
         # A padding query sees itself, so that its softmax has something to sum.
         seen |= slots == slots[:, None]
         positions = np.maximum(slots[None, :] - padding[:, None], 0).astype(np.int32)
-        first, last = [*self._tables(positions), self.decoder.cached_blocks.turn], self._places(length)
+        turned = prefix.positions(self.decoder.spec, input_ids, positions, real)
+        self.last_turned = turned[..., -1:]
+        first, last = [*self._tables(turned), self.decoder.cached_blocks.turn], self._places(length)
         near = {
             window: self.decoder.tensor(seen & self._near(slots[:, None], slots, window)) for window in self._windows
         }
@@ -50,7 +56,8 @@ class Session:
         seen = (slots <= self.slot) & (slots >= self.padding[:, None])
         biases = {window: self._bias(seen & self._near(self.slot, slots, window)) for window in self._windows}
         positions = self.next_positions[:, None].astype(np.int32)
-        first, last = [*self._tables(positions), blocks.turn], self._places(1)
+        self.last_turned = prefix.following(self.decoder.spec, self.last_turned)
+        first, last = [*self._tables(self.last_turned), blocks.turn], self._places(1)
         self.next_positions = self.next_positions + 1
         hidden = self.decoder.entrance.of(tokens, positions[:, 0])
         for group in blocks.groups:
@@ -74,8 +81,8 @@ class Session:
         return self.decoder.tensor(np.where(seen, 0.0, MASKED).astype(np.float32)[:, None].repeat(self.heads, axis=0))
 
     def _tables(self, positions: np.ndarray) -> list[Tensor]:
-        """Rotary tables [rows x length, 1, head_dim] for positions [rows, length]."""
-        tables = rope.tables(self.decoder.spec, positions)
+        """Rotary tables [rows x length, 1, head_dim] for positions [rows, length], or two of each."""
+        tables = rope.tables_by_row(self.decoder.spec, positions)
         return [self.decoder.tensor(table.reshape(-1, 1, table.shape[-1])) for table in tables]
 
     def _places(self, length: int) -> Tensor:

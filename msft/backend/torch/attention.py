@@ -30,7 +30,10 @@ class Scores(NamedTuple):
 
 
 class Tile(NamedTuple):
-    """Queries [first, end) of a piece and the keys [start, stop) that they see, of a segment that begins at `begin`."""
+    """Queries [first, end) of a piece and the keys [start, stop) that they see, of a segment that begins at `begin`.
+
+    The last of the keys before which causality lets the queries see is `last`; all of them see those before `open_to`.
+    """
 
     first: int
     end: int
@@ -38,12 +41,19 @@ class Tile(NamedTuple):
     stop: int
     begin: int
     is_kept: bool
+    last: int
+    open_to: int
 
 
 class Segments:
-    """Stretches of queries and the keys that they see in a line of tokens (`Part.pieces`), on a device."""
+    """Stretches of queries and the keys that they see in a line of tokens (`Part.pieces`), on a device.
 
-    def __init__(self, pieces: np.ndarray, device: str, scores: Scores | None = None):
+    All queries of a piece see the first keys, as many as `contexts` int64 [pieces] says (None = none).
+    """
+
+    def __init__(
+        self, pieces: np.ndarray, device: str, scores: Scores | None = None, contexts: np.ndarray | None = None
+    ):
         self.pieces, self.device = pieces.tolist(), device
         first, end, start, stop = pieces.T
         scores = scores or Scores()
@@ -53,7 +63,14 @@ class Segments:
         # Whether queries and keys are the same tokens: whole examples, one after another.
         self.is_whole = bool((first == start).all() and (end == stop).all())
         self.longest = int(self.keys.max())
-        self.tiles = [tile for piece in self.pieces for tile in _tiles(*piece, self.scores.window)]
+        self.contexts = [0] * len(pieces) if contexts is None else contexts.tolist()
+        # A context of one token is what every query sees anyway.
+        self.has_contexts = max(self.contexts) > 1
+        self.tiles = [
+            tile
+            for piece, context in zip(self.pieces, self.contexts, strict=True)
+            for tile in _tiles(*piece, self.scores.window, context)
+        ]
         self._biases: dict[int, torch.Tensor] = {}
 
     def borders(self, lengths: np.ndarray) -> torch.Tensor:
@@ -71,14 +88,17 @@ class Segments:
         One tensor for all layers, as it is kept for the way back.
         """
         queries, keys, window = int(self.queries[number]), int(self.keys[number]), self.scores.window
-        if (queries < keys or window) and number not in self._biases:
+        context = self.contexts[number]
+        if (queries < keys or window or context > 1) and number not in self._biases:
             hidden = torch.full((queries, keys), float("-inf"), dtype=kind, device=self.device)
             bias = hidden.triu(keys - queries + 1)
-            self._biases[number] = bias + hidden.tril(keys - queries - window) if window else bias
+            bias = bias + hidden.tril(keys - queries - window) if window else bias
+            bias[:, :context] = 0
+            self._biases[number] = bias
         return self._biases.get(number)
 
 
-def _tiles(first: int, end: int, start: int, stop: int, window: int) -> list[Tile]:
+def _tiles(first: int, end: int, start: int, stop: int, window: int, context: int) -> list[Tile]:
     """A piece in tiles of nearly equal length."""
     length, ahead = end - first, stop - end
     count = -(-length // TILE)
@@ -89,9 +109,11 @@ def _tiles(first: int, end: int, start: int, stop: int, window: int) -> list[Til
             begin,
             until,
             max(start, begin + ahead - window + 1) if window else start,
-            until + ahead,
+            max(until + ahead, start + context),
             start,
             stop - start <= KEPT,
+            until + ahead,
+            start + context,
         )
         for begin, until in ends
     ]
@@ -181,10 +203,12 @@ def _weights(tile: Tile, queries, key, scale: float, rules: Scores) -> torch.Ten
     if rules.slopes:
         slopes = scores.new_tensor(rules.slopes).view(len(scores), -1, 1, 1)
         by_query.add_(slopes * torch.arange(tile.start - tile.begin, tile.stop - tile.begin, device=scores.device))
-    ahead = scores.new_full((length, length), float("-inf")).triu(1)
-    by_query[..., -length:].add_(ahead)
+    ahead = scores.new_full((length, tile.stop - tile.last + length), float("-inf")).triu(1)
+    if tile.open_to > tile.last - length:
+        ahead[:, : tile.open_to - tile.last + length] = 0
+    by_query[..., tile.last - length - tile.start :].add_(ahead)
     if rules.window:
-        behind = scores.new_full((length, count), float("-inf")).tril(count - length - rules.window)
+        behind = scores.new_full((length, count), float("-inf")).tril(tile.last - tile.start - length - rules.window)
         by_query.add_(behind)
     return torch.softmax(scores, -1)
 
@@ -238,6 +262,8 @@ def across_segments(query, key, value, segments: Segments, scale: float) -> torc
 
     if segments.scores.cap or segments.scores.slopes:
         return tiled(query, key, value, segments, scale)
+    if segments.has_contexts:
+        return by_segment(query, key, value, segments, scale)
     query, key, value = (tensor.squeeze(0).transpose(0, 1) for tensor in (query, key, value))
     grouped = query.shape[1] != key.shape[1]
     if not segments.is_whole:

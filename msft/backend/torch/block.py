@@ -139,34 +139,38 @@ class _AdaptedLinear(torch.autograd.Function):
         return d_hidden.to(hidden.dtype).view_as(hidden), None, None, d_a, d_b, None, None, None
 
 
-def rotate(query, key, cosine, sine) -> tuple[torch.Tensor, torch.Tensor]:
+def rotate(query, key, cosine, sine, parts: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
     """Return query and key turned to their positions (RoFormer, halves as in transformers' Llama).
 
     query [rows, heads, length, dim], key [rows, kv_heads, length, dim]; cosine, sine [rows, length, dim], whose second
-    half repeats the first.
+    half repeats the first. Where a head has several `parts`, each is turned by itself.
     """
-    return tuple(_Rotate.apply(heads, cosine.unsqueeze(1), sine.unsqueeze(1)) for heads in (query, key))
+    return tuple(_Rotate.apply(heads, cosine.unsqueeze(1), sine.unsqueeze(1), parts) for heads in (query, key))
 
 
 class _Rotate(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, heads, cosine, sine):
+    def forward(ctx, heads, cosine, sine, parts):
         ctx.save_for_backward(cosine, sine)
-        ctx.kind = heads.dtype
-        return _turned(heads, cosine, sine, 1)
+        ctx.kind, ctx.parts = heads.dtype, parts
+        return _turned(heads, cosine, sine, 1, parts)
 
     @staticmethod
     def backward(ctx, gradient):
-        return _turned(gradient, *ctx.saved_tensors, -1).to(ctx.kind), None, None
+        return _turned(gradient, *ctx.saved_tensors, -1, ctx.parts).to(ctx.kind), None, None, None
 
 
-def _turned(heads, cosine, sine, direction: int) -> torch.Tensor:
+def _turned(heads, cosine, sine, direction: int, parts: int) -> torch.Tensor:
     result = heads * cosine
-    (left, right), (new_left, new_right) = heads.chunk(2, -1), result.chunk(2, -1)
-    sine = sine.chunk(2, -1)[0]
+    (left, right), (new_left, new_right), (sine, _) = (_pairs(of, parts) for of in (heads, result, sine))
     new_left.addcmul_(right, sine, value=-direction)
     new_right.addcmul_(left, sine, value=direction)
     return result
+
+
+def _pairs(values, parts: int) -> tuple[torch.Tensor, ...]:
+    """The first and the second half of each part of the last axis, as views."""
+    return values.unflatten(-1, (parts, 2, -1)).unbind(-2)
 
 
 def swiglu(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:

@@ -44,11 +44,12 @@ class CachedBlock:
 
     def __call__(self, hidden: torch.Tensor, step: "Step") -> torch.Tensor:
         """Take hidden [rows x length, hidden] of the positions of a `Step`; return the same after the block."""
-        form = self.form
-        mixed = self.linears[form.merge](self._attend(self._norm(form.attention_norm, hidden), step))
-        middle = hidden + self._norm(form.merged_norm, mixed)
+        form, normed = self.form, self._norm(self.form.attention_norm, hidden)
+        mixed = self.linears[form.merge](self._attend(normed, step))
+        middle = (normed * form.residual if form.residual else hidden) + self._norm(form.merged_norm, mixed)
         normed = self._norm(form.feed_norm, hidden if form.is_parallel else middle)
-        return middle + self._norm(form.contracted_norm, self.linears[form.contract](self._widened(normed)))
+        kept = normed * form.residual if form.residual else middle
+        return kept + self._norm(form.contracted_norm, self.linears[form.contract](self._widened(normed)))
 
     def _norm(self, name: str, hidden):
         """The norm of that name, in the compute dtype; hidden as it is where there is none."""
@@ -100,19 +101,26 @@ class Step:
         cosine: torch.Tensor,
         sine: torch.Tensor,
         real: torch.Tensor | None,
+        open_to: torch.Tensor | None = None,
     ):
-        """cosine, sine [rows, length, head_dim]; `real` bool [rows, keys] is False on left padding, None without."""
+        """cosine, sine [rows, length, head_dim]; `real` bool [rows, keys] is False on left padding, None without.
+
+        All queries of a row see the real keys before slot `open_to` int64 [rows]; None = causal alone.
+        """
         self.spec, self.slot, self.end = spec, slot, slot + length
         self.rows, self.device = len(cosine), cosine.device
         signs = torch.from_numpy(rope.signs(spec)).to(cosine)
         self.cosine, self.signed_sine = cosine.unsqueeze(1), sine.unsqueeze(1) * signs
-        self.real, self._masks = real, {}
+        self.real, self.open_to, self._masks = real, open_to, {}
 
     def rotate(self, heads: torch.Tensor) -> torch.Tensor:
         """Turn queries or keys [rows, heads, length, head_dim] to their positions."""
         spec, turned = self.spec, self.spec.rotary_dim
         if not turned:
             return heads
+        if spec.prefix:
+            swapped = heads.unflatten(-1, (2, 2, -1)).flip(-2).flatten(-3)
+            return torch.addcmul(heads * self.cosine, swapped, self.signed_sine)
         if turned == spec.head_dim and not spec.neighbours:
             return torch.addcmul(heads * self.cosine, heads.roll(turned // 2, -1), self.signed_sine)
         first, rest = heads[..., :turned], heads[..., turned:]
@@ -129,12 +137,14 @@ class Step:
 
     def _masks_of(self, window: int) -> tuple[torch.Tensor | None, torch.Tensor | None]:
         """`allowed` and `bias` of `attention.over_cache`."""
-        if self.real is None and not window:
+        if self.real is None and self.open_to is None and not window:
             return None, None
         if window not in self._masks:
             slots = torch.arange(self.end, device=self.device)
             distance = slots[self.slot :, None] - slots
             allowed = ((distance >= 0) & (distance < (window or self.end)))[None, None]
+            if self.open_to is not None:
+                allowed = allowed | (slots < self.open_to[:, None])[:, None, None]
             if self.real is not None:
                 allowed = allowed & self.real[:, None, None, : self.end]
             last = allowed[:, :, -1:]

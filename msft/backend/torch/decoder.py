@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from msft.backend import context, names, positions, slices, stages
+from msft.backend import context, names, positions, prefix, slices, stages
 from msft.backend.contract import Runtime, Tuning
 from msft.backend.mesh import Mesh
 from msft.backend.segments import places
@@ -175,6 +175,7 @@ class Decoder:
         """
         part = self._part(segment_ids, is_shared)
         if len(part.places):
+            self._set_frequencies(position_ids, segment_ids)
             states = self.parts.enter(self._line(input_ids, position_ids, part, is_shared, taken))
             return self._padded(states, part.places, segment_ids.shape)
         if not (self.is_sharded or is_shared):
@@ -195,6 +196,7 @@ class Decoder:
         `taken` are those before them (None: the embeddings).
         """
         part = self._part(segment_ids, is_shared)
+        self._set_frequencies(position_ids, segment_ids)
         if len(part.places):
             return self._line(input_ids, position_ids, part, is_shared, taken)
         # The other ranks have tokens, and need this one to gather the weights, or keys and values.
@@ -228,13 +230,15 @@ class Decoder:
     def _line(self, input_ids, position_ids, part: context.Part, is_shared=False, taken=None) -> torch.Tensor:
         """The final hidden states [1, tokens, hidden] of a part, this rank's alone where each has its own."""
         positions.check(self.spec, position_ids)
-        self._set_frequencies(position_ids)
         part = self._filled(part, is_shared)
+        own_ids, own_positions = part.take(input_ids), part.take(position_ids)
         if self.spec.state_space:
             self._count_dropout(part)
             found = self.tensor(places(part.pieces, int(part.pieces[-1, 1])))
-            return self._run(part.take(input_ids), part.take(position_ids), found, taken)
-        segments, attention_of = self._segments(part), self.attention
+            return self._run(own_ids, own_positions, found, taken)
+        texts = np.repeat(np.arange(len(part.pieces)) + 1, np.diff(part.pieces[:, :2]).ravel())[None]
+        contexts = prefix.contexts(self.spec, own_ids, texts)[0, part.pieces[:, 0]]
+        segments, attention_of = self._segments(part, contexts), self.attention
         if is_shared:
             # What a block keeps is not kept where it is computed again.
             attention_of = attention.Shared(attention_of, part, not self.runtime.recompute, self.runtime.device)
@@ -243,12 +247,12 @@ class Decoder:
         def attend(layer, query, key, value, scale):
             return attention_of(query, key, value, segments[self.spec.windows[layer]], scale)
 
-        return self._run(part.take(input_ids), part.take(position_ids), attend, taken)
+        return self._run(own_ids, prefix.positions(self.spec, own_ids, own_positions, texts), attend, taken)
 
-    def _segments(self, part: context.Part) -> dict[int, attention.Segments]:
+    def _segments(self, part: context.Part, contexts: np.ndarray) -> dict[int, attention.Segments]:
         """Who sees whom in the layers of each window."""
         return {
-            window: attention.Segments(part.pieces, self.runtime.device, self.scores._replace(window=window))
+            window: attention.Segments(part.pieces, self.runtime.device, self.scores._replace(window=window), contexts)
             for window in set(self.spec.windows)
         }
 
@@ -306,6 +310,7 @@ class Decoder:
         # Whatever is added to the embedding, the first layer takes it.
         first = self.network.get_submodule(layers[0])
         hooks.append(first.register_forward_pre_hook(lambda _, taken: seen.update({around.embedding: taken[0]})))
+        self._set_frequencies(position_ids, segment_ids)
         try:
             self._line(input_ids, position_ids, part)
         finally:
@@ -357,7 +362,7 @@ class Decoder:
         """Apply the rotary embedding to float32 [rows, heads, length, head_dim] at int32 [rows, length]."""
         if not self.spec.rotary_dim:
             return hidden
-        self._set_frequencies(position_ids)
+        self._set_frequencies(position_ids, np.ones_like(position_ids))
         tensor = self.tensor(hidden)
         cosine, sine = self.body.rotary_emb(tensor, self.tensor(position_ids))
         # The function of the family's own module, which is what the network calls.
@@ -368,11 +373,11 @@ class Decoder:
         """Return an array on the device, dtype kept."""
         return torch.from_numpy(np.ascontiguousarray(array)).to(self.runtime.device)
 
-    def _set_frequencies(self, position_ids: np.ndarray) -> None:
-        """Make the rotary frequencies those of this batch, whatever batches were before (the dynamic kind's vary)."""
+    def _set_frequencies(self, position_ids: np.ndarray, segment_ids: np.ndarray) -> None:
+        """Make the rotary frequencies those of this batch's longest text, whatever batches were before."""
         if not self.spec.rotary_dim:
             return
-        inverse, _ = rope.frequencies(self.spec, int(position_ids.max()) + 1)
+        inverse, _ = rope.frequencies(self.spec, int(position_ids.max(initial=0, where=segment_ids != 0)) + 1)
         if not np.array_equal(inverse, self.frequencies):
             self.body.rotary_emb.inv_freq.copy_(torch.from_numpy(inverse))
             self.frequencies = inverse

@@ -3,6 +3,7 @@
 import numpy as np
 import torch
 
+from msft.backend import prefix
 from msft.backend.torch import block, ops
 from msft.backend.torch.cached_block import CachedBlock, Step
 from msft.models import rope
@@ -26,22 +27,28 @@ class Session:
         real = np.arange(length + self.room)[None, :] >= padding[:, None]
         self.real = self.decoder.tensor(real) if padding.any() else None
         self.next_positions = length - padding
+        positions, segments = np.maximum(positions, 0).astype(np.int32), real[:, :length].astype(np.int32)
+        self.turned = prefix.positions(self.decoder.spec, input_ids, positions, segments)
+        open_to = padding + prefix.contexts(self.decoder.spec, input_ids, segments).max(axis=1)
+        self.open_to = self.decoder.tensor(open_to) if self.decoder.spec.prefix else None
         self.blocks = self._blocks(rows, length + self.room)
         self.weight = self.decoder.head_weight()
-        return self._logits(input_ids, np.maximum(positions, 0))
+        return self._logits(input_ids, positions)
 
     @torch.inference_mode()
     def decode(self, tokens: np.ndarray) -> np.ndarray:
         """Take one more token for each row, int32 [rows]; return the next logits, float32 [rows, vocabulary]."""
         positions = self.next_positions[:, None]
         self.next_positions = self.next_positions + 1
+        self.turned = prefix.following(self.decoder.spec, self.turned[..., -1:])
+        self.open_to = None
         return self._logits(tokens[:, None], positions)
 
     def _logits(self, input_ids: np.ndarray, positions: np.ndarray) -> np.ndarray:
         decoder, (rows, length) = self.decoder, input_ids.shape
         hidden = decoder.entered(input_ids, positions)
-        tables = (decoder.tensor(table).to(hidden.dtype) for table in rope.tables(decoder.spec, positions))
-        step = Step(decoder.spec, self.slot, length, *tables, self.real)
+        tables = (decoder.tensor(table).to(hidden.dtype) for table in rope.tables_by_row(decoder.spec, self.turned))
+        step = Step(decoder.spec, self.slot, length, *tables, self.real, self.open_to)
         hidden = hidden.flatten(0, 1)
         for apply in self.blocks:
             hidden = apply(hidden, step)

@@ -25,7 +25,8 @@ def add(network: nn.Module, lora: Lora, runtime: Runtime, mesh: Mesh, keep: Call
         lora_dropout=0.0,
         target_modules=list(lora.modules),
         init_lora_weights=False,
-        task_type="CAUSAL_LM",
+        # peft's wrapper of this kind asks for what transformers' classes have.
+        task_type="CAUSAL_LM" if hasattr(network, "prepare_inputs_for_generation") else None,
     )
     tuned = [parameter for parameter in network.parameters() if parameter.requires_grad]
     adapted = get_peft_model(network, config)

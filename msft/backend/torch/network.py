@@ -1,5 +1,6 @@
 """transformers' network of a model, filled from any weight source, with this engine's operators in its modules."""
 
+import copy
 import functools
 from collections.abc import Callable
 
@@ -9,7 +10,7 @@ from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM
 
 from msft.backend import names, slices, stages
 from msft.backend.contract import Runtime, Tuning
-from msft.backend.torch import block, elsewhere, ops, replaced, state_block
+from msft.backend.torch import block, elsewhere, ops, replaced, skeleton, state_block
 from msft.models import rope
 from msft.models.families import family
 from msft.models.shapes import linear_modules, tensor_shapes
@@ -31,16 +32,8 @@ def load(
 ) -> nn.Module:
     """Return the network with its weights as `keep` makes parameters of them; None: they have no values yet."""
     rope.check(spec)
-    native = family(spec.family).native
-    config = AutoConfig.for_model(**{**(native(spec) if native else spec.hf_config), "return_dict": True})
-    # Dropout is the adapters' own alone.
-    for name in config.to_dict():
-        if "dropout" in name or name.endswith("_pdrop"):
-            setattr(config, name, 0.0)
-    is_walked = family(spec.family).is_walked
-    how = "eager" if is_walked or spec.state_space else ATTENTION
-    with torch.device("meta"):
-        network = AutoModelForCausalLM.from_config(config, attn_implementation=how)
+    described = family(spec.family)
+    network = skeleton.Skeleton(spec, runtime.device) if described.is_ported else _of_transformers(spec)
     tuned, precision = set(tuning.parameters), runtime.precision
     elsewhere.leave_out(network, spec, source.mesh)
     shapes = tensor_shapes(spec)
@@ -55,15 +48,15 @@ def load(
         setattr(network.get_submodule(owner), leaf, parameter)
     if stages.is_own(spec.embedding, spec, source.mesh):
         network.tie_weights()
-    if hasattr(network.base_model, "rotary_emb"):
-        _rebuild_rotary(network, config, runtime.device)
+    if hasattr(network.base_model, "rotary_emb") and not isinstance(network, skeleton.Skeleton):
+        _rebuild_rotary(network, runtime.device)
     # transformers zeroes the gradient of the padding row, which is a real token where pad = eos.
     network.get_submodule(spec.outside.embedding).padding_idx = None
     compute = ops.dtype(precision.compute)
     for module in stages.own(linear_modules(spec), spec, source.mesh):
         part = network.get_submodule(module)
         part.forward = functools.partial(replaced.linear, part, compute)
-    if is_walked:
+    if described.is_walked or described.is_ported:
         replaced.walk(network, spec)
     if spec.state_space:
         state_block.walk(network, spec, compute)
@@ -81,12 +74,30 @@ def read(spec: ModelSpec, source, name: str, is_tuned: bool, runtime: Runtime) -
     return tensor.to(ops.dtype(names.computed_dtype(name, is_tuned, runtime.precision, spec)))
 
 
-def _rebuild_rotary(network: nn.Module, config, device: str) -> None:
+def _of_transformers(spec: ModelSpec) -> nn.Module:
+    """transformers' class without values, its attention this engine's."""
+    kind = family(spec.family)
+    # A copy: transformers writes into what is in it.
+    values = copy.deepcopy(kind.native(spec) if kind.native else spec.hf_config)
+    if values.get("rope_scaling") and spec.rope_scaling:
+        # Under the name that transformers has for it now.
+        values["rope_scaling"] = {**spec.rope_scaling}
+    config = AutoConfig.for_model(**{**values, "return_dict": True})
+    # Dropout is the adapters' own alone.
+    for name in config.to_dict():
+        if "dropout" in name or name.endswith("_pdrop"):
+            setattr(config, name, 0.0)
+    how = "eager" if kind.is_walked or spec.state_space else ATTENTION
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config, attn_implementation=how)
+
+
+def _rebuild_rotary(network: nn.Module, device: str) -> None:
     """Buffers built under the meta device hold no numbers; each batch sets the frequencies of `models/rope.py`.
 
     They stay 0, which turns nothing, where a family has none.
     """
-    rotary = type(network.base_model.rotary_emb)(config).to(device)
+    rotary = type(network.base_model.rotary_emb)(network.config).to(device)
     rotary.rope_type = "default"
     rotary.inv_freq.zero_()
     network.base_model.rotary_emb = rotary

@@ -88,13 +88,16 @@ def _through_layer(layer, spec, number, hidden, rotation, attend):
     if rotation is not None:
         query, key = _rotated(query, key, rotation, spec)
     mixed = attend(number, query, key, value, spec.attention_scale).transpose(1, 2).flatten(2)
-    middle = hidden + layer.get_submodule(form.merge)(mixed)
+    middle = (normed * form.residual if form.residual else hidden) + layer.get_submodule(form.merge)(mixed)
     normed = layer.get_submodule(form.feed_norm)(hidden if form.is_parallel else middle)
-    return middle + layer.get_submodule(form.contract)(widened(layer, spec, normed))
+    kept = normed * form.residual if form.residual else middle
+    return kept + layer.get_submodule(form.contract)(widened(layer, spec, normed))
 
 
 def _rotated(query, key, rotation, spec):
     """Queries and keys [rows, heads, length, head_dim], of which the first `rotary_dim` features are turned."""
+    if spec.prefix:
+        return block.rotate(query, key, *rotation, parts=2)
     if spec.rotary_dim == spec.head_dim:
         return block.rotate(query, key, *rotation)
     turned = block.rotate(query[..., : spec.rotary_dim], key[..., : spec.rotary_dim], *rotation)
