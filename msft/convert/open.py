@@ -50,7 +50,9 @@ def open_weights(
             return meta.open_folder(file)
         if kind is Kind.GGUF:
             return gguf_file.open_file(file)
-        return StoredTensors(_canonical(_read_index(kind, file, verify), spec, file))
+        entries = _canonical(_read_index(kind, file, verify), spec, file)
+        is_joined = any(isinstance(entry, Joined) for entry in entries.values())
+        return (JoinedTensors if is_joined else StoredTensors)(entries)
 
 
 @contextlib.contextmanager

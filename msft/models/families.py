@@ -17,10 +17,13 @@ from msft.models import (
     internlm3,
     llama,
     mistral,
+    mixtral,
     opt,
     phi3,
     qwen2,
+    qwen2_moe,
     qwen3,
+    qwen3_moe,
 )
 from msft.models.family import Family
 from msft.models.spec import ModelSpec
@@ -45,6 +48,9 @@ MODULES = (
     opt,
     bloom,
     falcon,
+    mixtral,
+    qwen2_moe,
+    qwen3_moe,
 )
 FAMILIES: dict[str, Family] = {module.FAMILY.model_type: module.FAMILY for module in MODULES}
 

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass, field, replace
 
+from msft.models.experts import Experts
+
 
 @dataclass(frozen=True)
 class Block:
@@ -71,7 +73,8 @@ class ModelSpec:
     `has_alibi` adds ALiBi's slopes (arXiv 2108.12409) to scores. Scores are products times `attention_scale`, squashed
     to +-`attention_cap` where there is one, as logits are to `head_cap`; rows of an `is_head_normed` head are divided
     by their length. `windows` has for each layer how many tokens a query sees, itself included (0 = all before it).
-    Embeddings are multiplied by `embedding_scale`.
+    Embeddings are multiplied by `embedding_scale`. Where there are `experts`, layers have them in place of the block's
+    feed-forward.
     `hf_config` is the whole `config.json`, kept to be written back beside exported weights.
     """
 
@@ -106,6 +109,7 @@ class ModelSpec:
     head_cap: float | None = None
     is_head_normed: bool = False
     embedding_scale: float = 1.0
+    experts: Experts | None = None
 
     @property
     def is_like_llama(self) -> bool:
@@ -115,7 +119,7 @@ class ModelSpec:
         """
         block = replace(self.block, biased=(), head_norms=())
         other = (self.norm_offset, self.neighbours, self.has_alibi, self.attention_cap, self.head_cap)
-        is_plain = not any(other) and not self.is_head_normed and self.embedding_scale == 1
+        is_plain = not any(other) and self.experts is None and not self.is_head_normed and self.embedding_scale == 1
         is_turned = self.rotary_dim == self.head_dim
         return is_plain and is_turned and self.norm == "rms" and (block, self.outside) == (Block(), Outside())
 
@@ -128,6 +132,10 @@ class ModelSpec:
     def head(self) -> str:
         """The head's tensor; a tied one is the embedding's."""
         return f"{self.outside.head}.weight"
+
+    def has_experts(self, number: int) -> bool:
+        """Whether a layer has routed experts in place of the block's feed-forward."""
+        return self.experts is not None and number in self.experts.layers
 
     def layer(self, number: int) -> str:
         """Return what the names of a layer's modules begin with, as in 'model.layers.0.'."""
