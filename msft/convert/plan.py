@@ -72,7 +72,8 @@ class Reader:
 
 def pieces(output: Output, reader: Reader, cast: Cast) -> Iterator[np.ndarray]:
     """Yield an output's content as uint8 arrays, each valid until the next; at most one tensor is in memory."""
-    if len({part.tensor for part in output.parts}) < len(output.parts):
+    # Rows of several tensors in turns; those of a single one are read one after another.
+    if 1 < len({part.tensor for part in output.parts}) < len(output.parts):
         yield from cast.pieces(output.name, _assembled(output, reader.source))
         return
     for part in output.parts:

@@ -2,8 +2,9 @@
 
 import torch
 
-from msft.backend.torch import attention, block, ops, replaced
+from msft.backend.torch import attention, block, experts, ops, replaced
 from msft.models import rope
+from msft.models.shapes import module_sizes
 from msft.models.spec import ModelSpec
 
 
@@ -38,8 +39,9 @@ class CachedBlock:
         self.cache = cache
         self.linears = {
             name: Linear(self.layer.get_submodule(name), self.compute, self.form.is_transposed)
-            for name in self.form.modules
+            for name in module_sizes(self.spec, self.spec.has_experts(number))
         }
+        self.experts = self.spec.experts if self.spec.has_experts(number) else None
         self.activate = replaced.ACTIVATIONS[self.form.activation]
 
     def __call__(self, hidden: torch.Tensor, step: "Step") -> torch.Tensor:
@@ -48,6 +50,8 @@ class CachedBlock:
         mixed = self.linears[form.merge](self._attend(self._norm(form.attention_norm, hidden), step))
         middle = hidden + self._norm(form.merged_norm, mixed)
         normed = self._norm(form.feed_norm, hidden if form.is_parallel else middle)
+        if self.experts:
+            return middle + self._routed(normed)
         return middle + self._norm(form.contracted_norm, self.linears[form.contract](self._widened(normed)))
 
     def _norm(self, name: str, hidden):
@@ -59,6 +63,21 @@ class CachedBlock:
         if not self.form.is_gated:
             return self.activate(parts[0])
         gate, up = parts if len(parts) == 2 else parts[0].chunk(2, -1)
+        return self.activate(gate).mul_(up)
+
+    def _routed(self, normed):
+        """What the experts give, the shared one too."""
+        found = experts.routed(self.layer.mlp, self.experts, self._product, self._swiglu, normed)
+        if self.experts.shared_width:
+            share = torch.sigmoid(self.linears[self.experts.shared_gate](normed))
+            wide = self._swiglu(*(self.linears[name](normed) for name in self.experts.shared_expand))
+            found = found + share * self.linears[self.experts.shared_contract](wide)
+        return found
+
+    def _product(self, rows, weight):
+        return block.few_rows(rows, weight.to(self.compute))
+
+    def _swiglu(self, gate, up):
         return self.activate(gate).mul_(up)
 
     def _attend(self, normed, step: "Step"):

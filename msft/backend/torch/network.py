@@ -9,7 +9,7 @@ from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM
 
 from msft.backend import names, slices, stages
 from msft.backend.contract import Runtime, Tuning
-from msft.backend.torch import block, elsewhere, ops, replaced
+from msft.backend.torch import block, elsewhere, experts, ops, replaced
 from msft.models import rope
 from msft.models.families import family
 from msft.models.shapes import linear_modules, tensor_shapes
@@ -37,6 +37,8 @@ def load(
     for name in config.to_dict():
         if "dropout" in name or name.endswith("_pdrop"):
             setattr(config, name, 0.0)
+    if spec.experts:
+        config.output_router_logits = False
     is_walked = family(spec.family).is_walked
     how = "eager" if is_walked else ATTENTION
     with torch.device("meta"):
@@ -69,6 +71,7 @@ def load(
         replacement = replaced.FORWARDS.get(type(module).__name__)
         if replacement:
             module.forward = functools.partial(replacement, module, parts)
+    experts.place(network, spec, parts, compute)
     return network
 
 
