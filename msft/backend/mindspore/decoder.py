@@ -16,9 +16,10 @@ from mindspore import ops as operators
 
 from msft.backend import context, line, names, positions, slices, stages
 from msft.backend.contract import Lora, Runtime, Tuning
-from msft.backend.mindspore import attention, block, distributed, ops, outside, sequence, vocabulary
+from msft.backend.mindspore import attention, block, distributed, experts, ops, outside, sequence, vocabulary
 from msft.backend.mindspore.cached_block import CachedBlocks
 from msft.backend.mindspore.parts import Form, Numbers
+from msft.backend.routing import Balance
 from msft.models import rope
 from msft.models.adapters import peft_names
 from msft.models.shapes import tensor_shapes
@@ -74,6 +75,7 @@ class Decoder:
         self.cached_blocks = CachedBlocks(self, self._numbers(0.0, True))
         self.dropout_keys: np.ndarray | None = None
         self.adapter = True
+        self.balance: Balance | None = None
 
     @contextmanager
     def mode(self, dropout_keys: np.ndarray | None, adapter: bool):
@@ -197,6 +199,7 @@ class Decoder:
         found = line.line(*arrays, *ranks, parts)
         keys = np.zeros(1, np.int32) if self.dropout_keys is None else found.fill(self.dropout_keys)
         shared = *self._rotary(found.position_ids, *arrays[1:]), self.tensor(keys)
+        routing = experts.Routing(len(found.places), self.balance)
         longest, tensors = max(found.pieces[:, 3] - found.pieces[:, 2], default=0), {}
         for window in sorted(set(self.windows)):
             # What no example is longer than is no window.
@@ -205,7 +208,7 @@ class Decoder:
                 tensors[window] = tensors[needed]
                 continue
             mixer = ops.line_attention(self.own, self.runtime, is_shared, needed)
-            tensors[window] = block.LineTensors(*shared, mixer, mixer.plan(found))
+            tensors[window] = block.LineTensors(*shared, mixer, mixer.plan(found), routing)
         return found, tensors
 
     def _parts_of(self, flat: Tensor, tuned: list[str]) -> dict[str, Tensor]:
@@ -258,7 +261,7 @@ class Decoder:
     def _numbers(self, dropout: float, adapter: bool) -> Numbers:
         own, compute, adds_bias = self.own, self.runtime.precision.compute, self.mesh.tensor_rank == 0
         heads = own.num_attention_heads, own.num_key_value_heads, own.head_dim
-        form = Form(own.block, attention.Scores.of(own))
+        form = Form(own.block, attention.Scores.of(own), own.experts)
         turned = bool(own.rotary_dim)
         return Numbers(self.kernels, form, *heads, compute, self.scaling, dropout, adapter, turned, adds_bias)
 
