@@ -121,12 +121,18 @@ def functions(numbers: Numbers, layout):
 def _feed_forward(numbers: Numbers, layout):
     """The two parts of a feed-forward, or those of the experts in its place."""
     block, routed = numbers.form.block, numbers.form.experts
-    if routed is None or routed.router not in (name for name, _ in layout):
+    if not has_experts(numbers, layout):
         expand = Step("expand", (block.feed_norm, *block.expand), numbers, layout)
         return expand, Step("contract", (block.contract, block.contracted_norm), numbers, layout)
     norm = Step("second_norm", (block.feed_norm,), numbers, layout)
     shared = Step("shared", routed.modules, numbers, layout) if routed.shared_width else None
     return experts.Expand(numbers, layout, norm), experts.Contract(numbers, layout, shared)
+
+
+def has_experts(numbers: Numbers, layout) -> bool:
+    """Whether blocks of a layout have experts in place of their feed-forward."""
+    routed = numbers.form.experts
+    return routed is not None and routed.router in (name for name, _ in layout)
 
 
 def _turned_back(rotary):
