@@ -78,6 +78,15 @@ class Decoder:
         self.balance: Balance | None = None
 
     @contextmanager
+    def counting(self, balance: Balance):
+        """Let layers with experts count for a balance loss, and take its slope on their way back, inside."""
+        self.balance = balance
+        try:
+            yield balance
+        finally:
+            self.balance = None
+
+    @contextmanager
     def mode(self, dropout_keys: np.ndarray | None, adapter: bool):
         """Set what holds inside: dropout by token keys (int32 [rows, length]; None = none), adapters on or off."""
         self.dropout_keys = dropout_keys if self.dropout > 0 else None

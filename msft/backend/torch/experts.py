@@ -16,20 +16,22 @@ from msft.models.experts import Experts
 from msft.models.spec import ModelSpec
 
 
-def place(network: nn.Module, spec: ModelSpec, parts: block.Parts, compute: torch.dtype) -> list[nn.Module]:
-    """Put this module's `forward` into a network's layers with experts; return what it was put into."""
-    layers = [] if spec.experts is None else spec.experts.layers
-    found = [network.get_submodule(f"{spec.layer(number)}mlp") for number in layers]
-    for mlp in found:
+def place(network: nn.Module, spec: ModelSpec, parts: block.Parts, compute: torch.dtype) -> None:
+    """Put this module's `forward` into a network's layers with experts."""
+    for mlp in _mlps(network, spec):
         mlp.balance = None
         mlp.forward = functools.partial(_forward, mlp, spec.experts, parts, compute)
-    return found
 
 
-def collect(mlps: list[nn.Module], balance: Balance | None) -> None:
+def count(network: nn.Module, spec: ModelSpec, balance: Balance | None) -> None:
     """Let layers with experts count for a balance loss and add its slope on their way back, or not (None)."""
-    for mlp in mlps:
+    for mlp in _mlps(network, spec):
         mlp.balance = balance
+
+
+def _mlps(network: nn.Module, spec: ModelSpec) -> list[nn.Module]:
+    layers = [] if spec.experts is None else spec.experts.layers
+    return [network.get_submodule(f"{spec.layer(number)}mlp") for number in layers]
 
 
 def _forward(mlp: nn.Module, experts: Experts, parts: block.Parts, compute: torch.dtype, hidden: torch.Tensor):
