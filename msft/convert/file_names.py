@@ -65,7 +65,9 @@ def flat(entry: Stored | Joined, name: str) -> Stored | Joined:
     if len(shape) < 3:
         return entry
     if isinstance(entry, Joined) or entry.strides is not None:
-        raise InputError(f"{joined.file_of(entry)}: tensor {name!r} {list(shape)} lies in slices, which are not read yet")
+        raise InputError(
+            f"{joined.file_of(entry)}: tensor {name!r} {list(shape)} lies in slices, which are not read yet"
+        )
     return entry._replace(info=TensorInfo((row_count(shape), shape[-1]), entry.info.dtype))
 
 
@@ -78,21 +80,21 @@ def _whole(name: str, shape: tuple[int, ...], pieces: list[tuple[int, Stored | J
     if len(shape) < 3:
         return _together(pieces)
     pieces = sorted(pieces, key=lambda piece: piece[0])
-    missing = row_count(shape) - sum(entry.info.shape[0] for _, entry in pieces)
-    if missing:
-        first = next((stop for stop, (start, _) in _ends(pieces) if stop != start), pieces[-1][0])
-        raise InputError(
-            f"{joined.file_of(pieces[0][1])}: of {name!r} {missing} rows are missing, of expert {first // shape[1]} first"
-        )
+    first = _first_gap(pieces)
+    if first < row_count(shape):
+        where = joined.file_of(pieces[0][1])
+        raise InputError(f"{where}: of {name!r} the matrices of expert {first // shape[1]} are missing, or some of them")
     return _stacked(shape, pieces)
 
 
-def _ends(pieces: list[tuple[int, Stored | Joined]]):
-    """Where each piece should begin, and the piece."""
+def _first_gap(pieces: list[tuple[int, Stored | Joined]]) -> int:
+    """The first row that no piece has."""
     expected = 0
     for start, entry in pieces:
-        yield expected, (start, entry)
-        expected = start + entry.info.shape[0]
+        if start != expected:
+            break
+        expected += entry.info.shape[0]
+    return expected
 
 
 def _stacked(shape: tuple[int, ...], pieces: list[tuple[int, Stored]]) -> Stored | Joined:

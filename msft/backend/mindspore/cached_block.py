@@ -35,7 +35,6 @@ class CachedBlocks:
         # Exchanges the features of a pair and negates one, as one product instead of four small operators.
         self.turn = decoder.tensor(_turn(spec))
 
-
     def routed(self, number: int, hidden: Tensor) -> Tensor:
         """Return hidden states behind a layer's experts, where it has some: the other functions end before these."""
         if not self.decoder.spec.has_experts(number):

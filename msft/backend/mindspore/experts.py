@@ -41,7 +41,7 @@ class Piece(NamedTuple):
 
 
 class Routed(NamedTuple):
-    """What `Expand` gives: the norm, which experts tokens have [tokens, experts], how much, each piece's gate and up."""
+    """What `Expand` gives: the norm, which experts tokens have [tokens, experts], `weigh`, each piece's gate and up."""
 
     normed: Tensor
     mask: Tensor

@@ -46,9 +46,7 @@ def _forward(mlp: nn.Module, experts: Experts, parts: block.Parts, compute: torc
     return mixed.view_as(hidden)
 
 
-def routed(
-    mlp: nn.Module, experts: Experts, product: Callable, swiglu: Callable, rows: torch.Tensor
-) -> torch.Tensor:
+def routed(mlp: nn.Module, experts: Experts, product: Callable, swiglu: Callable, rows: torch.Tensor) -> torch.Tensor:
     """Return what the chosen experts give, summed in the dtype of products, for rows [n, hidden].
 
     `product` is rows x weight transposed in the compute dtype.
