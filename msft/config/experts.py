@@ -15,11 +15,9 @@ BALANCE = "moe_aux_loss_coef"
 
 def check(recipe: Recipe, spec: "ModelSpec", workers: int) -> None:
     """Raise InputError for a balance loss of a model without experts, and for experts in DeepSpeed's hands."""
-    problems = [
-        f"{recipe.source.get(key, recipe.name)}: {key}: {message}" for key, message in _found(recipe, spec, workers)
-    ]
+    problems = [*_found(recipe, spec, workers)]
     if problems:
-        raise InputError(*problems)
+        raise InputError(*(f"{recipe.source.get(key, recipe.name)}: {key}: {message}" for key, message in problems))
 
 
 def _found(recipe: Recipe, spec: "ModelSpec", workers: int) -> Iterator[tuple[str, str]]:
@@ -27,7 +25,4 @@ def _found(recipe: Recipe, spec: "ModelSpec", workers: int) -> Iterator[tuple[st
     if getattr(keys, BALANCE) and spec.experts is None:
         yield f"{at}.{BALANCE}", f"a {spec.family} model has no experts whose use could be balanced; leave it out"
     if spec.experts and workers > 1 and strategy(recipe) == "deepspeed":
-        why = (
-            "deepspeed gathers the weights of modules that are called, which an expert's are not; fsdp shares them out"
-        )
-        yield "strategy", why
+        yield "strategy", "deepspeed gathers weights of modules that are called, which experts are not; fsdp has them"

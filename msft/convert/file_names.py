@@ -5,8 +5,8 @@ from msft.convert.joined import Joined, Piece
 from msft.convert.source import TensorInfo
 from msft.convert.stored import Stored
 from msft.errors import InputError
-from msft.models.families import family
 from msft.models.experts import row_count
+from msft.models.families import family
 from msft.models.family import FileNames, Rows
 from msft.models.shapes import tensor_shapes
 from msft.models.spec import ModelSpec
@@ -83,7 +83,9 @@ def _whole(name: str, shape: tuple[int, ...], pieces: list[tuple[int, Stored | J
     first = _first_gap(pieces)
     if first < row_count(shape):
         where = joined.file_of(pieces[0][1])
-        raise InputError(f"{where}: of {name!r} the matrices of expert {first // shape[1]} are missing, or some of them")
+        raise InputError(
+            f"{where}: of {name!r} the matrices of expert {first // shape[1]} are missing, or some of them"
+        )
     return _stacked(shape, pieces)
 
 

@@ -11,8 +11,8 @@ from msft.convert.joined import JoinedTensors
 from msft.convert.source import TensorInfo, TensorSource
 from msft.convert.stored import StoredTensors
 from msft.errors import InputError
-from msft.models.families import family
 from msft.models.experts import row_count
+from msft.models.families import family
 from msft.models.family import Family, Rows, in_files
 from msft.models.shapes import tensor_shapes
 from msft.models.spec import ModelSpec

@@ -14,11 +14,8 @@ from msft.models.family import Family
 from msft.models.shapes import linear_modules, tensor_shapes
 from msft.models.spec import ModelSpec
 
-
 # Without adapters: all experts of a layer are one tensor each, and their router is no linear module.
-_OF_EXPERTS = (
-    "; experts and their router take no adapters: without pet_config, or by freeze_exclude, they are tuned whole"
-)
+_OF_EXPERTS = "; experts and their router take no adapters: they are tuned without pet_config, or by freeze_exclude"
 # Of models of this type peft (0.21) reads these leaves as those of experts, in layers that have none too.
 _MISREAD = {"qwen3_moe": ("gate_proj", "up_proj", "down_proj")}
 
@@ -52,9 +49,7 @@ def lora_modules(
         chosen = [module for module in chosen if not _excluded(module, excluding, kind)]
     misread = [module for module in chosen if _leaf(module) in _MISREAD.get(spec.family, ())]
     if misread:
-        raise InputError(
-            f"{where}: chooses {misread[0]}, whose adapter peft would read as one of experts: leave it out"
-        )
+        raise InputError(f"{where}: chooses {misread[0]}, whose adapter peft reads as one of experts: leave it out")
     if not chosen:
         raise InputError(f"{where}: matches no module that exclude_layers leaves ({_existing(modules, kind)})")
     return tuple(chosen)
