@@ -83,9 +83,7 @@ def _whole(name: str, shape: tuple[int, ...], pieces: list[tuple[int, Stored | J
     first = _first_gap(pieces)
     if first < row_count(shape):
         where = joined.file_of(pieces[0][1])
-        raise InputError(
-            f"{where}: of {name!r} the matrices of expert {first // shape[1]} are missing, or some of them"
-        )
+        raise InputError(f"{where}: {name!r} lacks matrices, first one of expert {first // shape[1]}")
     return _stacked(shape, pieces)
 
 
