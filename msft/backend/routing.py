@@ -43,3 +43,8 @@ def chosen(shares: np.ndarray, count: int) -> np.ndarray:
         found[tied] = False
         found[tied[:, None], order] = True
     return found
+
+
+def described(balance: float) -> dict[str, str]:
+    """Say which weight the balance loss has."""
+    return {"balance loss": f"x {balance:g}, of all layers, by micro-batch" if balance else "none"}

@@ -22,6 +22,11 @@ from msft.backend.mindspore.parts import Numbers
 PIECES = (1024, 256, 64)
 # For new tokens, of which there are few.
 FEW = 8
+# What `describe` says of them.
+APPLIED = (
+    f"an expert's tokens in pieces of {PIECES[0]}, {PIECES[1]} and {PIECES[2]}, none dropped; shares in float32, "
+    "chosen by the host; plain products, since Ascend's grouped one could not be tried"
+)
 
 
 class Routing(NamedTuple):

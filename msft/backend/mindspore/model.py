@@ -8,12 +8,11 @@ import numpy as np
 from mindspore import Tensor
 from mindspore import ops as operators
 
-from msft.backend import random, slices
+from msft.backend import random, routing, slices
 from msft.backend.contract import IGNORE, Batch, Runtime, Tuning
-from msft.backend.mindspore import attention, distributed, ops
+from msft.backend.mindspore import attention, distributed, experts, ops
 from msft.backend.mindspore.decoder import Decoder, Trace, by_position
 from msft.backend.mindspore.device import bind_threads
-from msft.backend.routing import Balance
 from msft.models.spec import ModelSpec
 
 
@@ -73,7 +72,7 @@ class Model:
         """What the balance loss of a batch is counted in, where one is asked for."""
         if not self.runtime.balance:
             return nullcontext()
-        return self.decoder.counting(Balance(self.spec.experts.count))
+        return self.decoder.counting(routing.Balance(self.spec.experts.count))
 
     def loss_sum(self, batch: Batch) -> float:
         """Return the summed loss of the supervised tokens, without dropout."""
@@ -146,6 +145,7 @@ class Model:
             "attention": self.kernels.name,
             "recompute": str(self.runtime.recompute),
             "threads": self.threads,
+            **({"experts": experts.APPLIED, **routing.described(self.runtime.balance)} if self.spec.experts else {}),
         }
 
     def _forward(self, batch: Batch, keep: bool = False, taken: Tensor | None = None) -> Trace:

@@ -1,7 +1,8 @@
 """Routed experts: tokens in the order of their experts, each expert's products with its own ones; none is dropped.
 
-It takes the place of transformers' own: their `grouped_mm` and `batched_mm` and the loop over experts compute the same,
-but keep or copy more (benchmarks/NOTES.md).
+It takes the place of transformers' own: their loop over experts makes a gradient of all matrices for each expert, and
+takes twice the time where these are tuned; their `grouped_mm` is as fast and as exact on CPU, but takes the dtype of
+its products from autocast.
 """
 
 import functools
@@ -14,6 +15,9 @@ from msft.backend.routing import Balance
 from msft.backend.torch import block, ops
 from msft.models.experts import Experts
 from msft.models.spec import ModelSpec
+
+# What `describe` says of them.
+APPLIED = "each one's products with its own tokens, none dropped; shares in float32"
 
 
 def place(network: nn.Module, spec: ModelSpec, parts: block.Parts, compute: torch.dtype) -> None:

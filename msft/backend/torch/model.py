@@ -6,10 +6,9 @@ from contextlib import nullcontext
 import numpy as np
 import torch
 
-from msft.backend import random, slices
+from msft.backend import random, routing, slices
 from msft.backend.contract import IGNORE, Batch, Runtime, Tuning
-from msft.backend.routing import Balance
-from msft.backend.torch import block, distributed, ops
+from msft.backend.torch import block, distributed, experts, ops
 from msft.backend.torch.decoder import Decoder
 from msft.models.spec import ModelSpec
 
@@ -53,7 +52,7 @@ class Model:
         """What the balance loss of a batch is counted in, where one is asked for."""
         if not self.runtime.balance:
             return nullcontext()
-        return self.decoder.counting(Balance(self.spec.experts.count))
+        return self.decoder.counting(routing.Balance(self.spec.experts.count))
 
     def _dropout(self, batch: Batch, step: int | None):
         """The mode of training in a step; None: without dropout."""
@@ -154,6 +153,7 @@ class Model:
             "attention": self.kernels.name,
             "norm, rotation, SwiGLU": self._parts(),
             "recompute": str(self.runtime.recompute),
+            **({"experts": experts.APPLIED, **routing.described(self.runtime.balance)} if self.spec.experts else {}),
         }
 
     def _parts(self) -> str:
