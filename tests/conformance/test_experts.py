@@ -58,9 +58,11 @@ def test_the_balance_loss_is_transformers(name, engine, balanced):
     result = built.train_step([one], 0.0)
     assert result.balance == pytest.approx(uneven, abs=1e-6) and uneven > 1
     assert result.loss == pytest.approx(loss + COEFFICIENT * uneven, abs=1e-5)
+    applied = built.describe()
+    assert "none dropped" in applied["experts"] and applied["balance loss"].startswith("x 0.7, ")
 
 
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("engine", ["torch", pytest.param("mindspore", marks=pytest.mark.families)])
 def test_a_steps_balance_loss_is_the_mean_of_its_micro_batches(engine, balanced):
     """Each weighs as much as it has supervised tokens."""
     built = families.build(engine, "qwen2_moe", families.lora("qwen2_moe"))
