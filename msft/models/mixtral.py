@@ -16,10 +16,8 @@ def spec_from_hf(config: dict, where: str = "config.json") -> ModelSpec:
     """Read a Mixtral `config.json`; raises InputError naming every missing or impossible value."""
     values = HfConfig(config, where, KEYS, DEFAULTS)
     values.refuse("router_jitter_noise", 0)
-    count, chosen = values.experts()
     spec = values.spec("mixtral")
-    layers = tuple(range(spec.num_hidden_layers))
-    experts = Experts(count, chosen, spec.intermediate_size, layers)
+    experts = Experts(*values.experts(), spec.intermediate_size, tuple(range(spec.num_hidden_layers)))
     windows = (values.get("sliding_window", 0),) * spec.num_hidden_layers
     return replace(spec, windows=windows, experts=experts)
 

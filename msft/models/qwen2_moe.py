@@ -23,14 +23,14 @@ def spec_from_hf(config: dict, where: str = "config.json") -> ModelSpec:
     # transformers 5 writes a window of 0 for none.
     given = {**config, "sliding_window": None} if config.get("sliding_window") == 0 else config
     values = HfConfig(given, where, KEYS, DEFAULTS)
-    experts = experts_of(values, values.size("shared_width"))
     biased = llama.ATTENTION[:3] if values.flag("qkv_bias", True) else ()
     spec = values.spec("qwen2_moe", block=Block(biased=biased))
+    experts = experts_of(values, values.size("shared_width"))
     return replace(spec, windows=_windows(values), experts=experts, hf_config=config)
 
 
 def experts_of(values: HfConfig, shared_width: int = 0) -> Experts:
-    """Return the experts of Qwen's configs."""
+    """Return the experts of Qwen's configs, whose other values have been checked."""
     count, chosen = values.experts()
     layers, step = values.size("num_hidden_layers"), values.size("decoder_sparse_step", 1)
     sparse = sparse_layers(layers, step, values.numbers("mlp_only_layers"))

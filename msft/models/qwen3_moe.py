@@ -15,9 +15,9 @@ def spec_from_hf(config: dict, where: str = "config.json") -> ModelSpec:
     # transformers 5 writes what releases call num_experts under Mixtral's name.
     count = "num_local_experts" if "num_local_experts" in config else "num_experts"
     values = HfConfig(config, where, {**qwen2_moe.KEYS, "count": count}, DEFAULTS)
-    experts = qwen2_moe.experts_of(values)
     biased = llama.ATTENTION if values.flag("attention_bias") else ()
     spec = values.spec("qwen3_moe", block=Block(head_norms=qwen3.HEAD_NORMS, biased=biased))
+    experts = qwen2_moe.experts_of(values)
     window = values.get("sliding_window", 4096) if values.flag("use_sliding_window") else 0
     return replace(spec, windows=(window,) * spec.num_hidden_layers, experts=experts)
 

@@ -102,3 +102,14 @@ def test_an_experts_tokens_are_computed_in_pieces(monkeypatch):
     monkeypatch.setattr(module, "PIECES", (16, 4))
     np.testing.assert_allclose(built.logits(one), expected[0], atol=1e-5)
     assert_gradients(built.gradients(one), expected[1])
+
+
+@pytest.mark.parametrize("engine", ["torch", pytest.param("mindspore", marks=pytest.mark.families)])
+def test_blocks_that_are_computed_again_are_counted_once(engine, balanced, monkeypatch):
+    name, one = "qwen2_moe", families.batch()
+    built = families.build(engine, name, families.full(name))
+    expected, step = built.gradients(one), built.train_step([one], 0.0)
+    monkeypatch.setattr(families, "RUNTIME", replace(families.RUNTIME, recompute=True))
+    again = families.build(engine, name, families.full(name))
+    assert_gradients(again.gradients(one), expected)
+    assert again.train_step([one], 0.0).balance == pytest.approx(step.balance, abs=1e-7)

@@ -1,6 +1,7 @@
 """A decoder's block for generation, written out: few rows, no gradients, keys and values in a cache."""
 
 import torch
+from torch.nn import functional
 
 from msft.backend.torch import attention, block, experts, ops, replaced
 from msft.models import rope
@@ -75,7 +76,8 @@ class CachedBlock:
         return found
 
     def _product(self, rows, weight):
-        return block.few_rows(rows, weight.to(self.compute))
+        weight = weight.to(self.compute)
+        return block.few_rows(rows, weight) if len(rows) <= block.VECTORS else functional.linear(rows, weight)
 
     def _swiglu(self, gate, up):
         return self.activate(gate).mul_(up)
