@@ -138,7 +138,8 @@ class Runtime:
     `shard_optimizer` deals the optimizer's state to the ranks with different rows (ZeRO stage 1).
     `parallel` asks for the process group of the launcher (msrun, torchrun). `strategy` says what its ranks share out:
     rows alone (ddp), or the model, its gradients and moments too (fsdp; deepspeed: what `deepspeed`, its whole
-    configuration, says). `plan` asks for MindSpore's semi-automatic mode, which cuts the model as it says.
+    configuration, says). `plan` asks for MindSpore's semi-automatic mode, which cuts the model as it says. `balance` is
+    the weight of the balance loss of routed experts (0 = none).
     """
 
     device: str = "cpu"
@@ -154,6 +155,7 @@ class Runtime:
     strategy: str = "ddp"
     deepspeed: dict[str, Any] | None = None
     plan: Plan | None = None
+    balance: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -161,7 +163,9 @@ class StepResult:
     """One optimizer step: the loss is the mean over all supervised tokens of the global batch.
 
     `grad_norm` is the global norm before clipping, with any loss scale taken out. A step whose loss or
-    gradient is not finite is skipped: parameters, moments and the optimizer's step count stay as they were.
+    gradient is not finite is skipped: parameters, moments and the optimizer's step count stay as they were. With
+    `Runtime.balance` the loss has that times `balance` in it, the mean of the micro-batches' balance losses by their
+    supervised tokens (None: not asked for).
     """
 
     loss: float
@@ -169,6 +173,7 @@ class StepResult:
     grad_norm: float
     skipped: bool
     loss_scale: float
+    balance: float | None = None
 
 
 @dataclass(frozen=True)

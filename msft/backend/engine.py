@@ -34,6 +34,7 @@ class _Total(NamedTuple):
     supervised: int
     gradients: dict
     norm: float
+    balance: float | None = None
 
 
 class FrameworkEngine:
@@ -61,7 +62,7 @@ class FrameworkEngine:
             self.optimizer.apply(total.gradients, self._clip(total.norm) / scale, learning_rate)
         self.scaler.update(not finite)
         self.step += 1
-        return StepResult(total.loss, total.supervised, total.norm, not finite, scale)
+        return StepResult(total.loss, total.supervised, total.norm, not finite, scale, total.balance)
 
     def step_gradients(self, micro_batches: Sequence[Batch]) -> StepGradients:
         """See `contract.Engine.step_gradients`."""
@@ -80,10 +81,12 @@ class FrameworkEngine:
         supervised = int(self.distributed.sum_numbers([local])[0])
         if supervised == 0:
             raise RunError(f"step {self.step + 1}: no token of the batch is supervised, so there is no loss")
+        self.model.balance_sum = 0.0
         losses, gradients = self._computed(micro_batches, scale / supervised)
         gradients = self._over_ranks(self.optimizer.zeros() if gradients is None else gradients)
-        loss = self.distributed.sum_numbers([sum(losses)])[0] / supervised
-        return _Total(loss, tuple(losses), supervised, gradients, self._norm(gradients) / scale)
+        loss, balance = self.distributed.sum_numbers([sum(losses), self.model.balance_sum])
+        balance = balance / supervised if self.runtime.balance else None
+        return _Total(loss / supervised, tuple(losses), supervised, gradients, self._norm(gradients) / scale, balance)
 
     def _computed(self, micro_batches: Sequence[Batch], scale: float) -> tuple[list[float], dict | None]:
         """Each micro-batch's summed loss, and the gradients of `scale` x all of it (None: nothing was computed)."""

@@ -29,8 +29,15 @@ def computed_dtype(name: str, tuned: bool, precision: Precision, spec: ModelSpec
     if tuned:
         return "float32"
     module = name.rpartition(".")[0]
-    in_block = name.startswith(f"{spec.outside.layers}.") and module.endswith(spec.block.modules)
+    in_block = name.startswith(f"{spec.outside.layers}.") and (
+        module.endswith(spec.block.modules) or _is_of_experts(name, module, spec)
+    )
     return precision.compute if in_block or name == spec.head else _frozen_dtype(precision)
+
+
+def _is_of_experts(name: str, module: str, spec: ModelSpec) -> bool:
+    experts = spec.experts
+    return experts is not None and (name.endswith(experts.tensors) or module.endswith(experts.modules))
 
 
 def _frozen_dtype(precision: Precision) -> str:

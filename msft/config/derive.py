@@ -237,6 +237,7 @@ def runtime(recipe: Recipe, device: str, parallel: bool) -> "Runtime":
         compile=recipe.backend == "torch" and recipe.torch_compile,
         parallel=parallel,
         strategy=strategy(recipe),
+        balance=model_keys(recipe).moe_aux_loss_coef or 0.0,
     )
 
 

@@ -209,7 +209,7 @@ class Recipe(Block):
     base_config: Annotated[Any, Refused("write all keys into one file", ())] = None
     register_path: Annotated[Any, Refused("python files named by a recipe are not run", ("",))] = None
     lr_scale: Annotated[Any, Refused("write the learning rate that is meant", (False,))] = None
-    moe_config: Annotated[Any, Refused("mixtures of experts are not built", ())] = None
+    moe_config: Annotated[Any, Refused("experts are the model's own; model.moe_aux_loss_coef balances them", ())] = None
     data_skip_steps: Annotated[Any, Refused("a resumed run skips by itself", (0,))] = None
     swap_config: Annotated[Any, Refused("swapping activations is not built", ())] = None
     metric: Annotated[Any, Unused("evaluation gives the mean loss per token and the perplexity")] = None

@@ -48,9 +48,13 @@ class PetConfig(Block):
 
 
 class ModelKeys(Block):
-    """The keys that do not describe the architecture: precision, adapters, generation."""
+    """The keys that do not describe the architecture: precision, adapters, generation.
+
+    `moe_aux_loss_coef` adds the balance loss of routed experts to the loss, times that; unset, there is none.
+    """
 
     seq_length: Positive = 2048
+    moe_aux_loss_coef: NotNegative | None = None
     compute_dtype: Dtype | None = None
     layernorm_compute_type: Dtype | None = None
     softmax_compute_type: Dtype | None = None
@@ -103,7 +107,7 @@ class ModelConfig(ModelKeys):
     scaling_factor: _refused("write a longer context as rope_scaling", 1, 1.0) = None
     quant_config: _refused("quantized models are not built", None) = None
     quantization_config: _refused("quantized models are not built", None) = None
-    moe_config: _refused("mixtures of experts are not built", None) = None
+    moe_config: _refused("experts need the model's own family (model.pretrained)", None) = None
     parallel_decoding_params: _refused("parallel decoding is not built", None) = None
 
     batch_size: Annotated[Any, Unused("the batch size of prediction is predict_batch_size")] = None

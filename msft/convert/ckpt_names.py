@@ -1,12 +1,14 @@
 """A CKPT's tensors under Hugging Face's names: trainer state left out, concatenated tensors split."""
 
 from msft import console
+from msft.convert.file_names import taken_apart
 from msft.convert.joined import Joined, rows
 from msft.convert.stored import Stored
 from msft.errors import InputError
 from msft.models.adapters import is_mindformers_adapter
 from msft.models.families import FAMILIES, family
-from msft.models.family import Family
+from msft.models.family import Family, Rows, in_files
+from msft.models.shapes import tensor_shapes
 from msft.models.spec import ModelSpec
 
 _STATE_PREFIXES = ("adam_m.", "adam_v.", "moment1.", "moment2.", "moments.", "accu_grads.")
@@ -35,7 +37,8 @@ def canonical(stored: dict[str, Stored | Joined], spec: ModelSpec | None, where:
             if new_name in result:
                 raise InputError(f"{where}: two tensors are {new_name!r}, one of them {name!r}")
             result[new_name] = part
-    return result
+    stacked = _stacked(model, spec) if spec and model.mindformers.stacked else {}
+    return taken_apart(result, stacked, spec) if stacked else result
 
 
 def of_model(stored: dict[str, Stored | Joined], where: str) -> dict[str, Stored | Joined]:
@@ -54,6 +57,16 @@ def of_model(stored: dict[str, Stored | Joined], where: str) -> dict[str, Stored
     if adapters:
         console.warn(f"{where}: left out {adapters} LoRA tensors; pass the same file as adapter to use them")
     return result
+
+
+def _stacked(model: Family, spec: ModelSpec) -> dict[str, tuple[Rows, ...]]:
+    """Which rows of the model's tensors those hold in which the experts of a layer are stacked."""
+    found: dict[str, tuple[Rows, ...]] = {}
+    for name, shape in tensor_shapes(spec).items():
+        if len(shape) == 3:
+            for theirs, part in in_files(name, shape, spec, model.mindformers.stacked, str):
+                found[theirs] = (*found.get(theirs, ()), part)
+    return found
 
 
 def is_trainer_state(name: str, entry: Stored | Joined) -> bool:

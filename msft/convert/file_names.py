@@ -1,11 +1,14 @@
 """A family's own files under canonical names: prefixes put back, tensors renamed, joined ones taken apart."""
 
 from msft.convert import joined, stored
-from msft.convert.joined import Joined
+from msft.convert.joined import Joined, Piece
 from msft.convert.source import TensorInfo
 from msft.convert.stored import Stored
+from msft.errors import InputError
+from msft.models.experts import row_count
 from msft.models.families import family
 from msft.models.family import FileNames, Rows
+from msft.models.shapes import tensor_shapes
 from msft.models.spec import ModelSpec
 
 # What old releases saved beside weights: causal masks.
@@ -15,8 +18,14 @@ _MASKS = (".attn.bias", ".attn.masked_bias", ".attention.bias", ".attention.mask
 def canonical(entries: dict[str, Stored | Joined], spec: ModelSpec) -> dict[str, Stored | Joined]:
     """Return the tensors of a Hugging Face file by canonical name; what the family does not know keeps its name."""
     names = family(spec.family).files
-    layout = names.tensors(spec)
     entries = _with_prefixes({name: entry for name, entry in entries.items() if not _is_mask(name, entry)}, names)
+    return taken_apart(entries, names.tensors(spec), spec)
+
+
+def taken_apart(
+    entries: dict[str, Stored | Joined], layout: dict[str, tuple[Rows, ...]], spec: ModelSpec
+) -> dict[str, Stored | Joined]:
+    """Return the model's tensors, made of what `layout` says that tensors of a file hold; others keep their names."""
     found: dict[str, Stored | Joined] = {}
     parts: dict[str, list[tuple[int, Stored | Joined]]] = {}
     for name, entry in entries.items():
@@ -24,12 +33,13 @@ def canonical(entries: dict[str, Stored | Joined], spec: ModelSpec) -> dict[str,
         if held is None or not _holds(entry, held):
             found[name] = entry
             continue
-        at = 0
+        entry, at = flat(entry, name), 0
         for rows in held:
             size = rows.stop - rows.start
             parts.setdefault(rows.tensor, []).append((rows.start, _rows(entry, at, at + size)))
             at += size
-    return found | {name: _together(pieces) for name, pieces in parts.items()}
+    shapes = tensor_shapes(spec)
+    return found | {name: _whole(name, shapes[name], pieces) for name, pieces in parts.items()}
 
 
 def _is_mask(name: str, entry: Stored | Joined) -> bool:
@@ -46,11 +56,60 @@ def _with_prefixes(entries: dict, names: FileNames) -> dict:
 
 def _holds(entry: Stored | Joined, held: tuple[Rows, ...]) -> bool:
     """Whether a tensor is as long as what it is said to hold; others are told by their own names."""
-    return bool(entry.info.shape) and entry.info.shape[0] == sum(rows.stop - rows.start for rows in held)
+    return bool(entry.info.shape) and row_count(entry.info.shape) == sum(rows.stop - rows.start for rows in held)
+
+
+def flat(entry: Stored | Joined, name: str) -> Stored | Joined:
+    """Return a tensor with all its axes but the last as one; it raises InputError for slices of a stacked one."""
+    shape = entry.info.shape
+    if len(shape) < 3:
+        return entry
+    if isinstance(entry, Joined) or entry.strides is not None:
+        raise InputError(
+            f"{joined.file_of(entry)}: tensor {name!r} {list(shape)} lies in slices, which are not read yet"
+        )
+    return entry._replace(info=TensorInfo((row_count(shape), shape[-1]), entry.info.dtype))
 
 
 def _rows(entry: Stored | Joined, start: int, stop: int) -> Stored | Joined:
     return entry if stop - start == entry.info.shape[0] else joined.rows(entry, start, stop)
+
+
+def _whole(name: str, shape: tuple[int, ...], pieces: list[tuple[int, Stored | Joined]]) -> Stored | Joined:
+    """The tensor of that shape that consists of rows; its own shape where these are too many or too few."""
+    if len(shape) < 3:
+        return _together(pieces)
+    pieces = sorted(pieces, key=lambda piece: piece[0])
+    first = _first_gap(pieces)
+    if first < row_count(shape):
+        where = joined.file_of(pieces[0][1])
+        raise InputError(f"{where}: {name!r} lacks matrices, first one of expert {first // shape[1]}")
+    return _stacked(shape, pieces)
+
+
+def _first_gap(pieces: list[tuple[int, Stored | Joined]]) -> int:
+    """The first row that no piece has."""
+    expected = 0
+    for start, entry in pieces:
+        if start != expected:
+            break
+        expected += entry.info.shape[0]
+    return expected
+
+
+def _stacked(shape: tuple[int, ...], pieces: list[tuple[int, Stored]]) -> Stored | Joined:
+    """Matrices one after another as a tensor of three axes, of one file or of several."""
+    info = TensorInfo(shape, pieces[0][1].info.dtype)
+    if len({entry.file for _, entry in pieces}) == 1 and not any(entry.strides for _, entry in pieces):
+        extents = tuple(extent for _, entry in pieces for extent in entry.extents)
+        return stored.Stored(info, pieces[0][1].file, extents)
+    slices = []
+    for start, entry in pieces:
+        expert, row = divmod(start, shape[1])
+        strides = entry.strides and (0, *entry.strides)
+        part = entry._replace(info=TensorInfo((1, *entry.info.shape), info.dtype), strides=strides)
+        slices.append(Piece(part, (expert, row, 0)))
+    return Joined(info, tuple(slices))
 
 
 def _together(pieces: list[tuple[int, Stored | Joined]]) -> Stored | Joined:

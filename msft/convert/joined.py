@@ -1,6 +1,8 @@
 """Tensors whose slices lie in several files."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from math import prod
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -46,8 +48,36 @@ class JoinedTensors:
 
     def file_of(self, name: str) -> str:
         """Return the path of the (first) file that holds a tensor."""
+        return str(file_of(self.entries[name]))
+
+    def parts(self, name: str) -> Iterator[np.ndarray]:
+        """Yield a tensor's elements in C order as flat arrays, each valid until the next; a whole one if it must."""
         entry = self.entries[name]
-        return str((entry if isinstance(entry, Stored) else entry.pieces[0].stored).file)
+        if isinstance(entry, Stored):
+            yield from StoredTensors({name: entry}).parts(name)
+        elif _is_in_order(entry):
+            for piece in entry.pieces:
+                yield from StoredTensors({name: piece.stored}).parts(name)
+        else:
+            yield self.read(name)
+
+
+def file_of(entry: Stored | Joined) -> Path:
+    """Return the (first) file that holds a tensor."""
+    return (entry if isinstance(entry, Stored) else entry.pieces[0].stored).file
+
+
+def _is_in_order(entry: Joined) -> bool:
+    """Whether the pieces' elements follow one another in the whole: stacked matrices, or rows."""
+    at, shape = 0, entry.info.shape
+    for start, size in ((piece.start, piece.stored.info.shape) for piece in entry.pieces):
+        within = len(shape) - 1 - next((axis for axis, wide in enumerate(size) if wide > 1), 0)
+        if size[len(size) - within :] != shape[len(shape) - within :]:
+            return False
+        if int(np.ravel_multi_index(start, shape)) != at:
+            return False
+        at += prod(size)
+    return True
 
 
 def rows(entry: Stored | Joined, start: int, stop: int) -> Stored | Joined:

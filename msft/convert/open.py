@@ -142,5 +142,8 @@ def _source(stored: dict[str, Stored | Joined], spec: ModelSpec | None, file: Pa
     if spec is not None and laid_out.is_meant(stored, spec):
         return laid_out.LaidOutTensors(ckpt_names.of_model(stored, str(file)), spec)
     if ckpt_names.are_mindformers(stored):
-        return kind(ckpt_names.canonical(stored, spec, str(file)))
-    return kind(stored if spec is None else file_names.canonical(stored, spec))
+        entries = ckpt_names.canonical(stored, spec, str(file))
+    else:
+        entries = stored if spec is None else file_names.canonical(stored, spec)
+    is_joined = any(isinstance(entry, Joined) for entry in entries.values())
+    return (JoinedTensors if is_joined else kind)(entries)

@@ -5,12 +5,15 @@ from typing import NamedTuple
 
 import numpy as np
 
+from msft.convert import file_names, stored
 from msft.convert.dtypes import Cast
+from msft.convert.joined import JoinedTensors
 from msft.convert.source import TensorInfo, TensorSource
 from msft.convert.stored import StoredTensors
 from msft.errors import InputError
+from msft.models.experts import row_count
 from msft.models.families import family
-from msft.models.family import Family, Rows
+from msft.models.family import Family, Rows, in_files
 from msft.models.shapes import tensor_shapes
 from msft.models.spec import ModelSpec
 
@@ -47,19 +50,45 @@ def plan(
     return [_output(model.mindformers.write(name), parts, source, cast) for name, parts in groups]
 
 
-def pieces(output: Output, source: TensorSource, cast: Cast) -> Iterator[np.ndarray]:
+class Reader:
+    """Reads parts of a source's tensors: of stored ones nothing else, of others the last whole one is kept for more."""
+
+    def __init__(self, source: TensorSource):
+        self.source = source
+        self._name, self._last = "", None
+
+    def arrays(self, part: Rows) -> Iterator[np.ndarray]:
+        """Yield a part's content as arrays, each valid until the next."""
+        name, source = part.tensor, self.source
+        if part.stop - part.start < row_count(source.tensors[name].shape):
+            yield self._rows(part)
+        elif isinstance(source, StoredTensors | JoinedTensors):
+            yield from source.parts(name)
+        else:
+            yield source.read(name)
+
+    def _rows(self, part: Rows) -> np.ndarray:
+        name, source = part.tensor, self.source
+        entry = (getattr(source, "stored", None) or getattr(source, "entries", {})).get(name)
+        if isinstance(entry, stored.Stored) and entry.strides is None:
+            rows = stored.rows(file_names.flat(entry, name), part.start, part.stop)
+            return StoredTensors({name: rows}).read(name)
+        if name != self._name:
+            self._name, self._last = name, None
+            self._last = _matrix(source.read(name))
+        return self._last[part.start : part.stop]
+
+
+def pieces(output: Output, reader: Reader, cast: Cast) -> Iterator[np.ndarray]:
     """Yield an output's content as uint8 arrays, each valid until the next; at most one tensor is in memory."""
-    if output.is_transposed or not all(_is_whole(part, source) for part in output.parts):
-        yield from cast.pieces(output.name, _assembled(output, source))
+    # Rows of several tensors in turns; those of a single one are read one after another.
+    if output.is_transposed or 1 < len({part.tensor for part in output.parts}) < len(output.parts):
+        yield from cast.pieces(output.name, _assembled(output, reader.source))
         return
     for part in output.parts:
-        for array in _arrays(source, part.tensor):
+        for array in reader.arrays(part):
             yield from cast.pieces(part.tensor, array)
             del array
-
-
-def _is_whole(part: Rows, source: TensorSource) -> bool:
-    return (part.start, part.stop) == (0, source.tensors[part.tensor].shape[0])
 
 
 def _assembled(output: Output, source: TensorSource) -> np.ndarray:
@@ -72,29 +101,35 @@ def _assembled(output: Output, source: TensorSource) -> np.ndarray:
         places[part] = row
         row += part.stop - part.start
     for tensor, parts in at.items():
-        array = source.read(tensor).T if output.is_transposed else source.read(tensor)
+        array = source.read(tensor).T if output.is_transposed else _matrix(source.read(tensor))
         whole = np.empty((row, *array.shape[1:]), array.dtype) if whole is None else whole
         for part in parts:
             whole[places[part] : places[part] + part.stop - part.start] = array[part.start : part.stop]
     return whole
 
 
-def _arrays(source: TensorSource, name: str) -> Iterator[np.ndarray]:
-    if isinstance(source, StoredTensors):
-        yield from source.parts(name)
-    else:
-        yield source.read(name)
+def _matrix(array: np.ndarray) -> np.ndarray:
+    return array.reshape(-1, array.shape[-1]) if array.ndim > 2 else array
 
 
 def _groups(model: Family, spec: ModelSpec, concatenated: bool) -> list[tuple[str, tuple[Rows, ...]]]:
     groups: dict[str, tuple[Rows, ...]] = {}
     for name, shape in tensor_shapes(spec).items():
-        joined = name
+        for theirs, rows in in_files(name, shape, spec, model.mindformers.stacked, _joined(model, concatenated)):
+            groups[theirs] = (*groups.get(theirs, ()), rows)
+    return list(groups.items())
+
+
+def _joined(model: Family, concatenated: bool):
+    """What a tensor is called that holds another one."""
+
+    def joined(name: str) -> str:
         for cell, modules in model.mindformers.concatenated.items() if concatenated else ():
             for module in modules:
-                joined = joined.replace(f".{module}.", f".{cell}.")
-        groups[joined] = (*groups.get(joined, ()), Rows(name, 0, shape[0]))
-    return list(groups.items())
+                name = name.replace(f".{module}.", f".{cell}.")
+        return name
+
+    return joined
 
 
 def _output(
@@ -105,6 +140,15 @@ def _output(
     if len(dtypes) > 1:
         names = ", ".join(dict.fromkeys(part.tensor for part in parts))
         raise InputError(f"{names}: cannot be joined, they are {' and '.join(dtypes)}; give --dtype")
-    rows = sum(part.stop - part.start for part in parts)
-    others = infos[0].shape[:1] if is_transposed else infos[0].shape[1:]
-    return Output(name, TensorInfo((rows, *others), infos[0].dtype), parts, is_transposed)
+    shape = _shape(parts, [info.shape[::-1] if is_transposed else info.shape for info in infos])
+    return Output(name, TensorInfo(shape, infos[0].dtype), parts, is_transposed)
+
+
+def _shape(parts: tuple[Rows, ...], shapes: list[tuple[int, ...]]) -> tuple[int, ...]:
+    """The shape of what holds these parts of tensors of these shapes: of a stacked tensor's, a stack as well."""
+    rows, whole = sum(part.stop - part.start for part in parts), shapes[0]
+    if len(whole) < 3:
+        return (rows, *whole[1:])
+    if len(parts) > 1:
+        return len(parts), rows // len(parts), whole[-1]
+    return whole if rows == row_count(whole) else (rows, whole[-1])

@@ -14,7 +14,7 @@ from msft.convert.ckpt import CkptWriter
 from msft.convert.direct_file import DirectFile
 from msft.convert.dtypes import Cast, byte_count
 from msft.convert.open import sidecar
-from msft.convert.plan import Output, pieces, plan
+from msft.convert.plan import Output, Reader, pieces, plan
 from msft.convert.safetensors_file import SafetensorsWriter
 from msft.convert.source import TensorSource
 from msft.errors import InputError, RunError
@@ -41,9 +41,9 @@ def write_ckpt(
     cast = Cast(dtype)
     outputs = plan(spec, source, cast, mindformers=True, qkv_concat=qkv_concat)
     with _writing(path), atomic_path(path) as temporary, DirectFile(temporary) as file:
-        writer = CkptWriter(file)
+        writer, reader = CkptWriter(file), Reader(source)
         for output in console.track(outputs, len(outputs), path.name):
-            writer.add(output.name, output.info, pieces(output, source, cast))
+            writer.add(output.name, output.info, pieces(output, reader, cast))
         writer.close()
         size = file.tell()
         if verified:
@@ -110,7 +110,7 @@ def _write_shards(
     folder: Path, title: str, outputs: list[Output], source: TensorSource, cast: Cast, shard_bytes: int
 ) -> int:
     parts = shards(outputs, shard_bytes)
-    weight_map, todo = {}, []
+    weight_map, todo, reader = {}, [], Reader(source)
     for number, part in enumerate(parts, 1):
         name = "model.safetensors" if len(parts) == 1 else f"model-{number:05}-of-{len(parts):05}.safetensors"
         weight_map |= {output.name: name for output in part}
@@ -124,7 +124,7 @@ def _write_shards(
                 files.close()
                 file = files.enter_context(DirectFile(folder / file_name))
                 name, writer = file_name, SafetensorsWriter(file, {item.name: item.info for item in part})
-            writer.add(output.name, pieces(output, source, cast))
+            writer.add(output.name, pieces(output, reader, cast))
         writer.close()
     size = sum(byte_count(output.info) for output in outputs)
     if len(parts) > 1:

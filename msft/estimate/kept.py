@@ -37,19 +37,27 @@ def block(sizes: Sizes, work: Work, layout: Layout) -> float:
     compute, hidden = BYTES[work.precision.compute], hidden_bytes(sizes, work)
     queries = spec.num_attention_heads * spec.head_dim / tensor
     keys = spec.num_key_value_heads * spec.head_dim / tensor
-    wide = spec.intermediate_size / tensor
+    wide = sizes.wide / tensor
     # The input, and what stands between attention and the feed-forward layer.
     states, split = 2.0, queries + 2 * keys + 2 * wide
     masks = sizes.dropped / spec.num_hidden_layers / tensor
     if work.backend == "torch":
-        states += sizes.keeps_normed + sizes.keeps_wide_normed
+        states += sizes.keeps_normed + sizes.keeps_wide_normed + sizes.routed * _routed_rows(sizes)
         is_output_kept = fused_attention(work) or is_left_to_torch(work)
         split += queries * (1 if is_output_kept else sizes.keeps_mixed)
         split += wide * sizes.keeps_gated + sizes.ranks / spec.num_hidden_layers
     else:
         split, masks = split + queries, 0
+        # The norm that experts read.
+        states += sizes.routed
     a_token = states * hidden * spec.hidden_size / _hidden_parts(layout) + split * compute + masks
     return tokens_held(work) * a_token + attention_weights(sizes, work) / tensor
+
+
+def _routed_rows(sizes: Sizes) -> float:
+    """Rows of a token that torch keeps in a block with experts: each one's output, and its input beside the norm."""
+    chosen = sizes.spec.experts.chosen if sizes.spec.experts else 0
+    return chosen + sizes.keeps_wide_normed * (chosen - 1)
 
 
 def attention_weights(sizes: Sizes, work: Work) -> float:

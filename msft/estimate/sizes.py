@@ -26,7 +26,9 @@ class Sizes(NamedTuple):
     embedding. `adapters` are split by tensor parallelism as `split_adapters` says, the rest of them is not. The shares
     of blocks that keep the inputs of their linear modules for gradients: `keeps_normed` (of q, k, v), `keeps_mixed`
     (o), `keeps_wide_normed` (gate, up), `keeps_gated` (down). `dropped` are features under dropout masks and `ranks`
-    the adapters' middle values, over all blocks, a token.
+    the adapters' middle values, over all blocks, a token. `wide` are the features of a token in a feed-forward, of its
+    experts too, mean over blocks; `routed` is the share of blocks with experts, `idle` the parameters of experts that a
+    token does not have, `largest` the numbers of a block's largest tensor.
     """
 
     spec: ModelSpec
@@ -43,6 +45,10 @@ class Sizes(NamedTuple):
     keeps_gated: float
     dropped: int
     ranks: int
+    wide: float
+    routed: float
+    idle: Share
+    largest: int
 
     @property
     def parameters(self) -> int:
@@ -93,12 +99,20 @@ def sizes_of(spec: ModelSpec, tuning: Tuning) -> Sizes:
 
     block, around = spec.block, spec.outside
     in_blocks = [name for name in shapes if name.startswith(f"{around.layers}.")]
-    linears = [name for name in in_blocks if len(shapes[name]) == 2]
+    stacked = [name for name in in_blocks if len(shapes[name]) == 3] if spec.experts else []
+    linears = [name for name in in_blocks if len(shapes[name]) == 2] + stacked
     modules = tuning.lora.modules if tuning.lora else ()
     rank, dropout = (tuning.lora.rank, tuning.lora.dropout) if tuning.lora else (0, 0.0)
     turn = -1 if block.is_transposed else 1
     widths = {module: shapes[f"{module}.weight"][::turn] for module in modules}
     learning = {name.removesuffix(".weight") for name in linears if name in tuned} | set(modules)
+
+    experts = spec.experts
+    routed = len(experts.layers) / spec.num_hidden_layers if experts else 0.0
+    in_experts = experts.chosen * experts.width + experts.shared_width if experts else 0
+    idle = 1 - experts.chosen / experts.count if experts else 0.0
+    of_all = share(stacked)
+    learning |= set(stacked) & tuned
 
     def keeps(*names: str) -> float:
         numbers = range(spec.num_hidden_layers)
@@ -111,7 +125,7 @@ def sizes_of(spec: ModelSpec, tuning: Tuning) -> Sizes:
     return Sizes(
         spec=spec,
         linears=share(linears),
-        others=share(name for name in in_blocks if len(shapes[name]) != 2),
+        others=share(name for name in in_blocks if name not in linears),
         embedding=share(name for name in shapes if name not in in_blocks and not name.startswith(last)),
         head=share([spec.head] if spec.head in shapes else []),
         last_norm=share(name for name in shapes if name.startswith(f"{around.norm}.")),
@@ -119,10 +133,14 @@ def sizes_of(spec: ModelSpec, tuning: Tuning) -> Sizes:
         split_adapters=rank * split,
         keeps_normed=keeps(*block.project),
         keeps_mixed=keeps(block.merge),
-        keeps_wide_normed=keeps(*block.expand),
-        keeps_gated=keeps(block.contract),
+        keeps_wide_normed=keeps(*block.expand, *((experts.expand, *experts.shared_expand) if experts else ())),
+        keeps_gated=keeps(block.contract, *((experts.contract, experts.shared_contract) if experts else ())),
         dropped=sum(width[1] for width in widths.values()) if dropout else 0,
         ranks=rank * len(modules),
+        wide=(1 - routed) * spec.intermediate_size + routed * in_experts,
+        routed=routed,
+        idle=Share(round(idle * of_all.all), round(idle * of_all.tuned)),
+        largest=max(prod(shapes[name]) for name in stacked) if stacked else spec.hidden_size * spec.intermediate_size,
     )
 
 

@@ -54,7 +54,7 @@ class Flops(NamedTuple):
 
 
 def flops(sizes: Sizes, work: Work) -> Flops:
-    """Return what a token costs: 2 FLOPs a parameter and product; frozen matrices have no gradient of their own.
+    """Return what a token costs: 2 FLOPs a parameter that it meets and product; frozen matrices have no gradient.
 
     Attention is causal: a token meets half of its row on average.
     """
@@ -63,9 +63,9 @@ def flops(sizes: Sizes, work: Work) -> Flops:
     # Of each state: a decay, what is added, and what is read.
     states = 6 * spec.num_hidden_layers * space.state_size * space.intermediate_size if space else 0
     attention = states + 2 * 2 * spec.num_hidden_layers * spec.num_attention_heads * spec.head_dim * work.length / 2
-    linear = 2 * (sizes.linears.all + sizes.adapters)
+    linear = 2 * (sizes.linears.all - sizes.idle.all + sizes.adapters)
     head = 2 * spec.vocab_size * spec.hidden_size
-    own = 2 * (sizes.linears.tuned + sizes.adapters)
+    own = 2 * (sizes.linears.tuned - sizes.idle.tuned + sizes.adapters)
     return Flops(linear + attention, linear + own + 2 * attention, (3 if sizes.head_tuned else 2) * head)
 
 

@@ -52,7 +52,7 @@ def of_block(sizes: Sizes, work: Work, layout: Layout) -> float:
     held = HELD[work.backend if work.kind == "cpu" else "accelerator"]
     compute = BYTES[work.precision.compute]
     heads = (spec.num_attention_heads + 2 * spec.num_key_value_heads) * spec.head_dim
-    split = (held.heads * heads + held.wide * spec.intermediate_size) / tensor
+    split = (held.heads * heads + held.wide * sizes.wide) / tensor
     found = held.states * kept.block_input(sizes, work, layout) + kept.tokens_held(work) * split * compute
     if spec.state_space:
         found += state_kept.working(sizes, work, kept.tokens_held(work))
@@ -95,8 +95,7 @@ def of_update(sizes: Sizes, work: Work, gradients: float) -> float:
         return 0.0
     if work.kind == "cpu":
         return UPDATES * gradients + (TABLES * 4 * sizes.embedding.all if sizes.head_tuned else 0.0)
-    spec = sizes.spec
-    largest = max(sizes.embedding.tuned, min(sizes.linears.tuned, spec.hidden_size * spec.intermediate_size))
+    largest = max(sizes.embedding.tuned, min(sizes.linears.tuned, sizes.largest))
     return 3.0 * 4 * largest
 
 

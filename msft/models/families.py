@@ -20,10 +20,13 @@ from msft.models import (
     mamba,
     mamba2,
     mistral,
+    mixtral,
     opt,
     phi3,
     qwen2,
+    qwen2_moe,
     qwen3,
+    qwen3_moe,
 )
 from msft.models.family import Family
 from msft.models.spec import ModelSpec
@@ -49,6 +52,9 @@ MODULES = (
     opt,
     bloom,
     falcon,
+    mixtral,
+    qwen2_moe,
+    qwen3_moe,
     mamba,
     mamba2,
 )

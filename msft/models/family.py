@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from msft.models.experts import row_count, split_rows
 from msft.models.shapes import tensor_shapes
 from msft.models.spec import ModelSpec
 
@@ -12,7 +13,7 @@ DEFAULT_TEMPLATE = "vicuna_v1.1"
 
 
 class Rows(NamedTuple):
-    """Rows of a tensor (first axis)."""
+    """Rows of a tensor, all its axes but the last counted as one."""
 
     tensor: str
     start: int
@@ -34,7 +35,7 @@ class MindFormersNames:
     the modules LoRA can tune; `concatenated` the cells of `qkv_concat: True` to the modules they hold, along axis 0.
     Where a CKPT's tensors are split, joined or transposed, `layout` tells all of them; `aliases` are then (name in old
     CKPTs, name in new ones), replaced in this order. Where MindFormers' model `repeats_head`, a head that is the
-    embedding is in a CKPT a second time.
+    embedding is in a CKPT a second time. `stacked` are the tensors of a layer's experts as `split_rows` takes them.
     """
 
     renames: tuple[tuple[str, str], ...] = ()
@@ -43,6 +44,7 @@ class MindFormersNames:
     repeats_head: bool = False
     layout: Callable[[ModelSpec], dict[str, CkptTensor]] | None = None
     aliases: tuple[tuple[str, str], ...] = ()
+    stacked: tuple[str, str, str] | None = None
 
     def write(self, name: str) -> str:
         """Return MindFormers' parameter (or cell) name for a Hugging Face one."""
@@ -63,19 +65,22 @@ class FileNames:
 
     `renames` are (canonical, in files), replaced in this order; `prefixes` may be missing in files. A module of `fused`
     (by its name in files, within the layer) holds the canonical modules one after another, or where it `is_grouped` by
-    key head (the queries that share it, the key, the value).
+    key head (the queries that share it, the key, the value). `expert` are the tensors of an expert as `split_rows`
+    takes them.
     """
 
     renames: tuple[tuple[str, str], ...] = ()
     prefixes: tuple[str, ...] = ()
     fused: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     is_grouped: bool = False
+    expert: tuple[str, str, str] | None = None
 
     def tensors(self, spec: ModelSpec) -> dict[str, tuple[Rows, ...]]:
         """Return for each tensor of a file, in the model's order, which rows of canonical ones it holds."""
         found: dict[str, list[Rows]] = {}
         for name, shape in tensor_shapes(spec).items():
-            found.setdefault(self._in_file(name), []).append(Rows(name, 0, shape[0]))
+            for theirs, rows in in_files(name, shape, spec, self.expert, self._in_file):
+                found.setdefault(theirs, []).append(rows)
         return {name: self._grouped(rows, spec) for name, rows in found.items()}
 
     def _in_file(self, name: str) -> str:
@@ -96,6 +101,15 @@ class FileNames:
             for group in range(groups)
             for part, size in zip(parts, sizes, strict=True)
         )
+
+
+def in_files(
+    name: str, shape: tuple[int, ...], spec: ModelSpec, experts: tuple[str, str, str] | None, renamed: Callable
+) -> list[tuple[str, Rows]]:
+    """Return which tensors of a file hold which rows of a tensor: those of `experts`, or the one that is `renamed`."""
+    if experts and len(shape) == 3:
+        return [(theirs, Rows(name, *ends)) for theirs, *ends in split_rows(name, shape, spec.experts, experts)]
+    return [(renamed(name), Rows(name, 0, row_count(shape)))]
 
 
 @dataclass(frozen=True)

@@ -55,6 +55,29 @@ class HfConfig:
             raise InputError(f"{self.where}: '{self.shown(name)}' must be a number of 0 or more, not {value!r:.80}")
         return None if value is None else float(value)
 
+    def size(self, name: str, default: int | None = None) -> int:
+        """Return a whole number above 0; raises InputError for anything else."""
+        value = self.get(name, default)
+        if not _is_size(value):
+            raise InputError(f"{self.where}: '{self.shown(name)}' must be a whole number above 0, not {value!r:.80}")
+        return value
+
+    def experts(self) -> tuple[int, int]:
+        """Return how many experts there are (`count`), and how many a token has (`chosen`)."""
+        count, chosen = self.size("count"), self.size("chosen")
+        if chosen > count:
+            raise InputError(
+                f"{self.where}: {self.shown('chosen')} ({chosen}) is more than {self.shown('count')} ({count})"
+            )
+        return count, chosen
+
+    def numbers(self, name: str) -> list[int]:
+        """Return a list of whole numbers of 0 or more, empty where it is absent; raises InputError for others."""
+        value = self.get(name, [])
+        if not isinstance(value, list) or not all(type(number) is int and number >= 0 for number in value):
+            raise InputError(f"{self.where}: '{self.shown(name)}' must be a list of layers' numbers, not {value!r:.80}")
+        return value
+
     def refuse(self, name: str, *allowed) -> None:
         """Raise InputError where a value is given that is none of those that are supported."""
         value = self.get(name)

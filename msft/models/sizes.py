@@ -49,6 +49,26 @@ QWEN = {
 SMALL_QWEN = {**QWEN, "vocab_size": 151936, "tie_word_embeddings": True}
 QWEN3 = {**QWEN, "vocab_size": 151936, "max_position_embeddings": 40960, "head_dim": 128}
 SMALL_QWEN3 = {**QWEN3, "tie_word_embeddings": True}
+MIXTRAL = {**MISTRAL, "vocab_size": 32000, "num_local_experts": 8, "num_experts_per_tok": 2}
+QWEN2_MOE = {
+    **QWEN,
+    "vocab_size": 151936,
+    "num_experts": 60,
+    "num_experts_per_tok": 4,
+    "moe_intermediate_size": 1408,
+    "shared_expert_intermediate_size": 5632,
+    "norm_topk_prob": False,
+    "decoder_sparse_step": 1,
+}
+QWEN3_MOE = {
+    **QWEN3,
+    "num_experts": 128,
+    "num_experts_per_tok": 8,
+    "moe_intermediate_size": 768,
+    "norm_topk_prob": True,
+    "decoder_sparse_step": 1,
+    "mlp_only_layers": [],
+}
 GEMMA = {
     "vocab_size": 256000,
     "max_position_embeddings": 8192,
@@ -385,6 +405,32 @@ SIZES: dict[str, dict[str, Size]] = {
     "falcon": {
         "7b": _falcon("falcon-7b-instruct", 4544, 32, 71, multi_query=True),
         "40b": _falcon("falcon-40b-instruct", 8192, 60, 128, num_kv_heads=8, new_decoder_architecture=True),
+    },
+    "mixtral": {
+        "8x7b": _like_llama(MIXTRAL, "Mixtral-8x7B-Instruct-v0.1", 4096, 14336, 32, 32, 8),
+        "8x22b": _like_llama(
+            {**MIXTRAL, "vocab_size": 32768, "max_position_embeddings": 65536},
+            "Mixtral-8x22B-Instruct-v0.1",
+            *(6144, 16384, 56, 48, 8),
+        ),
+    },
+    "qwen2_moe": {
+        "1.5-a2.7b": _like_llama(
+            QWEN2_MOE, "Qwen1.5-MoE-A2.7B-Chat", 2048, 5632, 24, 16, 16, max_position_embeddings=8192
+        ),
+        "57b-a14b": _like_llama(
+            QWEN2_MOE,
+            "Qwen2-57B-A14B-Instruct",
+            *(3584, 18944, 28, 28, 4),
+            num_experts=64,
+            num_experts_per_tok=8,
+            moe_intermediate_size=2560,
+            shared_expert_intermediate_size=20480,
+        ),
+    },
+    "qwen3_moe": {
+        "30b-a3b": _like_llama(QWEN3_MOE, "Qwen3-30B-A3B", 2048, 6144, 48, 32, 4),
+        "235b-a22b": _like_llama(QWEN3_MOE, "Qwen3-235B-A22B", 4096, 12288, 94, 64, 4, moe_intermediate_size=1536),
     },
 }
 

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field, replace
 
+from msft.models.experts import Experts
 from msft.models.state_space import StateSpace
 
 
@@ -90,7 +91,8 @@ class ModelSpec:
     to +-`attention_cap` where there is one, as logits are to `head_cap`; rows of an `is_head_normed` head are divided
     by their length. `windows` has for each layer how many tokens a query sees, itself included (0 = all before it).
     Embeddings are multiplied by `embedding_scale`. With a `prefix` the second half of a head is turned as the first.
-    Layers with a `state_space` have no attention, and 0 heads.
+    Where there are `experts`, layers have them in place of the block's feed-forward. Layers with a `state_space` have
+    no attention, and 0 heads.
     `hf_config` is the whole `config.json`, kept to be written back beside exported weights.
     """
 
@@ -127,6 +129,7 @@ class ModelSpec:
     embedding_scale: float = 1.0
     state_space: StateSpace | None = None
     prefix: Prefix | None = None
+    experts: Experts | None = None
 
     @property
     def is_like_llama(self) -> bool:
@@ -136,7 +139,7 @@ class ModelSpec:
         """
         block = replace(self.block, biased=(), head_norms=())
         other = (self.norm_offset, self.neighbours, self.has_alibi, self.attention_cap, self.head_cap)
-        is_plain = not any(other) and not self.is_head_normed and self.embedding_scale == 1
+        is_plain = not any(other) and self.experts is None and not self.is_head_normed and self.embedding_scale == 1
         is_turned = self.rotary_dim == self.head_dim and not self.prefix
         return is_plain and is_turned and self.norm == "rms" and (block, self.outside) == (Block(), Outside())
 
@@ -149,6 +152,10 @@ class ModelSpec:
     def head(self) -> str:
         """The head's tensor; a tied one is the embedding's."""
         return f"{self.outside.head}.weight"
+
+    def has_experts(self, number: int) -> bool:
+        """Whether a layer has routed experts in place of the block's feed-forward."""
+        return self.experts is not None and number in self.experts.layers
 
     def layer(self, number: int) -> str:
         """Return what the names of a layer's modules begin with, as in 'model.layers.0.'."""

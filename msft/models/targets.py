@@ -15,6 +15,11 @@ from msft.models.family import Family
 from msft.models.shapes import linear_modules, tensor_shapes
 from msft.models.spec import ModelSpec
 
+# Without adapters: all experts of a layer are one tensor each, and their router is no linear module.
+_OF_EXPERTS = "; experts and their router take no adapters: they are tuned without pet_config, or by freeze_exclude"
+# Of models of this type peft (0.21) reads these leaves as those of experts, in layers that have none too.
+_MISREAD = {"qwen3_moe": ("gate_proj", "up_proj", "down_proj")}
+
 
 def lora_modules(
     patterns: str | Sequence[str] | None,
@@ -38,11 +43,14 @@ def lora_modules(
         patterns = [patterns] if isinstance(patterns, str) else list(patterns)
         compiled = _compile(patterns, where)
         names = {module: _names(module, kind) for module in modules}
-        _refuse_idle(compiled, names, kind, where, spec)
+        _refuse_idle(compiled, names, spec, where)
         chosen = [module for module in modules if any(_hits(regex, names[module]) for regex in compiled)]
     if exclude_layers:
         excluding = _compile(exclude_layers, where.replace("target_modules", "exclude_layers"))
         chosen = [module for module in chosen if not _excluded(module, excluding, kind)]
+    misread = [module for module in chosen if _leaf(module) in _MISREAD.get(spec.family, ())]
+    if misread:
+        raise InputError(f"{where}: chooses {misread[0]}, whose adapter peft reads as one of experts: leave it out")
     if not chosen:
         raise InputError(f"{where}: matches no module that exclude_layers leaves ({_existing(modules, kind)})")
     return tuple(chosen)
@@ -135,12 +143,12 @@ def _hits(regex: re.Pattern, names: Sequence[str]) -> bool:
     return any(regex.match(name) for name in names)
 
 
-def _refuse_idle(compiled: list[re.Pattern], names: dict, kind: Family, where: str, spec: ModelSpec) -> None:
+def _refuse_idle(compiled: list[re.Pattern], names: dict, spec: ModelSpec, where: str) -> None:
     idle = [regex.pattern for regex in compiled if not any(_hits(regex, every) for every in names.values())]
     if spec.state_space:
         _refuse_bypassed(idle, where)
     if idle or not compiled:
-        known = _existing(list(names), kind)
+        known = _existing(list(names), family(spec.family)) + (_OF_EXPERTS if spec.experts else "")
         leaves = [name for every in names.values() for name in (every[0], every[2])]
         problems = [f"{where}: {pattern!r} matches no module{_near(pattern, leaves)} ({known})" for pattern in idle]
         raise InputError(*(problems or [f"{where}: names no module ({known})"]))

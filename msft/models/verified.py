@@ -8,6 +8,7 @@ from typing import NamedTuple
 from msft.models.families import FAMILIES
 
 EVERY: tuple[str, ...] = ()
+EXPERTS = ("mixtral", "qwen2_moe", "qwen3_moe")
 CUT = "2 and 4 processes train as one does: losses within 1e-5, LoRA and full"
 
 
@@ -60,6 +61,24 @@ CHECKS = (
         "the releases' own split of joined matrices",
         "tests/convert/test_file_names.py::test_files_hold_what_the_family_says",
         ("internlm2", "baichuan", "chatglm"),
+    ),
+    Check(
+        "files of experts",
+        "transformers' own files, of one shard and of many, to CKPT and back, bit for bit",
+        "tests/convert/test_expert_files.py::test_transformers_own_files_go_to_ckpt_and_back",
+        EXPERTS,
+    ),
+    Check(
+        "balance loss",
+        "transformers' load balancing loss: its value and every gradient, also of routers and experts",
+        "tests/conformance/test_experts.py::test_the_balance_loss_is_transformers",
+        EXPERTS,
+    ),
+    Check(
+        "two processes",
+        "data parallel on both engines and FSDP train as one process does: losses, balance losses, norms within 2e-5",
+        "tests/cli/test_experts.py::test_two_processes_train_as_one_does",
+        ("qwen2_moe",),
     ),
     Check(
         "sizes",

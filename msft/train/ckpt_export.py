@@ -9,7 +9,7 @@ from pathlib import Path
 from msft.backend.contract import EngineState
 from msft.convert.ckpt import CkptWriter
 from msft.convert.dtypes import Cast
-from msft.convert.plan import pieces, plan
+from msft.convert.plan import Reader, pieces, plan
 from msft.convert.source import TensorInfo, TensorSource
 from msft.files import atomic_path, remove, write_json
 from msft.models.adapters import PEFT_PREFIX, peft_to_mindformers
@@ -43,7 +43,7 @@ def _write_tensors(writer: CkptWriter, spec: ModelSpec, base: TensorSource, stat
     tuned = {name: array for name, array in state.weights.items() if name not in factors}
     source, keep = Overlay(base, tuned), Cast(None)
     for output in plan(spec, source, keep, mindformers=True):
-        writer.add(output.name, output.info, pieces(output, source, keep))
+        writer.add(output.name, output.info, pieces(output, Reader(source), keep))
     for name, array in factors.items():
         info = TensorInfo(array.shape, array.dtype.name)
         writer.add(peft_to_mindformers(name, family(spec.family)), info, keep.pieces(name, array))

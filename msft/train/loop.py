@@ -99,6 +99,7 @@ def train(
                 seconds=seconds,
                 loss_scale=result.loss_scale,
                 skipped=result.skipped,
+                balance=result.balance,
             )
         )
         if bad >= plan.max_skipped:

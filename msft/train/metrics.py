@@ -15,6 +15,7 @@ class StepRecord:
 
     `epoch` counts passes over the data, `tokens` real tokens without padding, `supervised` those in the loss.
     `grad_norm` is the norm before clipping, `seconds` the wall time of the step, `tokens_per_second` real ones.
+    `balance` is the experts' balance loss, which the loss has times its coefficient (None: not asked for).
     """
 
     step: int
@@ -28,6 +29,7 @@ class StepRecord:
     seconds: float
     loss_scale: float
     skipped: bool
+    balance: float | None = None
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,10 @@ class TrainerLog:
 
     def write(self, record: StepRecord | EvalRecord) -> None:
         """Append one record; a number that JSON does not know (infinite, NaN) is written as null."""
-        self._file.write(_line(asdict(record)))
+        found = asdict(record)
+        if found.get("balance", 0.0) is None:
+            del found["balance"]
+        self._file.write(_line(found))
         self._file.flush()
 
     def close(self) -> None:

@@ -10,7 +10,7 @@ from msft import console
 from msft.backend import PACKAGES
 from msft.backend.contract import Tuning
 from msft.backend.plan import Plan
-from msft.config import deepspeed, derive, semi_auto
+from msft.config import deepspeed, derive, experts, semi_auto
 from msft.config.checks import check_paths
 from msft.config.layout import Layout, layout
 from msft.config.report import ignored_lines
@@ -70,6 +70,7 @@ def prepare(recipe: Recipe) -> Prepared:
     spec = derive.model_spec(recipe)
     dealt = found.of(layout, recipe, spec, processes())
     found.of(deepspeed.check, recipe, spec, processes())
+    found.of(experts.check, recipe, spec, processes())
     weights = found.of(sources.open_all, recipe, spec, resumed)
     tuning = found.of(_tuning, recipe, spec, weights, resumed) if weights else None
     pad_id = found.of(_pad_id, recipe, spec)

@@ -102,8 +102,9 @@ def clock_time(seconds: float) -> str:
 
 
 def _long(record: StepRecord) -> str:
+    balance = "" if record.balance is None else f"balance {record.balance:.4f} | "
     return (
-        f"epoch {record.epoch:.2f} | loss {record.loss:.4f} | lr {record.learning_rate:.3g} | "
+        f"epoch {record.epoch:.2f} | loss {record.loss:.4f} | {balance}lr {record.learning_rate:.3g} | "
         f"grad norm {record.grad_norm:.3g} | {record.tokens_per_second:.0f} tokens/s"
     )
 

@@ -31,6 +31,8 @@ class EventWriter:
         if isinstance(record, StepRecord):
             names = ("loss", "learning_rate", "grad_norm", "tokens_per_second", "loss_scale", "epoch")
             scalars = {f"train/{name}": getattr(record, name) for name in names}
+            if record.balance is not None:
+                scalars["train/balance"] = record.balance
         else:
             scalars = {"eval/loss": record.eval_loss, "eval/perplexity": record.perplexity}
         values = [self._summary.Value(tag=tag, simple_value=x) for tag, x in scalars.items() if math.isfinite(x)]

@@ -105,6 +105,7 @@ MAPPED = {
         (recipe.model.compute_dtype, recipe.model.param_init_type) == ("float16",) * 2
         and recipe.runner_wrapper.scale_sense.scale_window == 2000
     ),
+    "moe_aux_loss_coef: 0.02": lambda recipe: recipe.model.moe_aux_loss_coef == 0.02,
     "pure_bf16: true": lambda recipe: recipe.model.compute_dtype == "bfloat16",
     "max_steps: 7": lambda recipe: (
         (recipe.runner_config.stop_step, recipe.lr_schedule.total_steps, recipe.runner_config.epochs) == (7, 7, 7)

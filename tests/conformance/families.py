@@ -116,6 +116,25 @@ CONFIGS |= {
         "time_step_limit": [0.01, 0.9],
     },
 }
+EXPERTS = {"num_experts_per_tok": 2, "moe_intermediate_size": 24, "num_experts": 4}
+CONFIGS |= {
+    "mixtral": {"model_type": "mixtral", **LIKE_LLAMA, "num_local_experts": 5, "sliding_window": 7},
+    "qwen2_moe": {
+        "model_type": "qwen2_moe",
+        **LIKE_LLAMA,
+        **EXPERTS,
+        "shared_expert_intermediate_size": 40,
+        "mlp_only_layers": [0],
+    },
+    "qwen3_moe": {
+        "model_type": "qwen3_moe",
+        **LIKE_LLAMA,
+        **EXPERTS,
+        "head_dim": 16,
+        "num_experts": 6,
+        "norm_topk_prob": True,
+    },
+}
 WITHOUT_GROUPS = {key: value for key, value in LIKE_LLAMA.items() if key != "num_key_value_heads"}
 ALIBI = {key: value for key, value in WITHOUT_GROUPS.items() if key not in ("max_position_embeddings", "rope_theta")}
 CHATGLM = {

@@ -65,8 +65,11 @@ RESERVED = ("<reserved_106>", "<reserved_107>")
 FORMATS = {
     "llama": Format("<|begin_of_text|>", "<|eot_id|>", HEADERS, LLAMA3, "<|eot_id|>", "<|eot_id|>", ("<|eot_id|>",)),
     "mistral": Format("<s>", "</s>", (), MISTRAL, "</s>", "</s>", ("</s>",)),
+    "mixtral": Format("<s>", "</s>", (), MISTRAL, "</s>", "</s>", ("</s>",)),
     "qwen2": OF_QWEN,
+    "qwen2_moe": OF_QWEN,
     "qwen3": OF_QWEN,
+    "qwen3_moe": OF_QWEN,
     "gemma": OF_GEMMA,
     "gemma2": OF_GEMMA,
     "internlm": Format("<s>", "</s>", ("<eoh>", "<eoa>"), INTERNLM, "<eoa>", "<eoa>", ("</s>", "<eoa>")),

@@ -12,6 +12,10 @@ from msft.estimate.layout import Layout
 from msft.estimate.memory import memory, stage_weights
 from msft.estimate.sizes import sizes_of, work_of
 from msft.estimate.speed import flops
+from msft.models.families import spec_from_hf
+from msft.models.shapes import tensor_shapes
+from msft.models.sizes import config_of
+from msft.models.sizes import published as published_size
 from tests.estimate import published
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "llama2"
@@ -30,6 +34,19 @@ def sized(name, *words, kind="npu"):
 def test_the_parameters_of_llama_2_are_those_that_meta_published(name, parameters):
     sizes, _ = sized(f"finetune_llama2_{name}")
     assert sizes.parameters == sizes.tuned == parameters
+
+
+@pytest.mark.parametrize(
+    ("family", "size", "active"),
+    [("mixtral", "8x7b", 46_702_792_704 - 6 * 32 * 3 * 4096 * 14336), ("qwen3_moe", "30b-a3b", 3_353_032_704)],
+)
+def test_a_token_meets_as_many_parameters_as_the_releases_say(family, size, active):
+    """12.9 and 3.35 billion: experts that a token does not have cost no products."""
+    spec = spec_from_hf(config_of(family, published_size(family, size)))
+    sizes = sizes_of(spec, Tuning(tuple(tensor_shapes(spec))))
+    assert sizes.parameters - sizes.idle.all == active and sizes.idle.tuned == sizes.idle.all
+    experts = spec.experts
+    assert sizes.wide == experts.chosen * experts.width and sizes.routed == 1
 
 
 def test_adapters_of_llama_2_7b():

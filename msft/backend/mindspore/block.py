@@ -12,7 +12,7 @@ import mindspore
 from mindspore import Tensor
 from mindspore import ops as operators
 
-from msft.backend.mindspore import ops
+from msft.backend.mindspore import experts, ops
 from msft.backend.mindspore.attention import TiledAttention
 from msft.backend.mindspore.fused_attention import FusedAttention
 from msft.backend.mindspore.parts import Numbers, Parts
@@ -21,7 +21,7 @@ from msft.backend.mindspore.parts import Numbers, Parts
 class LineTensors(NamedTuple):
     """What all blocks take of a line: rotary tables [length, features], dropout's keys [length], attention, its plan.
 
-    The plan tells attention who sees whom.
+    The plan tells attention who sees whom; `routing` is for layers with experts.
     """
 
     cosine: Tensor
@@ -29,6 +29,7 @@ class LineTensors(NamedTuple):
     tokens: Tensor
     attention: TiledAttention | FusedAttention
     plan: list | tuple
+    routing: experts.Routing
 
 
 class Inner(NamedTuple):
@@ -105,15 +106,33 @@ class Block:
 def functions(numbers: Numbers, layout):
     """Return the compiled functions of all blocks of a layout."""
     block = numbers.form.block
+    expand, contract = _feed_forward(numbers, layout)
     return SimpleNamespace(
         project=Step("project", (block.attention_norm, *block.project, *block.head_norms), numbers, layout),
         merge=Step("merge", (block.merge, block.merged_norm), numbers, layout),
-        expand=Step("expand", (block.feed_norm, *block.expand), numbers, layout),
-        contract=Step("contract", (block.contract, block.contracted_norm), numbers, layout),
+        expand=expand,
+        contract=contract,
         turn=mindspore.jit(numbers.kernels.rotary),
         turn_back=mindspore.jit(_turned_back(numbers.kernels.rotary)),
         is_parallel=block.is_parallel,
     )
+
+
+def _feed_forward(numbers: Numbers, layout):
+    """The two parts of a feed-forward, or those of the experts in its place."""
+    block, routed = numbers.form.block, numbers.form.experts
+    if not has_experts(numbers, layout):
+        expand = Step("expand", (block.feed_norm, *block.expand), numbers, layout)
+        return expand, Step("contract", (block.contract, block.contracted_norm), numbers, layout)
+    norm = Step("second_norm", (block.feed_norm,), numbers, layout)
+    shared = Step("shared", routed.modules, numbers, layout) if routed.shared_width else None
+    return experts.Expand(numbers, layout, norm), experts.Contract(numbers, layout, shared)
+
+
+def has_experts(numbers: Numbers, layout) -> bool:
+    """Whether blocks of a layout have experts in place of their feed-forward."""
+    routed = numbers.form.experts
+    return routed is not None and routed.router in (name for name, _ in layout)
 
 
 def _turned_back(rotary):

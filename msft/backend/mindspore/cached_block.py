@@ -5,6 +5,7 @@ the n new ones of a layer go. Every function has one result: a second would make
 """
 
 from functools import cache, partial
+from typing import NamedTuple
 
 import mindspore
 import numpy as np
@@ -12,7 +13,7 @@ from mindspore import Tensor
 from mindspore import ops as operators
 
 from msft.backend.contract import Precision
-from msft.backend.mindspore import attention, fused_attention, ops
+from msft.backend.mindspore import attention, block, experts, fused_attention, ops
 from msft.backend.mindspore.parts import Numbers, Parts
 from msft.models.spec import ModelSpec
 
@@ -28,16 +29,41 @@ class CachedBlocks:
         self.prompt = partial(_prompt, numbers, decoder.runtime.precision)
         self.tokens = partial(_tokens, numbers, decoder.runtime.precision)
         self.finish = finish_of(numbers.kernels.normed, spec.norm == "layer", spec.head_cap or 0.0)
-        self.groups = _groups(spec.windows)
+        self.groups = _groups(spec)
+        self.decoder, self.numbers = decoder, numbers
+        self.nothing = decoder.tensor(np.zeros(1, np.int32))
         # Exchanges the features of a pair and negates one, as one product instead of four small operators.
         self.turn = decoder.tensor(_turn(spec))
 
+    def routed(self, number: int, hidden: Tensor) -> Tensor:
+        """Return hidden states behind a layer's experts, where it has some: the other functions end before these."""
+        if not self.decoder.spec.has_experts(number):
+            return hidden
+        layout, names = self.decoder.layers[number]
+        functions, tensors = block.functions(self.numbers, layout), [*map(self.decoder.parameter, names)]
+        flat = hidden.reshape(-1, hidden.shape[-1])
+        line = _Line(self.nothing, experts.Routing(len(flat), None))
+        wide = functions.expand.forward(flat, line, tensors)
+        return functions.contract.forward(wide, line, tensors, flat).reshape(hidden.shape)
 
-def _groups(windows: tuple[int, ...]) -> list[list[int]]:
-    """Layers that share a compiled function, one after another; those of a group have one window."""
-    runs = np.flatnonzero(np.diff(windows)) + 1
+
+class _Line(NamedTuple):
+    """What experts take of `block.LineTensors`."""
+
+    tokens: Tensor
+    routing: experts.Routing
+
+
+def _groups(spec: ModelSpec) -> list[list[int]]:
+    """Layers that share a compiled function, one after another; those of a group have one window.
+
+    A layer with experts ends its group.
+    """
+    numbers = np.arange(spec.num_hidden_layers)
+    ends = [spec.has_experts(number) for number in numbers[:-1]]
+    runs = np.flatnonzero(np.diff(spec.windows).astype(bool) | ends) + 1
     found = []
-    for run in np.split(np.arange(len(windows)), runs):
+    for run in np.split(numbers, runs):
         found += [group.tolist() for group in np.array_split(run, -(-len(run) // GROUP))]
     return found
 
@@ -158,9 +184,19 @@ def _as_it_is(heads, cosine, sine, turn):
 
 
 def _leave(numbers, layout):
-    """(hidden, mixed [n, ...], places, tensors) -> hidden states behind attention's output and the feed-forward."""
+    """(hidden, mixed [n, ...], places, tensors) -> hidden states behind attention's output and the feed-forward.
+
+    Experts are left to `CachedBlocks.routed`.
+    """
     parts, form, kernels = Parts(numbers, layout), numbers.form.block, numbers.kernels
-    output_of, norm = parts.merge(), parts.norm(form.feed_norm)
+    output_of = parts.merge()
+    if block.has_experts(numbers, layout):
+
+        def leave_attention(hidden, mixed, places, tensors):
+            return hidden + output_of(mixed, places, *tensors)
+
+        return leave_attention
+    norm = parts.norm(form.feed_norm)
     expanding, contract = [parts.linear([module]) for module in form.expand], parts.contract()
     down_of = parts.linear_normed([form.contract], form.contracted_norm)
     has_two, is_parallel, residual = len(expanding) == 2, form.is_parallel, form.residual

@@ -21,6 +21,7 @@ from msft.backend.mindspore import (
     block,
     deep_norm,
     distributed,
+    experts,
     ops,
     outside,
     sequence,
@@ -31,6 +32,7 @@ from msft.backend.mindspore import (
 from msft.backend.mindspore.cached_block import CachedBlocks
 from msft.backend.mindspore.cached_state import CachedStates
 from msft.backend.mindspore.parts import Form, Numbers
+from msft.backend.routing import Balance
 from msft.models import rope
 from msft.models.adapters import peft_names
 from msft.models.shapes import tensor_shapes
@@ -86,6 +88,16 @@ class Decoder:
         self.cached_blocks = (CachedStates if spec.state_space else CachedBlocks)(self, self._numbers(0.0, True))
         self.dropout_keys: np.ndarray | None = None
         self.adapter = True
+        self.balance: Balance | None = None
+
+    @contextmanager
+    def counting(self, balance: Balance):
+        """Let layers with experts count for a balance loss, and take its slope on their way back, inside."""
+        self.balance = balance
+        try:
+            yield balance
+        finally:
+            self.balance = None
 
     @contextmanager
     def mode(self, dropout_keys: np.ndarray | None, adapter: bool):
@@ -212,6 +224,7 @@ class Decoder:
         turned = prefix.positions(self.spec, *arrays)
         own = np.stack([found.fill(each) for each in turned]) if self.spec.prefix else found.position_ids
         shared = *self._rotary(own, *arrays[1:]), self.tensor(keys)
+        routing = experts.Routing(len(found.places), self.balance)
         longest, tensors = max(found.pieces[:, 3] - found.pieces[:, 2], default=0), {}
         for window in sorted(set(self.windows)):
             # What no example is longer than is no window.
@@ -223,7 +236,7 @@ class Decoder:
                 mixer = state_space.Scan(self.spec.state_space)
             else:
                 mixer = ops.line_attention(self.own, self.runtime, is_shared, needed)
-            tensors[window] = block.LineTensors(*shared, mixer, mixer.plan(found))
+            tensors[window] = block.LineTensors(*shared, mixer, mixer.plan(found), routing)
         return found, tensors
 
     def _parts_of(self, flat: Tensor, tuned: list[str]) -> dict[str, Tensor]:
@@ -283,7 +296,7 @@ class Decoder:
     def _numbers(self, dropout: float, adapter: bool) -> Numbers:
         own, compute, adds_bias = self.own, self.runtime.precision.compute, self.mesh.tensor_rank == 0
         heads = own.num_attention_heads, own.num_key_value_heads, own.head_dim
-        form = Form(own.block, attention.Scores.of(own))
+        form = Form(own.block, attention.Scores.of(own), own.experts)
         if own.state_space:
             form = state_block.Form(own.block, own.state_space, own.norm_eps)
         turned = bool(own.rotary_dim)

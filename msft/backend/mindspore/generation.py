@@ -48,6 +48,7 @@ class Session:
         for number, (layout, _) in enumerate(self.decoder.layers):
             shared = *first, near[self.decoder.windows[number]], last
             hidden = self.decoder.cached_blocks.prompt(layout)(hidden, *shared, *self._layer(number))
+            hidden = self.decoder.cached_blocks.routed(number, hidden)
         return self._logits(hidden[:, -1])
 
     def decode(self, tokens: np.ndarray) -> np.ndarray:
@@ -65,6 +66,7 @@ class Session:
             tensors = [tensor for number in group for tensor in self._layer(number)]
             shared = *first, biases[self.decoder.windows[group[0]]], last
             hidden = blocks.tokens(layouts)(hidden, *shared, *tensors)
+            hidden = blocks.routed(group[-1], hidden)
         return self._logits(hidden)
 
     @property

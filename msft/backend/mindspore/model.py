@@ -1,15 +1,16 @@
 """What the shared engine asks of a model: losses, gradients, log-probabilities, tuned tensors."""
 
 from collections.abc import Iterable, Mapping
+from contextlib import nullcontext
 
 import mindspore
 import numpy as np
 from mindspore import Tensor
 from mindspore import ops as operators
 
-from msft.backend import random, slices
+from msft.backend import random, routing, slices
 from msft.backend.contract import IGNORE, Batch, Runtime, Tuning
-from msft.backend.mindspore import attention, distributed, ops, state_space
+from msft.backend.mindspore import attention, distributed, experts, ops, state_space
 from msft.backend.mindspore.decoder import Decoder, Trace, by_position
 from msft.backend.mindspore.device import bind_threads
 from msft.models.spec import ModelSpec
@@ -25,6 +26,8 @@ class Model:
         self.kernels = ops.kernels(spec, runtime)
         self.decoder = Decoder(spec, source, tuning, runtime, self.kernels)
         self.has_adapter = tuning.lora is not None
+        # Of the batches since the shared engine has set it to 0: the balance loss x supervised tokens.
+        self.balance_sum = 0.0
         self.mesh = self.decoder.mesh
         # A block's norms see what one rank gives of the gradient.
         self.partial = {name for name in self.tuned if slices.is_partial(name, self.mesh) or "layernorm" in name}
@@ -41,15 +44,20 @@ class Model:
     def loss_and_gradients(self, batch: Batch, scale: float, dropout_step: int | None):
         """Return the summed loss (float) and the gradients of `scale` x that sum for the tuned parameters.
 
+        With `Runtime.balance` a supervised token's loss has the batch's balance loss times that in it.
         `dropout_step` is the optimizer step whose dropout masks apply; None means no dropout.
         """
         keys = None
         if dropout_step is not None:
             keys = random.token_keys(self.runtime.seed, dropout_step, batch.row_ids, batch.position_ids)
 
-        with self.decoder.mode(keys, adapter=True):
+        weight, uneven = self.runtime.balance * batch.supervised, 0.0
+        with self.decoder.mode(keys, adapter=True), self._counting() as balance:
             trace = self._forward(batch, keep=True)
             summed, by_hidden, by_head = self._head_gradients(trace, batch, scale)
+            if balance:
+                uneven = balance.close(scale * weight)
+                self.balance_sum += batch.supervised * uneven
             gradients, _ = self.decoder.backward(by_hidden, trace)
         # The head's own gradient is known already; a tied head is reached through the embedding as well.
         if by_head is not None:
@@ -58,7 +66,13 @@ class Model:
                 gradients[name] = gradients[name] / self.mesh.tensor
             gradients[name] = gradients[name] + by_head if name in gradients else by_head
         loss = float(ops.to_numpy(summed).astype(np.float64).sum())
-        return loss, {name: gradients[name] for name in self.tuned}
+        return loss + weight * uneven, {name: gradients[name] for name in self.tuned}
+
+    def _counting(self):
+        """What the balance loss of a batch is counted in, where one is asked for."""
+        if not self.runtime.balance:
+            return nullcontext()
+        return self.decoder.counting(routing.Balance(self.spec.experts.count))
 
     def loss_sum(self, batch: Batch) -> float:
         """Return the summed loss of the supervised tokens, without dropout."""
@@ -131,6 +145,7 @@ class Model:
             "attention": state_space.described(self.spec.state_space) if self.spec.state_space else self.kernels.name,
             "recompute": str(self.runtime.recompute),
             "threads": self.threads,
+            **({"experts": experts.APPLIED, **routing.described(self.runtime.balance)} if self.spec.experts else {}),
         }
 
     def _forward(self, batch: Batch, keep: bool = False, taken: Tensor | None = None) -> Trace:

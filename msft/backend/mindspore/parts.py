@@ -8,15 +8,17 @@ from msft.backend import slices
 from msft.backend.mindspore import ops
 from msft.backend.mindspore.attention import Scores
 from msft.models import spec
+from msft.models.experts import Experts
 
 ABSENT = -1
 
 
 class Form(NamedTuple):
-    """How a family's blocks are made: of which modules, and what becomes of attention's scores."""
+    """How a family's blocks are made: of which modules, what becomes of attention's scores, which experts there are."""
 
     block: spec.Block
     scores: Scores
+    experts: Experts | None = None
 
 
 class Numbers(NamedTuple):
@@ -87,6 +89,19 @@ class Parts:
             return linear(kernels.gated(gate, up), tokens, *tensors)
 
         return contract_gated if self.block.is_gated else contract
+
+    def shared(self):
+        """What experts read -> what the expert of all tokens gives, times its gate's share."""
+        experts, gated = self.numbers.form.experts, self.numbers.kernels.gated
+        expand, contract = self.linear(experts.shared_expand), self.linear([experts.shared_contract])
+        gate_of, width = self.linear([experts.shared_gate]), experts.shared_width
+
+        def shared(normed, tokens, *tensors):
+            gate, up = operators.split(expand(normed, tokens, *tensors), width, 1)
+            found = contract(gated(gate, up), tokens, *tensors)
+            return operators.sigmoid(gate_of(normed, tokens, *tensors)) * found
+
+        return shared
 
     def ungrouped(self):
         """Heads by key head (its queries, the key, the value) -> all queries, all keys, all values."""

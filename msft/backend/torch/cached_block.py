@@ -1,9 +1,11 @@
 """A decoder's block for generation, written out: few rows, no gradients, keys and values in a cache."""
 
 import torch
+from torch.nn import functional
 
-from msft.backend.torch import attention, block, ops, replaced
+from msft.backend.torch import attention, block, experts, ops, replaced
 from msft.models import rope
+from msft.models.shapes import module_sizes
 from msft.models.spec import ModelSpec
 
 
@@ -38,8 +40,9 @@ class CachedBlock:
         self.cache = cache
         self.linears = {
             name: Linear(self.layer.get_submodule(name), self.compute, self.form.is_transposed)
-            for name in self.form.modules
+            for name in module_sizes(self.spec, self.spec.has_experts(number))
         }
+        self.experts = self.spec.experts if self.spec.has_experts(number) else None
         self.activate = replaced.ACTIVATIONS[self.form.activation]
 
     def __call__(self, hidden: torch.Tensor, step: "Step") -> torch.Tensor:
@@ -48,6 +51,8 @@ class CachedBlock:
         mixed = self.linears[form.merge](self._attend(normed, step))
         middle = (normed * form.residual if form.residual else hidden) + self._norm(form.merged_norm, mixed)
         normed = self._norm(form.feed_norm, hidden if form.is_parallel else middle)
+        if self.experts:
+            return middle + self._routed(normed)
         kept = normed * form.residual if form.residual else middle
         return kept + self._norm(form.contracted_norm, self.linears[form.contract](self._widened(normed)))
 
@@ -60,6 +65,22 @@ class CachedBlock:
         if not self.form.is_gated:
             return self.activate(parts[0])
         gate, up = parts if len(parts) == 2 else parts[0].chunk(2, -1)
+        return self.activate(gate).mul_(up)
+
+    def _routed(self, normed):
+        """What the experts give, the shared one too."""
+        found = experts.routed(self.layer.mlp, self.experts, self._product, self._swiglu, normed)
+        if self.experts.shared_width:
+            share = torch.sigmoid(self.linears[self.experts.shared_gate](normed))
+            wide = self._swiglu(*(self.linears[name](normed) for name in self.experts.shared_expand))
+            found = found + share * self.linears[self.experts.shared_contract](wide)
+        return found
+
+    def _product(self, rows, weight):
+        weight = weight.to(self.compute)
+        return block.few_rows(rows, weight) if len(rows) <= block.VECTORS else functional.linear(rows, weight)
+
+    def _swiglu(self, gate, up):
         return self.activate(gate).mul_(up)
 
     def _attend(self, normed, step: "Step"):

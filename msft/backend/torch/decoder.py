@@ -14,11 +14,13 @@ from torch.nn import functional
 from msft.backend import context, names, positions, prefix, slices, stages
 from msft.backend.contract import Runtime, Tuning
 from msft.backend.mesh import Mesh
+from msft.backend.routing import Balance
 from msft.backend.segments import places
 from msft.backend.torch import (
     attention,
     block,
     distributed,
+    experts,
     lora,
     network,
     ops,
@@ -141,6 +143,15 @@ class Decoder:
         self._run(positions, positions, attend).sum().backward()
         for parameter in self.network.parameters():
             parameter.grad = None
+
+    @contextmanager
+    def counting(self, balance: Balance):
+        """Let layers with experts count for a balance loss, and take its slope on their way back, inside."""
+        experts.count(self.network, self.spec, balance)
+        try:
+            yield balance
+        finally:
+            experts.count(self.network, self.spec, None)
 
     @contextmanager
     def mode(self, dropout_keys: np.ndarray | None, adapter: bool):

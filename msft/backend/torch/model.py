@@ -1,13 +1,14 @@
 """What the shared engine asks of a model: losses, gradients, log-probabilities, tuned tensors."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import nullcontext
 
 import numpy as np
 import torch
 
-from msft.backend import random, slices
+from msft.backend import random, routing, slices
 from msft.backend.contract import IGNORE, Batch, Runtime, Tuning
-from msft.backend.torch import block, distributed, ops, state_space
+from msft.backend.torch import block, distributed, experts, ops, state_space
 from msft.backend.torch.decoder import Decoder
 from msft.models.spec import ModelSpec
 
@@ -21,6 +22,8 @@ class Model:
         self.decoder = Decoder(spec, source, tuning, runtime, self.kernels)
         self.tuned = self.decoder.tuned
         self.has_adapter = tuning.lora is not None
+        # Of the batches since the shared engine has set it to 0: the balance loss x supervised tokens.
+        self.balance_sum = 0.0
         self.mesh = self.decoder.mesh
         self.entropy = self.decoder.vocabulary or ops
         self.partial = {name for name in self.tuned if slices.is_partial(name, self.mesh)}
@@ -32,12 +35,24 @@ class Model:
     def loss_and_gradients(self, batch: Batch, scale: float, dropout_step: int | None):
         """Return the summed loss (float) and the gradients of `scale` x that sum for the tuned parameters.
 
+        With `Runtime.balance` a supervised token's loss has the batch's balance loss times that in it.
         `dropout_step` is the optimizer step whose dropout masks apply; None means no dropout.
         """
-        with self._dropout(batch, dropout_step):
+        weight = self.runtime.balance * batch.supervised
+        with self._dropout(batch, dropout_step), self._counting() as balance:
             hidden, labels = self._supervised(batch)
             loss, d_hidden, d_head = self._head_gradients(hidden.detach(), labels, scale)
+            if balance:
+                uneven = balance.close(scale * weight)
+                self.balance_sum += batch.supervised * uneven
+                loss += weight * uneven
             return loss, self._backward(hidden, d_hidden, d_head)
+
+    def _counting(self):
+        """What the balance loss of a batch is counted in, where one is asked for."""
+        if not self.runtime.balance:
+            return nullcontext()
+        return self.decoder.counting(routing.Balance(self.spec.experts.count))
 
     def _dropout(self, batch: Batch, step: int | None):
         """The mode of training in a step; None: without dropout."""
@@ -138,6 +153,7 @@ class Model:
             "attention": state_space.described(self.spec.state_space) if self.spec.state_space else self.kernels.name,
             "norm, rotation, SwiGLU": self._parts(),
             "recompute": str(self.runtime.recompute),
+            **({"experts": experts.APPLIED, **routing.described(self.runtime.balance)} if self.spec.experts else {}),
         }
 
     def _parts(self) -> str:

@@ -10,7 +10,7 @@ from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM
 
 from msft.backend import names, slices, stages
 from msft.backend.contract import Runtime, Tuning
-from msft.backend.torch import block, elsewhere, ops, replaced, skeleton, state_block
+from msft.backend.torch import block, elsewhere, experts, ops, replaced, skeleton, state_block
 from msft.models import rope
 from msft.models.families import family
 from msft.models.shapes import linear_modules, tensor_shapes
@@ -64,6 +64,7 @@ def load(
         replacement = replaced.FORWARDS.get(type(module).__name__)
         if replacement:
             module.forward = functools.partial(replacement, module, parts)
+    experts.place(network, spec, parts, compute)
     return network
 
 
@@ -87,6 +88,8 @@ def _of_transformers(spec: ModelSpec) -> nn.Module:
     for name in config.to_dict():
         if "dropout" in name or name.endswith("_pdrop"):
             setattr(config, name, 0.0)
+    if spec.experts:
+        config.output_router_logits = False
     how = "eager" if kind.is_walked or spec.state_space else ATTENTION
     with torch.device("meta"):
         return AutoModelForCausalLM.from_config(config, attn_implementation=how)

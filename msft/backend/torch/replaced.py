@@ -48,7 +48,7 @@ def _mixed(mixer: nn.Module, parts: block.Parts, hidden_states: torch.Tensor, po
 
 
 # transformers' modules whose mathematics `block` does with less memory, and what takes the place of their `forward`.
-LIKE_LLAMA = ("Llama", "Mistral", "Qwen2", "Qwen3")
+LIKE_LLAMA = ("Llama", "Mistral", "Qwen2", "Qwen3", "Mixtral", "Qwen2Moe", "Qwen3Moe")
 FORWARDS = {
     f"{family}{part}": forward
     for family in LIKE_LLAMA

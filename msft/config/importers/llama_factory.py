@@ -36,6 +36,8 @@ def translate(translation: Translation) -> None:
     training_arguments.translate(translation)
     put("model.pretrained", folder_of(keys.model_name_or_path), "model_name_or_path")
     put("model.seq_length", keys.cutoff_len, "cutoff_len")
+    if keys.moe_aux_loss_coef is not None:
+        put("model.moe_aux_loss_coef", keys.moe_aux_loss_coef, "moe_aux_loss_coef")
     put("recompute_config.recompute", not keys.disable_gradient_checkpointing, "disable_gradient_checkpointing")
     if translation.wrote("gradient_checkpointing"):
         translation.tell("gradient_checkpointing", "disable_gradient_checkpointing decides")

@@ -41,6 +41,7 @@ class LlamaFactoryKeys(TrainingArguments):
     lora_target: Texts = ["all"]
     additional_target: Texts = []
     use_rslora: Switch = False
+    moe_aux_loss_coef: NotNegative | None = None
     pure_bf16: Switch = False
     dataset: Texts = []
     eval_dataset: Texts = []
@@ -79,7 +80,6 @@ class LlamaFactoryKeys(TrainingArguments):
     rope_scaling: refused("a longer context stands in the model's config.json") = None
     shift_attn: refused("attention sees the whole context", False) = None
     mixture_of_depths: refused("mixtures of depths are not built") = None
-    moe_aux_loss_coef: refused("the weight of the balance loss is the model's own") = None
     train_from_scratch: refused("sizes without weights are written as model.model_config", False) = None
     resize_vocab: refused(Tokens, False) = None
     add_tokens: refused(Tokens) = None
