@@ -14,9 +14,9 @@ EMBEDDING = "model.embed_tokens.weight"
 def is_norm_or_bias(name: str) -> bool:
     """Whether a parameter is a norm's weight or a bias, which AdamW does not decay unless asked.
 
-    Norms are called so, or ln_1, ln_2 and ln_f (GPT-2).
+    Norms are called so, or ln_1, ln_2 and ln_f (GPT-2). What relative positions add to scores is a bias too (T5).
     """
-    return name.endswith(".bias") or "norm." in name or ".ln_" in name
+    return name.endswith((".bias", "_bias.weight")) or "norm." in name or ".ln_" in name
 
 
 def computed_dtype(name: str, tuned: bool, precision: Precision, spec: ModelSpec) -> str:
@@ -28,6 +28,7 @@ def computed_dtype(name: str, tuned: bool, precision: Precision, spec: ModelSpec
         return "float32"
     module = name.rpartition(".")[0]
     in_block = name.startswith(f"{spec.outside.layers}.") and module.endswith(spec.block.modules)
+    in_block = in_block or (spec.encoder is not None and module in linear_modules(spec))
     return precision.compute if in_block or name == spec.head else _frozen_dtype(precision)
 
 

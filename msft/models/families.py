@@ -21,6 +21,7 @@ from msft.models import (
     phi3,
     qwen2,
     qwen3,
+    t5,
 )
 from msft.models.family import Family
 from msft.models.spec import ModelSpec
@@ -45,6 +46,7 @@ MODULES = (
     opt,
     bloom,
     falcon,
+    t5,
 )
 FAMILIES: dict[str, Family] = {module.FAMILY.model_type: module.FAMILY for module in MODULES}
 
@@ -64,6 +66,7 @@ ALIASES = {
     "glm-n": "chatglm",
     "gpt": "gpt2",
     "pythia": "gpt_neox",
+    "flan-t5": "t5",
 }
 
 

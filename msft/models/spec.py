@@ -1,6 +1,10 @@
 """The engine-neutral description of a decoder."""
 
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from msft.models.encoder import Encoder
 
 
 @dataclass(frozen=True)
@@ -71,7 +75,7 @@ class ModelSpec:
     `has_alibi` adds ALiBi's slopes (arXiv 2108.12409) to scores. Scores are products times `attention_scale`, squashed
     to +-`attention_cap` where there is one, as logits are to `head_cap`; rows of an `is_head_normed` head are divided
     by their length. `windows` has for each layer how many tokens a query sees, itself included (0 = all before it).
-    Embeddings are multiplied by `embedding_scale`.
+    Embeddings are multiplied by `embedding_scale`. An encoder-decoder has an `encoder` too: its layers then read that.
     `hf_config` is the whole `config.json`, kept to be written back beside exported weights.
     """
 
@@ -106,6 +110,7 @@ class ModelSpec:
     head_cap: float | None = None
     is_head_normed: bool = False
     embedding_scale: float = 1.0
+    encoder: "Encoder | None" = None
 
     @property
     def is_like_llama(self) -> bool:
@@ -115,7 +120,7 @@ class ModelSpec:
         """
         block = replace(self.block, biased=(), head_norms=())
         other = (self.norm_offset, self.neighbours, self.has_alibi, self.attention_cap, self.head_cap)
-        is_plain = not any(other) and not self.is_head_normed and self.embedding_scale == 1
+        is_plain = not any(other) and not self.is_head_normed and self.embedding_scale == 1 and self.encoder is None
         is_turned = self.rotary_dim == self.head_dim
         return is_plain and is_turned and self.norm == "rms" and (block, self.outside) == (Block(), Outside())
 
