@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import torch
 from torch import nn
-from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM
+from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 from msft.backend import names, slices, stages
 from msft.backend.contract import Runtime, Tuning
@@ -38,9 +38,10 @@ def load(
         if "dropout" in name or name.endswith("_pdrop"):
             setattr(config, name, 0.0)
     is_walked = family(spec.family).is_walked
-    how = "eager" if is_walked else ATTENTION
+    how = "eager" if is_walked or spec.encoder else ATTENTION
+    kind = AutoModelForSeq2SeqLM if spec.encoder else AutoModelForCausalLM
     with torch.device("meta"):
-        network = AutoModelForCausalLM.from_config(config, attn_implementation=how)
+        network = kind.from_config(config, attn_implementation=how)
     tuned, precision = set(tuning.parameters), runtime.precision
     elsewhere.leave_out(network, spec, source.mesh)
     shapes = tensor_shapes(spec)
@@ -53,7 +54,9 @@ def load(
             parameter = keep(read(spec, source, name, name in tuned, runtime))
         owner, _, leaf = name.rpartition(".")
         setattr(network.get_submodule(owner), leaf, parameter)
-    if stages.is_own(spec.embedding, spec, source.mesh):
+    if spec.encoder:
+        _share_embedding(network, spec)
+    elif stages.is_own(spec.embedding, spec, source.mesh):
         network.tie_weights()
     if hasattr(network.base_model, "rotary_emb"):
         _rebuild_rotary(network, config, runtime.device)
@@ -70,6 +73,15 @@ def load(
         if replacement:
             module.forward = functools.partial(replacement, module, parts)
     return network
+
+
+def _share_embedding(network: nn.Module, spec: ModelSpec) -> None:
+    """Give both stacks the embedding; transformers' `tie_weights` would give it to a head of its own as well."""
+    embedding = network.get_submodule(spec.outside.embedding)
+    network.encoder.set_input_embeddings(embedding)
+    network.decoder.set_input_embeddings(embedding)
+    if spec.tie_word_embeddings:
+        network.lm_head.weight = embedding.weight
 
 
 def read(spec: ModelSpec, source, name: str, is_tuned: bool, runtime: Runtime) -> torch.Tensor:
