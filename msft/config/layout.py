@@ -57,6 +57,9 @@ def layout(recipe: Recipe, spec: "ModelSpec", workers: int) -> Layout:
     asked = recipe.parallel_config
     if recipe.run_mode == "predict" and workers > 1:
         _check_whole(recipe)
+    unshared_weights = unshared(recipe, spec) if workers > 1 else []
+    if unshared_weights:
+        raise InputError(*unshared_weights)
     problems = [*_problems(recipe, spec, workers)]
     if problems:
         sizes = asked.model_parallel, asked.context_parallel, asked.pipeline_stage
@@ -92,6 +95,14 @@ def _check_whole(recipe: Recipe) -> None:
         problems.append(f"{where}: strategy: {recipe.strategy}: {why}: run it with strategy ddp, or in one process")
     if problems:
         raise InputError(*problems)
+
+
+def unshared(recipe: Recipe, spec: "ModelSpec") -> list[str]:
+    """Return why a recipe's strategy cannot share out the weights of a model: nobody has seen it train so."""
+    if spec.encoder is None or strategy(recipe) == "ddp":
+        return []
+    where = recipe.source.get("strategy", recipe.name)
+    return [f"{where}: strategy: {recipe.strategy}: weights of an encoder-decoder are not shared out yet; ddp works"]
 
 
 def without_effect(recipe: Recipe, found: Layout) -> list[str]:

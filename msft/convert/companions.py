@@ -15,6 +15,7 @@ NAMES = (
     "generation_config.json",
     "tokenizer.json",
     "tokenizer.model",
+    "spiece.model",
     "tokenizer_config.json",
     "special_tokens_map.json",
     "added_tokens.json",

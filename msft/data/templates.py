@@ -52,6 +52,19 @@ def model_type_beside(path: str | os.PathLike) -> str | None:
     return found if isinstance(found, str) else None
 
 
+def decoder_start_beside(path: str | os.PathLike) -> int | None:
+    """Return the start token that the config.json of an encoder-decoder beside a tokenizer says, else None."""
+    path = Path(path)
+    config = read_json((path if path.is_dir() else path.parent) / "config.json")
+    known = FAMILIES.get(config.get("model_type")) if isinstance(config.get("model_type"), str) else None
+    if known is None or not known.is_encoder_decoder:
+        return None
+    start = config.get("decoder_start_token_id", 0)
+    if type(start) is not int or start < 0:
+        raise InputError(f"{path}: 'decoder_start_token_id' of config.json must be a token's number, not {start!r:.80}")
+    return start
+
+
 def _chat_template(name: str, key: str, tokenizer: Tokenizer):
     from msft.data.chat_template import ChatTemplate
 

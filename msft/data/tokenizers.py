@@ -71,8 +71,9 @@ def open_tokenizer(path: str | os.PathLike) -> Tokenizer:
         from msft.data.hf_tokenizer import HFTokenizer
 
         return HFTokenizer(path)
-    if (path / "tokenizer.model").is_file():
-        return _sentencepiece(path / "tokenizer.model", path)
+    for name in ("tokenizer.model", "spiece.model"):
+        if (path / name).is_file():
+            return _sentencepiece(path / name, path)
     hint = ""
     if (path / "vocab.json").is_file():
         hint = " (it has vocab.json: AutoTokenizer.from_pretrained(...).save_pretrained(...) writes tokenizer.json)"

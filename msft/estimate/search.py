@@ -95,6 +95,8 @@ def candidates(sizes: Sizes, work: Work, layout: Layout, own: bool = False) -> I
             data, left = divmod(layout.devices, tensor * pipeline * layout.context)
             if left or rows_of_step % data:
                 continue
+            if own and sizes.spec.encoder and tensor * pipeline > 1:
+                continue
             for rows in divisors(rows_of_step // data):
                 micro_batches = rows_of_step // data // rows
                 if own and micro_batches < pipeline:

@@ -93,7 +93,7 @@ class Family:
     where a recipe names none. `native` gives the config.json of the transformers class that computes a model of this
     family on PyTorch, where it is another family's. `is_walked` says that this class hands nothing on to its attention,
     so that its layers are gone through by their description. `template` is FastChat's name for the prompts of its chat
-    releases, for a tokenizer without a chat template of its own.
+    releases, for a tokenizer without a chat template of its own. An `is_encoder_decoder` learns answers from sources.
     """
 
     model_type: str
@@ -105,3 +105,4 @@ class Family:
     native: Callable[[ModelSpec], dict] | None = None
     is_walked: bool = False
     template: str = DEFAULT_TEMPLATE
+    is_encoder_decoder: bool = False

@@ -118,4 +118,4 @@ def _block(place: int, activation: str) -> Block:
     )
 
 
-FAMILY = Family("t5", "T5ForConditionalGeneration", spec_from_hf, LORA_TARGETS, template="raw")
+FAMILY = Family("t5", "T5ForConditionalGeneration", spec_from_hf, LORA_TARGETS, template="raw", is_encoder_decoder=True)

@@ -90,4 +90,5 @@ FORMATS = {
     "opt": Format("</s>", "</s>", ("<pad>",), None, "", "</s>", ("</s>",)),
     "bloom": Format("<s>", "</s>", ("<pad>",), None, "", "</s>", ("</s>",)),
     "falcon": OF_BASE,
+    "t5": Format("<pad>", "</s>", (), None, "", "</s>", ("</s>",)),
 }
