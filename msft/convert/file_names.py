@@ -16,6 +16,7 @@ def canonical(entries: dict[str, Stored | Joined], spec: ModelSpec) -> dict[str,
     """Return the tensors of a Hugging Face file by canonical name; what the family does not know keeps its name."""
     names = family(spec.family).files
     layout = names.tensors(spec)
+    entries = _with_originals(entries, names)
     entries = _with_prefixes({name: entry for name, entry in entries.items() if not _is_mask(name, entry)}, names)
     found: dict[str, Stored | Joined] = {}
     parts: dict[str, list[tuple[int, Stored | Joined]]] = {}
@@ -34,6 +35,15 @@ def canonical(entries: dict[str, Stored | Joined], spec: ModelSpec) -> dict[str,
 
 def _is_mask(name: str, entry: Stored | Joined) -> bool:
     return name.endswith(_MASKS) and len(entry.info.shape) in (0, 4)
+
+
+def _with_originals(entries: dict, names: FileNames) -> dict:
+    """Tensors that a file holds as copies alone, by the name of what they are copies of."""
+    found = dict(entries)
+    for copy, original in names.copies:
+        if copy in found and original not in found:
+            found[original] = found.pop(copy)
+    return found
 
 
 def _with_prefixes(entries: dict, names: FileNames) -> dict:

@@ -50,13 +50,14 @@ class FileNames:
 
     `renames` are (canonical, in files), replaced in this order; `prefixes` may be missing in files. A module of `fused`
     (by its name in files, within the layer) holds the canonical modules one after another, or where it `is_grouped` by
-    key head (the queries that share it, the key, the value).
+    key head (the queries that share it, the key, the value). `copies` are (name, of which tensor) that files may hold.
     """
 
     renames: tuple[tuple[str, str], ...] = ()
     prefixes: tuple[str, ...] = ()
     fused: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     is_grouped: bool = False
+    copies: tuple[tuple[str, str], ...] = ()
 
     def tensors(self, spec: ModelSpec) -> dict[str, tuple[Rows, ...]]:
         """Return for each tensor of a file, in the model's order, which rows of canonical ones it holds."""

@@ -7,7 +7,7 @@ written by `scale_decoder_outputs`.
 
 from msft.errors import InputError
 from msft.models.encoder import Cross, Encoder, RelativePositions
-from msft.models.family import Family
+from msft.models.family import Family, FileNames
 from msft.models.hf_config import MAX_LAYERS, HfConfig
 from msft.models.spec import Block, ModelSpec, Outside
 
@@ -48,6 +48,7 @@ CROSS = tuple(f"layer.1.EncDecAttention.{leaf}" for leaf in "qkvo")
 POSITIONS = "layer.0.SelfAttention.relative_attention_bias"
 OUTSIDE = Outside("shared", layers="decoder.block", norm="decoder.final_layer_norm")
 LORA_TARGETS = ("q", "v")
+FILES = FileNames(copies=tuple((f"{stack}.embed_tokens.weight", "shared.weight") for stack in ("encoder", "decoder")))
 
 
 def spec_from_hf(config: dict, where: str = "config.json") -> ModelSpec:
@@ -118,4 +119,4 @@ def _block(place: int, activation: str) -> Block:
     )
 
 
-FAMILY = Family("t5", "T5ForConditionalGeneration", spec_from_hf, LORA_TARGETS, template="raw", is_encoder_decoder=True)
+FAMILY = Family("t5", "T5ForConditionalGeneration", spec_from_hf, LORA_TARGETS, files=FILES, template="plain", is_encoder_decoder=True)

@@ -51,10 +51,11 @@ class Kernels:
 def kernels(spec: ModelSpec, runtime: Runtime) -> Kernels:
     """Choose kernels for a model on a device: fused ones on Ascend, plain operators elsewhere.
 
-    Ascend's flash attention takes 16-bit floats and head sizes that are multiples of 16, and has neither soft caps nor
-    ALiBi here; others get plain attention, and so do lines with examples that are longer than a layer's window.
+    Ascend's flash attention takes 16-bit floats and head sizes that are multiples of 16, and has no soft caps, ALiBi or
+    relative positions here; others get plain attention, and so do lines with examples longer than a layer's window.
     """
     plain = "soft cap" if spec.attention_cap else "ALiBi" if spec.has_alibi else ""
+    plain = "relative positions" if spec.encoder else plain
     return _kernels(_Form.of(spec), plain, runtime.precision, runtime.device)
 
 

@@ -147,6 +147,11 @@ class EncoderDecoderModel(Model):
             states = self.decoder.states(seq2seq.split(batch))
             return {name: ops.to_numpy(state) for name, state in states.items()}
 
+    def describe(self) -> dict[str, str]:
+        """Say what was applied."""
+        name = "scaled_dot_product_attention, segment by segment, with relative positions"
+        return {**super().describe(), "attention": name, "softmax": "float32 inside scaled_dot_product_attention"}
+
     def _hidden(self, batch: Batch, taken: torch.Tensor | None = None) -> torch.Tensor:
         return self.decoder.hidden(seq2seq.split(batch))
 
