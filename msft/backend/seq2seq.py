@@ -10,6 +10,7 @@ import numpy as np
 
 from msft.backend.contract import IGNORE, Batch
 from msft.backend.line import Line, length
+from msft.backend.mesh import Mesh
 from msft.backend.segments import spans
 from msft.errors import RunError
 
@@ -54,6 +55,12 @@ class Split(NamedTuple):
     batch: Batch
     source: Side
     target: Side
+
+
+def check_whole(mesh: Mesh, is_sharded: bool) -> None:
+    """Raise RunError for processes that would share out an encoder-decoder, whose layers and weights each has whole."""
+    if mesh.parts > 1 or mesh.context > 1 or is_sharded:
+        raise RunError("an encoder-decoder is not dealt to several processes: each has it whole (data_parallel, ddp)")
 
 
 def split(batch: Batch) -> Split:

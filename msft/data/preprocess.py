@@ -181,7 +181,9 @@ def _write_qa(job: _Job, writer: MindRecordWriter) -> None:
     length, size = options.seq_length + 1, sum(map(os.path.getsize, _paths(job)))
     words = (job.sources, options.model_file, options.template, length, _workers(job), options.last_answer_only)
     if options.decoder_start_id is not None:
-        report.notes.append(f"for an encoder-decoder: sources, then its start token {options.decoder_start_id}, answers")
+        report.notes.append(
+            f"for an encoder-decoder: sources, then its start token {options.decoder_start_id}, answers"
+        )
     with _progress("KiB of rows", max(1, size >> 10)) as advance:
         for chunk in qa.encode_files(*words, options.decoder_start_id):
             writer.write_blobs(chunk.blobs, qa.row_bytes(length))

@@ -24,7 +24,9 @@ def linear_modules(spec: ModelSpec) -> list[str]:
     """Return what `shapes.linear_modules` does."""
     encoder, block = spec.encoder, spec.block
     reading = (*block.project, block.merge, *encoder.cross.modules, *block.expand, block.contract)
-    found = [encoder.layer(number) + name for number in range(encoder.num_hidden_layers) for name in encoder.block.modules]
+    found = [
+        encoder.layer(number) + name for number in range(encoder.num_hidden_layers) for name in encoder.block.modules
+    ]
     return found + [spec.layer(number) + name for number in range(spec.num_hidden_layers) for name in reading]
 
 

@@ -119,4 +119,12 @@ def _block(place: int, activation: str) -> Block:
     )
 
 
-FAMILY = Family("t5", "T5ForConditionalGeneration", spec_from_hf, LORA_TARGETS, files=FILES, template="plain", is_encoder_decoder=True)
+FAMILY = Family(
+    "t5",
+    "T5ForConditionalGeneration",
+    spec_from_hf,
+    LORA_TARGETS,
+    files=FILES,
+    template="plain",
+    is_encoder_decoder=True,
+)

@@ -17,9 +17,7 @@ class Prompts:
     What is asked of an encoder-decoder `is_closed` by the end token.
     """
 
-    def __init__(
-        self, tokenizer: Tokenizer, template: str | None, system: str | None = None, is_closed: bool = False
-    ):
+    def __init__(self, tokenizer: Tokenizer, template: str | None, system: str | None = None, is_closed: bool = False):
         self._tokenizer, self._is_closed = tokenizer, is_closed
         self._template = open_template(template, tokenizer) if template else None
         self._system = [{"role": "system", "content": system}] if system else []

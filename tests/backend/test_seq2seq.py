@@ -12,12 +12,16 @@ def batch(labels, segments):
     """Rows whose token ids are their places in the batch, read row by row."""
     labels, segments = np.array(labels, np.int32), np.array(segments, np.int32)
     ids = np.arange(labels.size, dtype=np.int32).reshape(labels.shape)
-    starts = np.maximum.accumulate(np.where(np.diff(segments, axis=1, prepend=-1) != 0, np.arange(labels.shape[1]), 0), 1)
+    starts = np.maximum.accumulate(
+        np.where(np.diff(segments, axis=1, prepend=-1) != 0, np.arange(labels.shape[1]), 0), 1
+    )
     return Batch(ids, labels, (np.arange(labels.shape[1]) - starts).astype(np.int32), segments, segments * 0)
 
 
 N = IGNORE
-PACKED = batch([[N, N, 5, 1, N, 7, 1, N, N, N], [N, N, N, 4, 1, N, N, N, N, N]], [[1] * 4 + [2] * 3 + [0] * 3, [1] * 8 + [0] * 2])
+PACKED = batch(
+    [[N, N, 5, 1, N, 7, 1, N, N, N], [N, N, N, 4, 1, N, N, N, N, N]], [[1] * 4 + [2] * 3 + [0] * 3, [1] * 8 + [0] * 2]
+)
 
 
 def test_a_segments_targets_begin_at_its_first_supervised_position():

@@ -217,7 +217,9 @@ def batch(seed=0, rows=3, length=LENGTH):
     lengths = generator.integers(length - 10, length + 1, rows)
     real = np.arange(length) < lengths[:, None]
     ids = np.where(real, generator.integers(1, VOCABULARY, (rows, length)), 0)
-    labels = np.where(real & (np.arange(length) >= UNSUPERVISED), generator.integers(1, VOCABULARY, (rows, length)), -100)
+    labels = np.where(
+        real & (np.arange(length) >= UNSUPERVISED), generator.integers(1, VOCABULARY, (rows, length)), -100
+    )
     positions = np.tile(np.arange(length), (rows, 1))
     arrays = (ids, labels, positions, real.astype(np.int32), np.arange(rows)[:, None] * real)
     return Batch(*(array.astype(np.int32) for array in arrays))

@@ -81,6 +81,7 @@ class EncoderDecoder(Decoder):
 
     def __init__(self, spec: ModelSpec, source, tuning: Tuning, runtime: Runtime, kernels: ops.Kernels):
         super().__init__(spec, source, tuning, runtime, kernels)
+        seq2seq.check_whole(self.mesh, is_sharded=False)
         encoder = spec.encoder
         names = [encoder.layer(number) for number in range(encoder.num_hidden_layers)]
         self.encoder = Stack(self, names, encoder.block, None)

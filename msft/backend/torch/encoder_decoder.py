@@ -23,6 +23,7 @@ class EncoderDecoder(Decoder):
 
     def __init__(self, spec: ModelSpec, source, tuning: Tuning, runtime: Runtime, kernels: ops.Kernels):
         super().__init__(spec, source, tuning, runtime, kernels)
+        seq2seq.check_whole(self.mesh, self.is_sharded)
         encoder, adapted = spec.encoder, tuning.lora.modules if tuning.lora else ()
         # Whether what a module with an adapter reads is of the sources.
         self.read_sources = [
