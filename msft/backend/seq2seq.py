@@ -99,6 +99,6 @@ def _check(found: np.ndarray, is_wrong: np.ndarray, what: str) -> None:
     if is_wrong.any():
         row, start, end = found[np.flatnonzero(is_wrong)[0]].tolist()
         raise RunError(
-            f"row {row} of a batch: the example at [{start}, {end}) {what}; an encoder-decoder learns from a source and "
-            "one answer behind it, as llama_preprocess writes them beside its config.json"
+            f"row {row} of a batch: the example at [{start}, {end}) {what}; an encoder-decoder learns from a source "
+            "and one answer behind it, as llama_preprocess writes them beside its config.json"
         )

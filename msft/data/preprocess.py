@@ -34,7 +34,8 @@ class Options:
     tokenizer's own, else the one of the model family beside it) and `last_answer_only` for qa. `text` cuts running
     text in JSON rows into blocks, each text with the tokenizer's begin tokens before it (`begin`) and the end token
     behind it (`end`). `decoder_start_id` (None: what the config.json beside the tokenizer says) makes rows for an
-    encoder-decoder, a source and an answer each, of qa alone. `sources`, for qa and text, stand in the place of `input_glob`.
+    encoder-decoder, a source and an answer each, of qa alone. `sources`, for qa and text, stand in the place of
+    `input_glob`.
     """
 
     input_glob: str

@@ -129,7 +129,7 @@ def sizes_of(spec: ModelSpec, tuning: Tuning) -> Sizes:
 
 
 def passed(spec: ModelSpec) -> float:
-    """Return the share of all blocks that a token passes: of an encoder-decoder half, the encoder's or the decoder's."""
+    """Return the share of all blocks that a token passes: half of an encoder-decoder's, the encoder's or decoder's."""
     return 0.5 if spec.encoder else 1.0
 
 

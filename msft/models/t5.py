@@ -54,6 +54,7 @@ FILES = FileNames(copies=tuple((f"{stack}.embed_tokens.weight", "shared.weight")
 def spec_from_hf(config: dict, where: str = "config.json") -> ModelSpec:
     """Read a T5 `config.json`; raises InputError naming every missing or impossible value."""
     values = HfConfig(config, where, KEYS, DEFAULTS)
+    values.refuse("is_encoder_decoder", True)
     layers = _sizes(values)
     values.defaults["num_hidden_layers"] = layers
     form = ACTIVATIONS.get(values.get("activation", "relu"), "relu")

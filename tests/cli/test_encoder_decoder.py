@@ -49,8 +49,8 @@ def rows():
 def test_a_t5_learns_on_both_engines_alike_and_its_results_are_used(tmp_path):
     model_of(tmp_path / "model")
     (tmp_path / "alpaca.json").write_text(json.dumps(rows()))
-    said = run(*"llama_preprocess --dataset_type qa --input_glob alpaca.json --model_file model".split(), "--seq_length",
-               "12", "--output_file", "a.mindrecord", cwd=tmp_path)  # fmt: skip
+    words = "llama_preprocess --dataset_type qa --input_glob alpaca.json --model_file model --seq_length 12"
+    said = run(*words.split(), "--output_file", "a.mindrecord", cwd=tmp_path)
     assert "for an encoder-decoder" in said
     losses = {}
     for engine in ENGINES:

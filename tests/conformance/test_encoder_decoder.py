@@ -114,6 +114,8 @@ def test_rows_without_targets_and_rows_that_break_the_rule(engine):
     nothing = replace(batch, labels=np.full_like(batch.labels, IGNORE))
     assert not built.logits(nothing).any() and built.evaluate(nothing) == (0.0, 0)
     assert {"decoder.block.1", "encoder.block.1"} <= built.activations(nothing).keys()
+    # What is added to scores is a bias, which is not decayed.
+    assert not any("relative_attention_bias" in tensor or "norm" in tensor for tensor in built.decayed())
     broken = batch.labels.copy()
     broken[0, 11] = IGNORE
     with pytest.raises(RunError, match="has an unsupervised token behind its first supervised"):

@@ -58,6 +58,7 @@ def test_a_head_of_its_own_is_known_from_what_transformers_5_writes():
     ("key", "value", "problem"),
     [
         ("feed_forward_proj", "gated-silu", "'feed_forward_proj' is 'gated-silu'; only 'relu' or 'gated-gelu'"),
+        ("is_encoder_decoder", False, "'is_encoder_decoder' is False; only True is supported"),
         ("num_layers", 0, "'num_layers' must be a whole number above 0, not 0"),
         ("relative_attention_max_distance", 4, "'relative_attention_max_distance' (4) more than half of it"),
         ("decoder_start_token_id", None, ""),
