@@ -63,7 +63,7 @@ def test_a_t5_learns_on_both_engines_alike_and_its_results_are_used(tmp_path):
                 "pretrained": "model",
                 "pet_config": {"pet_type": "lora", "lora_rank": 8, "target_modules": ".*"},
             },
-            "runner_config": {"epochs": 8, "batch_size": 8},
+            "runner_config": {"epochs": 4, "batch_size": 8},
             "optimizer": {"type": "AdamW", "learning_rate": 0.02},
             "train_dataset": {"data_loader": {"dataset_dir": "a.mindrecord"}, "padding": "max_length"},
             "callbacks": [{"type": "MFLossMonitor"}],
@@ -72,7 +72,7 @@ def test_a_t5_learns_on_both_engines_alike_and_its_results_are_used(tmp_path):
         run("train", f"{engine}.yaml", cwd=tmp_path)
         log = (tmp_path / engine / "trainer_log.jsonl").read_text().splitlines()
         losses[engine] = [record["loss"] for record in map(json.loads, log) if "loss" in record]
-    np.testing.assert_allclose(losses["torch"], losses["mindspore"], rtol=1e-4)
+    np.testing.assert_allclose(losses["torch"], losses["mindspore"], rtol=1e-4, atol=1e-6)
     assert losses["torch"][-1] < 0.5 * losses["torch"][0]
     adapter = json.loads((tmp_path / "torch" / "adapter" / "adapter_config.json").read_text())
     assert adapter["task_type"] == "SEQ_2_SEQ_LM"

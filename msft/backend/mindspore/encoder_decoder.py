@@ -1,4 +1,4 @@
-"""msft's own encoder-decoder (T5): two lines of tokens, of sources and of targets, each segment seeing its own alone."""
+"""msft's own encoder-decoder (T5): a line of sources and a line of targets, each segment seeing its own alone."""
 
 from collections.abc import Callable
 from typing import NamedTuple
