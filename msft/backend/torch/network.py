@@ -39,9 +39,9 @@ def load(
             setattr(config, name, 0.0)
     is_walked = family(spec.family).is_walked
     how = "eager" if is_walked or spec.encoder else ATTENTION
-    kind = AutoModelForSeq2SeqLM if spec.encoder else AutoModelForCausalLM
+    model_class = AutoModelForSeq2SeqLM if spec.encoder else AutoModelForCausalLM
     with torch.device("meta"):
-        network = kind.from_config(config, attn_implementation=how)
+        network = model_class.from_config(config, attn_implementation=how)
     tuned, precision = set(tuning.parameters), runtime.precision
     elsewhere.leave_out(network, spec, source.mesh)
     shapes = tensor_shapes(spec)
