@@ -88,12 +88,14 @@ class Tiles(NamedTuple):
     places: np.ndarray
 
 
-def tiles(pieces: np.ndarray, window: int = 0, contexts: np.ndarray | None = None) -> list[Tiles]:
-    """Return the tiles of pieces (first, end, start, stop), int64 [n, 4], by number of keys; attention is causal.
+def tiles(
+    pieces: np.ndarray, window: int = 0, contexts: np.ndarray | None = None, is_causal: bool = True
+) -> list[Tiles]:
+    """Return the tiles of pieces (first, end, start, stop), int64 [n, 4], by number of keys.
 
     A query sees no more than `window` tokens, itself included (0 = all before it), and in any case the first
-    `contexts` int64 [n] (None = 0) of its piece. Tiles are computed with a few more
-    keys than they see, and a few that only fill up, so that there are few shapes.
+    `contexts` int64 [n] (None = 0) of its piece; or where attention is not causal, all keys of its piece. Tiles are
+    computed with a few more keys than they see, and a few that only fill up, so that there are few shapes.
     """
     numbers = -(-(pieces[:, 1] - pieces[:, 0]) // TILE)
     first, end, start, stop = np.repeat(pieces, numbers, axis=0).T
@@ -101,10 +103,10 @@ def tiles(pieces: np.ndarray, window: int = 0, contexts: np.ndarray | None = Non
     place = np.concatenate([np.arange(number) for number in numbers]) if len(pieces) else first
     first, ahead = first + place * TILE, stop - end
     begin = np.maximum(start, first + ahead - window + 1) if window else start
-    seen = np.maximum(np.minimum(first + TILE + ahead, stop), open_to) - begin
-    widths = np.array([_width(-(-int(count) // TILE)) for count in seen], dtype=int)
+    seen = np.maximum(np.minimum(first + TILE + ahead, stop), open_to) if is_causal else stop
+    widths = np.array([_width(-(-int(count) // TILE)) for count in seen - begin], dtype=int)
     pieces = first, end, start, stop, begin, open_to
-    return [_tiles(width, window, *(of[widths == width] for of in pieces)) for width in np.unique(widths)]
+    return [_tiles(width, window, is_causal, *(of[widths == width] for of in pieces)) for width in np.unique(widths)]
 
 
 def _width(number: int) -> int:
@@ -112,7 +114,7 @@ def _width(number: int) -> int:
     return min(2 ** (number - 1).bit_length(), -(-number // 8) * 8)
 
 
-def _tiles(width: int, window: int, *pieces: np.ndarray) -> Tiles:
+def _tiles(width: int, window: int, is_causal: bool, *pieces: np.ndarray) -> Tiles:
     """The tiles whose first queries are `first`, in pieces with these ends of queries, starts and stops of keys.
 
     What they see begins at `begin`; they see all before `open_to`.
@@ -126,5 +128,6 @@ def _tiles(width: int, window: int, *pieces: np.ndarray) -> Tiles:
     distance = (queries + stop - end)[:, :, None] - keys[:, None]
     allowed = (distance >= 0) & (distance < window) if window else distance >= 0
     allowed = allowed | (keys < open_to)[:, None]
+    allowed = allowed if is_causal else np.broadcast_to((keys < stop)[:, None], distance.shape)
     places, keys = keys - start, np.where(keys < stop, keys, 0)
     return Tiles(queries.astype(np.int32), keys.astype(np.int32), allowed, real, places)

@@ -15,10 +15,11 @@ def is_norm_or_bias(name: str) -> bool:
     """Whether a parameter is a norm's weight or a bias, which AdamW does not decay unless asked.
 
     Norms are called so, or ln_1, ln_2 and ln_f (GPT-2), or norm_f (Mamba). So are a state space's decays, what passes
-    it by, and biases of its time steps, which its authors do not decay either.
+    it by, and biases of its time steps, which its authors do not decay either. What relative positions add to scores is
+    a bias too (T5).
     """
     is_norm = any(part in name for part in ("norm.", ".ln_", ".norm_f."))
-    return is_norm or name.endswith((".bias", ".A_log", ".D", ".dt_bias"))
+    return is_norm or name.endswith((".bias", "_bias.weight", ".A_log", ".D", ".dt_bias"))
 
 
 def computed_dtype(name: str, tuned: bool, precision: Precision, spec: ModelSpec) -> str:
@@ -32,6 +33,7 @@ def computed_dtype(name: str, tuned: bool, precision: Precision, spec: ModelSpec
     in_block = name.startswith(f"{spec.outside.layers}.") and (
         module.endswith(spec.block.modules) or _is_of_experts(name, module, spec)
     )
+    in_block = in_block or (spec.encoder is not None and module in linear_modules(spec))
     return precision.compute if in_block or name == spec.head else _frozen_dtype(precision)
 
 

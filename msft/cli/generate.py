@@ -60,7 +60,8 @@ def _generate(argv: Sequence[str]) -> None:
     texts = words.prompt if words.prompt is not None else read_prompts(words.file)
     spec = load_spec(words.model)
     tokenizer = open_tokenizer(words.tokenizer) if words.tokenizer else load_tokenizer(words.model)
-    prompts = Prompts(tokenizer, _template(words, tokenizer, spec.family), words.system)
+    template = _template(words, tokenizer, spec.family)
+    prompts = Prompts(tokenizer, template, words.system, is_closed=spec.encoder is not None)
     encoded = [prompts.encode(text) for text in texts]
     engine = load_engine(
         spec, words.model, words.adapter, words.backend, words.device, WORDS[words.dtype], words.lora_alpha

@@ -27,6 +27,12 @@ def parser() -> guard.Parser:
         help="qa: chat (the tokenizer's own; default where it has one), a FastChat name (msft list), "
         "llama_factory:NAME or firefly:NAME",
     )
+    add(
+        "--decoder_start_id",
+        type=int,
+        help="qa: rows for an encoder-decoder that starts with this token (default: what the config.json beside "
+        "--model_file says, none for other models)",
+    )
     add("--file_partition", type=int, default=1, help="number of files to write (default: 1)")
     add("--repeat", type=int, default=1, help="wiki: how often the text is repeated (default: 1)")
     add("--samples_num", type=int, default=10000, help="wikipedia: number of rows to write (default: 10000)")

@@ -58,7 +58,9 @@ def layout(recipe: Recipe, spec: "ModelSpec", workers: int) -> Layout:
     asked = recipe.parallel_config
     if recipe.run_mode == "predict" and workers > 1:
         _check_whole(recipe)
-    _check_class(recipe, spec)
+    unshared_weights = unshared(recipe, spec)
+    if unshared_weights:
+        raise InputError(*unshared_weights)
     problems = [*_problems(recipe, spec, workers)]
     if problems:
         sizes = asked.model_parallel, asked.context_parallel, asked.pipeline_stage
@@ -96,12 +98,15 @@ def _check_whole(recipe: Recipe) -> None:
         raise InputError(*problems)
 
 
-def _check_class(recipe: Recipe, spec: "ModelSpec") -> None:
-    """Raise InputError for a model to be shared out by what hooks into transformers' classes, where it has none."""
-    if strategy(recipe) != "ddp" and family(spec.family).is_ported:
-        where = recipe.source.get("strategy", recipe.name)
+def unshared(recipe: Recipe, spec: "ModelSpec") -> list[str]:
+    """Return why a recipe's strategy cannot share out the weights of a model: it hooks into transformers' decoders."""
+    if strategy(recipe) == "ddp" or not (spec.encoder or family(spec.family).is_ported):
+        return []
+    where = recipe.source.get("strategy", recipe.name)
+    why = "weights of an encoder-decoder are not shared out yet"
+    if not spec.encoder:
         why = f"transformers has no class for {spec.family}, whose layers this would share out"
-        raise InputError(f"{where}: strategy: {strategy(recipe)}: {why}; strategy ddp works")
+    return [f"{where}: strategy: {recipe.strategy}: {why}; ddp works"]
 
 
 def without_effect(recipe: Recipe, found: Layout) -> list[str]:

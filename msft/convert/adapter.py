@@ -109,7 +109,7 @@ def write_adapter(
         raise ValueError(f"tensors do not fit the modules: {sorted(expected ^ weights.keys())[:4]}")
     config = {
         "peft_type": "LORA",
-        "task_type": "CAUSAL_LM",
+        "task_type": "SEQ_2_SEQ_LM" if spec is not None and spec.encoder else "CAUSAL_LM",
         "base_model_name_or_path": base_model,
         "r": lora.rank,
         "lora_alpha": lora.alpha,

@@ -1,9 +1,12 @@
 """Whether a weight source holds exactly the tensors that a model needs."""
 
+import numpy as np
+
 from msft import console
 from msft.convert.dtypes import FLOATS
 from msft.convert.source import TensorSource
 from msft.errors import InputError, did_you_mean
+from msft.models.families import family
 from msft.models.shapes import tensor_shapes
 from msft.models.spec import ModelSpec
 
@@ -16,6 +19,8 @@ _BUFFERS = (
     "rope.freqs",
     "rotary_emb.cos_cached",
     "rotary_emb.sin_cached",
+    # A first release of T5 has positions where it attends to the encoder, which nothing ever added.
+    "layer.1.EncDecAttention.relative_attention_bias.weight",
 )
 
 
@@ -30,6 +35,7 @@ def check_against(spec: ModelSpec, source: TensorSource) -> None:
     if head in unexpected and source.tensors[head].shape == shapes[spec.embedding]:
         unexpected.remove(head)
         console.note(f"{source.file_of(head)}: {head} is left out; the config ties the head to the embedding")
+    unexpected = _without_copies(unexpected, spec, source)
     missing = [name for name in shapes if name not in source.tensors]
     place, near = _place(source), unexpected if len(missing) <= MAX_PROBLEMS else []
     problems = [
@@ -46,8 +52,18 @@ def check_against(spec: ModelSpec, source: TensorSource) -> None:
         raise InputError(*problems)
 
 
+def _without_copies(unexpected: list[str], spec: ModelSpec, source: TensorSource) -> list[str]:
+    """What is unexpected but for equal copies of tensors that the model has, which are passed over; that is said."""
+    copies = dict(family(spec.family).files.copies)
+    found = {name: copies[name] for name in unexpected if copies.get(name) in source.tensors}
+    equal = [name for name, of in found.items() if np.array_equal(source.read(name), source.read(of))]
+    if equal:
+        console.note(f"{source.file_of(equal[0])}: {', '.join(equal)} left out; equal to {copies[equal[0]]}")
+    return [name for name in unexpected if name not in equal]
+
+
 def is_buffer(name: str) -> bool:
-    """Whether a tensor is a rotary buffer that some files hold and no engine needs."""
+    """Whether a tensor is a rotary buffer that some files hold and no engine needs, or T5's table of no use."""
     return name.endswith(_BUFFERS)
 
 

@@ -16,6 +16,7 @@ NAMES = (
     "tokenizer.json",
     "tokenizer.model",
     "ice_text.model",
+    "spiece.model",
     "tokenizer_config.json",
     "special_tokens_map.json",
     "added_tokens.json",

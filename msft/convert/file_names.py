@@ -18,6 +18,7 @@ _MASKS = (".attn.bias", ".attn.masked_bias", ".attention.bias", ".attention.mask
 def canonical(entries: dict[str, Stored | Joined], spec: ModelSpec) -> dict[str, Stored | Joined]:
     """Return the tensors of a Hugging Face file by canonical name; what the family does not know keeps its name."""
     names = family(spec.family).files
+    entries = _with_originals(entries, names)
     entries = _with_prefixes({name: entry for name, entry in entries.items() if not _is_mask(name, entry)}, names)
     return taken_apart(entries, names.tensors(spec), spec)
 
@@ -44,6 +45,15 @@ def taken_apart(
 
 def _is_mask(name: str, entry: Stored | Joined) -> bool:
     return name.endswith(_MASKS) and len(entry.info.shape) in (0, 4)
+
+
+def _with_originals(entries: dict, names: FileNames) -> dict:
+    """Tensors that a file holds as copies alone, by the name of what they are copies of."""
+    found = dict(entries)
+    for copy, original in names.copies:
+        if copy in found and original not in found:
+            found[original] = found.pop(copy)
+    return found
 
 
 def _with_prefixes(entries: dict, names: FileNames) -> dict:

@@ -5,6 +5,7 @@ import hashlib
 import numpy as np
 
 from msft.convert.source import TensorInfo
+from msft.models import encoder_shapes
 from msft.models.shapes import tensor_shapes
 from msft.models.spec import ModelSpec
 
@@ -20,6 +21,7 @@ class RandomWeights:
         shapes = tensor_shapes(spec)
         self.tensors = {name: TensorInfo(shape, "float32") for name, shape in shapes.items()}
         self.deviation = np.float32(spec.initializer_range)
+        self.deviations = encoder_shapes.deviations(spec) if spec.encoder else {}
         self.seed, self.norm = seed, np.float32(1 - spec.norm_offset)
         self.state_space = spec.state_space
 
@@ -34,7 +36,7 @@ class RandomWeights:
         if len(shape) == 1:
             return np.full(shape, self.norm)
         values = generator(self.seed, name).standard_normal(shape, np.float32)
-        values *= self.deviation
+        values *= np.float32(self.deviations.get(name, self.deviation))
         return values
 
     def file_of(self, name: str) -> str:

@@ -143,7 +143,7 @@ def _config(spec: ModelSpec, outputs: list[Output]) -> dict:
 
 
 def _generation_config(config: dict) -> bytes:
-    keys = ("bos_token_id", "eos_token_id", "pad_token_id")
+    keys = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
     ids = {key: config[key] for key in keys if config.get(key) is not None}
     return (json.dumps({"_from_model_config": True, **ids}, indent=2) + "\n").encode()
 

@@ -52,9 +52,17 @@ class Encoder:
             encodings = self._with_answer_ids(encodings, texts[::2])
         return [each if isinstance(each, BadRow) else self._example(*each, next(encodings)) for each in prepared]
 
+    def parts(self, conversation: Conversation) -> list[Conversation]:
+        """Return what of a conversation is an example of its own: all of it."""
+        return [conversation]
+
+    def cut(self, example: Example, length: int) -> Example:
+        """Return the first `length` tokens of an example."""
+        return example._replace(ids=example.ids[:length], labels=example.labels[:length])
+
     def _prepare(self, conversation: Conversation) -> tuple[Located, bool, tuple[str, ...]] | BadRow:
         try:
-            conversation, remarks = _trim(conversation)
+            conversation, remarks = trim(conversation)
             located = self._finder.locate(conversation)
         except BadRow as reason:
             return reason
@@ -119,7 +127,7 @@ def with_prefix(prefix: tuple[int, ...], ids: np.ndarray) -> tuple[int, ...]:
     return () if prefix and ids[: len(prefix)].tolist() == list(prefix) else prefix
 
 
-def _trim(conversation: Conversation) -> tuple[Conversation, list[str]]:
+def trim(conversation: Conversation) -> tuple[Conversation, list[str]]:
     """Leave out what cannot be learned from: answers before the first question, questions after the last answer."""
     turns, remarks = list(conversation.turns), []
     while turns and turns[0].role == "assistant":

@@ -34,8 +34,8 @@ class NamedTemplate:
 
         if name not in template_names():
             why = "has no text form (its model is only served)" if name in conv_templates else "is unknown"
-            known = ", ".join(["chat", *template_names()])
-            near = did_you_mean(name, ["chat", *template_names()])
+            known = ", ".join(["chat", *template_names(), "plain"])
+            near = did_you_mean(name, ["chat", *template_names(), "plain"])
             raise InputError(f"--template: {name!r} {why}{near} (known: {known})")
         self.name = name
         self._template = conv_templates[name].copy()

@@ -19,7 +19,7 @@ from msft.data.mindrecord import MindRecordWriter
 from msft.data.mindrecord.writer import shard_paths
 from msft.data.parallel import cores
 from msft.data.report import Report
-from msft.data.templates import default_template, model_type_beside, open_template
+from msft.data.templates import decoder_start_beside, default_template, model_type_beside, open_template
 from msft.data.tokenizers import Tokenizer, open_tokenizer
 from msft.errors import InputError
 
@@ -33,7 +33,9 @@ class Options:
     Rows have `seq_length` + 1 tokens. `repeat` is for wiki, `samples_num` for wikipedia, `template` ('' = the
     tokenizer's own, else the one of the model family beside it) and `last_answer_only` for qa. `text` cuts running
     text in JSON rows into blocks, each text with the tokenizer's begin tokens before it (`begin`) and the end token
-    behind it (`end`). `sources`, for qa and text, stand in the place of `input_glob`.
+    behind it (`end`). `decoder_start_id` (None: what the config.json beside the tokenizer says) makes rows for an
+    encoder-decoder, a source and an answer each, of qa alone. `sources`, for qa and text, stand in the place of
+    `input_glob`.
     """
 
     input_glob: str
@@ -51,6 +53,7 @@ class Options:
     last_answer_only: bool = False
     begin: bool = True
     end: bool = True
+    decoder_start_id: int | None = None
 
 
 class _Job(NamedTuple):
@@ -72,6 +75,7 @@ def preprocess(options: Options) -> Report | None:
     _check(options)
     started = time.perf_counter()
     tokenizer = open_tokenizer(options.model_file)
+    options = _for_encoder(options)
     sources = list(options.sources) or [rows.Source(path) for path in _input_files(options)]
     given, template = options, None
     if options.dataset_type == "qa":
@@ -118,6 +122,18 @@ def _check(options: Options) -> None:
         raise InputError(*problems)
 
 
+def _for_encoder(options: Options) -> Options:
+    """The options with the start token of the encoder-decoder that the tokenizer is of, if it is one's."""
+    start = options.decoder_start_id
+    start = decoder_start_beside(options.model_file) if start is None else start
+    if start is not None and options.dataset_type != "qa":
+        raise InputError(
+            f"--dataset_type {options.dataset_type}: running text has no answers, which an encoder-decoder learns from "
+            "their sources; use qa"
+        )
+    return replace(options, decoder_start_id=start)
+
+
 def _note_unused(options: Options, report: Report) -> None:
     for name, meant in (("repeat", "wiki"), ("samples_num", "wikipedia"), ("template", "qa")):
         if getattr(options, name) != getattr(Options, name) and options.dataset_type != meant:
@@ -136,7 +152,7 @@ def _outputs(options: Options) -> list[Path]:
 
 
 # What llama_preprocess has no flag for: recorded where it is not the default.
-_BEYOND_FLAGS = ("sources", "last_answer_only", "begin", "end")
+_BEYOND_FLAGS = ("sources", "last_answer_only", "begin", "end", "decoder_start_id")
 
 
 def _recorded(options: Options) -> dict:
@@ -165,8 +181,12 @@ def _write_qa(job: _Job, writer: MindRecordWriter) -> None:
     report.notes.append(_describe(job.tokenizer, job.template))
     length, size = options.seq_length + 1, sum(map(os.path.getsize, _paths(job)))
     words = (job.sources, options.model_file, options.template, length, _workers(job), options.last_answer_only)
+    if options.decoder_start_id is not None:
+        report.notes.append(
+            f"for an encoder-decoder: sources, then its start token {options.decoder_start_id}, answers"
+        )
     with _progress("KiB of rows", max(1, size >> 10)) as advance:
-        for chunk in qa.encode_files(*words):
+        for chunk in qa.encode_files(*words, options.decoder_start_id):
             writer.write_blobs(chunk.blobs, qa.row_bytes(length))
             qa.add_to(report, chunk)
             advance(chunk.bytes / 1024)

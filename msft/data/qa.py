@@ -13,6 +13,7 @@ from msft.data.formats import BadRow, conversation
 from msft.data.mindrecord import codec
 from msft.data.parallel import in_order
 from msft.data.report import Dropped, Report
+from msft.data.seq2seq import Seq2SeqEncoder
 from msft.data.templates import open_template
 from msft.data.tokenizers import open_tokenizer
 
@@ -40,24 +41,30 @@ def encode_files(
     length: int,
     workers: int,
     last_answer_only: bool = False,
+    start_id: int | None = None,
 ) -> Iterator[Encoded]:
     """Yield the encoded chunks of all files in order.
 
     Rows are cut at `length` tokens, or padded on the right to as many with the padding token and the label -100.
+    With `start_id` they are examples for an encoder-decoder whose decoding starts with it (`seq2seq`).
     Rows that cannot be read and rows without a supervised token are left out and listed in `dropped`.
     """
     tasks = ((chunk, source) for source in sources for chunk in source.chunks())
-    return in_order(_chunk_encoder, (model_file, template, length, last_answer_only), tasks, workers)
+    return in_order(_chunk_encoder, (model_file, template, length, last_answer_only, start_id), tasks, workers)
 
 
-def _chunk_encoder(model_file: str, template: str, length: int, last_answer_only: bool):
+def _chunk_encoder(model_file: str, template: str, length: int, last_answer_only: bool, start_id: int | None):
     tokenizer = open_tokenizer(model_file)
-    encoder = Encoder(tokenizer, open_template(template, tokenizer), last_answer_only)
+    template = open_template(template, tokenizer)
+    if start_id is None:
+        encoder = Encoder(tokenizer, template, last_answer_only)
+    else:
+        encoder = Seq2SeqEncoder(tokenizer, template, start_id, last_answer_only)
     return lambda task: encode_chunk(encoder, length, tokenizer.pad_id, *task)
 
 
 def encode_chunk(
-    encoder: Encoder, length: int, pad_id: int, chunk: rows.Chunk, source: rows.Source | None = None
+    encoder: Encoder | Seq2SeqEncoder, length: int, pad_id: int, chunk: rows.Chunk, source: rows.Source | None = None
 ) -> Encoded:
     """Encode the rows of one chunk, which `source` says how to read."""
     source = source or rows.Source(chunk.path)
@@ -69,8 +76,9 @@ def encode_chunk(
         try:
             if isinstance(row, BadRow):
                 raise row
-            conversations.append(read(row))
-            numbers.append(number)
+            parts = encoder.parts(read(row))
+            conversations += parts
+            numbers += [number] * len(parts)
         except BadRow as reason:
             dropped.append(Dropped(chunk.path, number, str(reason)))
     kept, tokens, remarks = [], Counter(), Counter()
@@ -84,7 +92,7 @@ def encode_chunk(
         if excess > 0:
             count["cut"] += 1
             tokens["cut_off"] += excess
-        ids, labels = example.ids[:length], example.labels[:length]
+        ids, labels, _ = encoder.cut(example, length)
         # Nothing predicts the first token, so its label teaches nothing.
         supervised = np.count_nonzero(labels[1:] != IGNORE)
         if not supervised:

@@ -13,6 +13,7 @@ REMARKS = {
     "empty_answer": "with an empty answer, which is not supervised",
     "answer_without_question": "beginning with answers, which are left out",
     "question_without_answer": "ending with questions, which are left out",
+    "earlier_answers": "with earlier answers in their source, each of which is an example of its own",
     "system_left_out": "whose system message the template leaves out",
     "answer_without_opening": "with answers that do not follow the template's opening",
     "earlier_answers_read_only": "of which the last answer alone is learned: the rest is read in both directions",
@@ -61,7 +62,7 @@ class Report:
             "written": "rows written",
             "bad": "dropped: bad rows",
             "without_supervision": "dropped: nothing supervised left",
-            "cut": "cut at the end, being too long",
+            "cut": "cut, being too long",
         }
         table = [(labels[key], count) for key, count in self.rows.items() if count or key in ("read", "written")]
         table += [(f"rows {REMARKS[key]}", count) for key, count in self.remarks.items()]

@@ -8,7 +8,7 @@ from msft.errors import InputError
 
 # What a tokenizer can be read from; the last is ChatGLM-6B's vocabulary.
 ICE_TEXT = "ice_text.model"
-VOCABULARIES = ("tokenizer.json", "tokenizer.model", ICE_TEXT)
+VOCABULARIES = ("tokenizer.json", "tokenizer.model", "spiece.model", ICE_TEXT)
 TOKENIZER_FILES = (
     *VOCABULARIES,
     "tokenizer_config.json",

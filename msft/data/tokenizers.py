@@ -75,8 +75,9 @@ def open_tokenizer(path: str | os.PathLike) -> Tokenizer:
         from msft.data.hf_tokenizer import HFTokenizer
 
         return HFTokenizer(path)
-    if (path / "tokenizer.model").is_file():
-        return _sentencepiece(path / "tokenizer.model", path)
+    for name in ("tokenizer.model", "spiece.model"):
+        if (path / name).is_file():
+            return _sentencepiece(path / name, path)
     if (path / ICE_TEXT).is_file():
         return _chatglm(path / ICE_TEXT, path)
     hint = ""

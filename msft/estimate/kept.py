@@ -40,6 +40,10 @@ def block(sizes: Sizes, work: Work, layout: Layout) -> float:
     wide = sizes.wide / tensor
     # The input, and what stands between attention and the feed-forward layer.
     states, split = 2.0, queries + 2 * keys + 2 * wide
+    if spec.encoder:
+        # A target asks, is answered and stands behind the answer, of a source each layer of the decoder reads a key and
+        # a value: about as much, and so half of the tokens each.
+        states, split = states + 0.5, split + (2 * queries + 2 * keys) / 2
     masks = sizes.dropped / spec.num_hidden_layers / tensor
     if work.backend == "torch":
         states += sizes.keeps_normed + sizes.keeps_wide_normed + sizes.routed * _routed_rows(sizes)

@@ -5,6 +5,7 @@ from math import isqrt
 from typing import NamedTuple
 
 from msft.config import derive
+from msft.config.layout import unshared
 from msft.config.markers import shown
 from msft.config.schema import Recipe
 from msft.errors import InputError
@@ -137,6 +138,7 @@ def _undivided(recipe: Recipe, layout: Layout, devices: int, spec: ModelSpec) ->
             f"{tensor} is {layout.tensor}, which does not divide {sizes}{spec.intermediate_size}{tokens}; "
             f"{near} would do"
         )
+    yield from unshared(recipe, spec)
     if spec.num_hidden_layers % layout.pipeline:
         near = _nearest(layout.pipeline, divisors(spec.num_hidden_layers))
         yield f"{pipeline} is {layout.pipeline}, which does not divide {spec.num_hidden_layers} layers; {near} would do"

@@ -98,7 +98,8 @@ def sizes_of(spec: ModelSpec, tuning: Tuning) -> Sizes:
         return Share(sum(counts.values()), sum(count for name, count in counts.items() if name in tuned))
 
     block, around = spec.block, spec.outside
-    in_blocks = [name for name in shapes if name.startswith(f"{around.layers}.")]
+    stacks = (around.layers, spec.encoder.layers) if spec.encoder else (around.layers,)
+    in_blocks = [name for name in shapes if name.startswith(tuple(f"{stack}." for stack in stacks))]
     stacked = [name for name in in_blocks if len(shapes[name]) == 3] if spec.experts else []
     linears = [name for name in in_blocks if len(shapes[name]) == 2] + stacked
     modules = tuning.lora.modules if tuning.lora else ()
@@ -121,27 +122,33 @@ def sizes_of(spec: ModelSpec, tuning: Tuning) -> Sizes:
     # Adapters of these modules stand behind what tensor parallelism has split: their A is split, of the others their B.
     split_input = (block.merge, block.contract)
     split = sum(width[1] if module.endswith(split_input) else width[0] for module, width in widths.items())
-    last = (f"{around.norm}.", f"{around.head}.")
+    norms = tuple(f"{norm}." for norm in ((around.norm, spec.encoder.norm) if spec.encoder else (around.norm,)))
+    last = (*norms, f"{around.head}.")
     return Sizes(
         spec=spec,
         linears=share(linears),
         others=share(name for name in in_blocks if name not in linears),
         embedding=share(name for name in shapes if name not in in_blocks and not name.startswith(last)),
         head=share([spec.head] if spec.head in shapes else []),
-        last_norm=share(name for name in shapes if name.startswith(f"{around.norm}.")),
+        last_norm=share(name for name in shapes if name.startswith(norms)),
         adapters=rank * sum(map(sum, widths.values())),
         split_adapters=rank * split,
         keeps_normed=keeps(*block.project),
         keeps_mixed=keeps(block.merge),
         keeps_wide_normed=keeps(*block.expand, *((experts.expand, *experts.shared_expand) if experts else ())),
         keeps_gated=keeps(block.contract, *((experts.contract, experts.shared_contract) if experts else ())),
-        dropped=sum(width[1] for width in widths.values()) if dropout else 0,
-        ranks=rank * len(modules),
+        dropped=round(passed(spec) * sum(width[1] for width in widths.values())) if dropout else 0,
+        ranks=round(passed(spec) * rank * len(modules)),
         wide=(1 - routed) * spec.intermediate_size + routed * in_experts,
         routed=routed,
         idle=Share(round(idle * of_all.all), round(idle * of_all.tuned)),
         largest=max(prod(shapes[name]) for name in stacked) if stacked else spec.hidden_size * spec.intermediate_size,
     )
+
+
+def passed(spec: ModelSpec) -> float:
+    """Return the share of all blocks that a token passes: half of an encoder-decoder's, the encoder's or decoder's."""
+    return 0.5 if spec.encoder else 1.0
 
 
 def work_of(recipe: Recipe, kind: str) -> Work:

@@ -6,7 +6,7 @@ from msft.estimate import kept, traffic
 from msft.estimate.devices import Device
 from msft.estimate.layout import Layout
 from msft.estimate.memory import stage_weights
-from msft.estimate.sizes import Sizes, Work
+from msft.estimate.sizes import Sizes, Work, passed
 
 # How often a byte that a block keeps is moved: written, read by the next operator, read again on the way back, and its
 # gradient written, read and added up.
@@ -63,9 +63,9 @@ def flops(sizes: Sizes, work: Work) -> Flops:
     # Of each state: a decay, what is added, and what is read.
     states = 6 * spec.num_hidden_layers * space.state_size * space.intermediate_size if space else 0
     attention = states + 2 * 2 * spec.num_hidden_layers * spec.num_attention_heads * spec.head_dim * work.length / 2
-    linear = 2 * (sizes.linears.all - sizes.idle.all + sizes.adapters)
+    linear = 2 * (sizes.linears.all - sizes.idle.all + sizes.adapters) * passed(spec)
     head = 2 * spec.vocab_size * spec.hidden_size
-    own = 2 * (sizes.linears.tuned - sizes.idle.tuned + sizes.adapters)
+    own = 2 * (sizes.linears.tuned - sizes.idle.tuned + sizes.adapters) * passed(spec)
     return Flops(linear + attention, linear + own + 2 * attention, (3 if sizes.head_tuned else 2) * head)
 
 

@@ -27,6 +27,7 @@ from msft.models import (
     qwen2_moe,
     qwen3,
     qwen3_moe,
+    t5,
 )
 from msft.models.family import Family
 from msft.models.spec import ModelSpec
@@ -57,6 +58,7 @@ MODULES = (
     qwen3_moe,
     mamba,
     mamba2,
+    t5,
 )
 FAMILIES: dict[str, Family] = {module.FAMILY.model_type: module.FAMILY for module in MODULES}
 
@@ -77,6 +79,7 @@ ALIASES = {
     "glm-n": "chatglm",
     "gpt": "gpt2",
     "pythia": "gpt_neox",
+    "flan-t5": "t5",
 }
 
 

@@ -66,7 +66,7 @@ class FileNames:
     `renames` are (canonical, in files), replaced in this order; `prefixes` may be missing in files. A module of `fused`
     (by its name in files, within the layer) holds the canonical modules one after another, or where it `is_grouped` by
     key head (the queries that share it, the key, the value). `expert` are the tensors of an expert as `split_rows`
-    takes them.
+    takes them. `copies` are (name, of which tensor) that files may hold.
     """
 
     renames: tuple[tuple[str, str], ...] = ()
@@ -74,6 +74,7 @@ class FileNames:
     fused: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     is_grouped: bool = False
     expert: tuple[str, str, str] | None = None
+    copies: tuple[tuple[str, str], ...] = ()
 
     def tensors(self, spec: ModelSpec) -> dict[str, tuple[Rows, ...]]:
         """Return for each tensor of a file, in the model's order, which rows of canonical ones it holds."""
@@ -121,7 +122,7 @@ class Family:
     family on PyTorch, where it is another family's. `is_walked` says that this class hands nothing on to its attention,
     so that its layers are gone through by their description; so are those of a family that `is_ported`, which has no
     class there. `template` is FastChat's name for the prompts of its chat releases, for a tokenizer without a chat
-    template of its own.
+    template of its own. An `is_encoder_decoder` learns answers from sources.
     """
 
     model_type: str
@@ -134,3 +135,4 @@ class Family:
     is_walked: bool = False
     is_ported: bool = False
     template: str = DEFAULT_TEMPLATE
+    is_encoder_decoder: bool = False

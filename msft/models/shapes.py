@@ -1,10 +1,13 @@
 """A decoder's tensors and linear modules, by its description."""
 
+from msft.models import encoder_shapes
 from msft.models.spec import ModelSpec
 
 
 def tensor_shapes(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
     """Return every tensor of the model, in the order of their use, with its shape; a tied head has none of its own."""
+    if spec.encoder:
+        return encoder_shapes.tensor_shapes(spec)
     outside, hidden = spec.outside, spec.hidden_size
     shapes = {spec.embedding: (spec.vocab_size, hidden)}
     if outside.positions:
@@ -22,6 +25,8 @@ def tensor_shapes(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
 
 def linear_modules(spec: ModelSpec) -> list[str]:
     """Return the paths of all linear modules that LoRA can tune, such as 'model.layers.0.self_attn.q_proj'."""
+    if spec.encoder:
+        return encoder_shapes.linear_modules(spec)
     return [
         spec.layer(number) + name
         for number in range(spec.num_hidden_layers)

@@ -190,6 +190,19 @@ CODESTRAL = {
     "norm_before_gate": True,
 }
 
+T5 = {
+    "vocab_size": 32128,
+    "n_positions": 512,
+    "relative_attention_num_buckets": 32,
+    "relative_attention_max_distance": 128,
+    "layer_norm_epsilon": 1e-6,
+    "feed_forward_proj": "relu",
+    "is_encoder_decoder": True,
+    "decoder_start_token_id": 0,
+    "pad_token_id": 0,
+    "eos_token_id": 1,
+}
+
 
 class Size(NamedTuple):
     """A published size: the release that recipes start from, and what its `config.json` says of its own."""
@@ -229,6 +242,16 @@ def _bloom(release: str, width: int, layers: int, heads: int) -> Size:
 def _falcon(release: str, width: int, layers: int, heads: int, **more) -> Size:
     own = {"hidden_size": width, "num_hidden_layers": layers, "num_attention_heads": heads}
     return Size(release, {**FALCON, **own, **more})
+
+
+def _t5(release: str, width: int, wide: int, layers: int, heads: int, head_dim: int = 64, **more) -> Size:
+    own = {"d_model": width, "d_ff": wide, "num_layers": layers, "num_heads": heads, "d_kv": head_dim}
+    return Size(release, {**T5, **own, **more})
+
+
+def _flan_t5(release: str, width: int, wide: int, layers: int, heads: int) -> Size:
+    gate = {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}
+    return _t5(release, width, wide, layers, heads, **gate, num_decoder_layers=layers)
 
 
 # By `model_type` and size. Hidden size, feed-forward size, layers, heads, key heads.
@@ -431,6 +454,18 @@ SIZES: dict[str, dict[str, Size]] = {
     "qwen3_moe": {
         "30b-a3b": _like_llama(QWEN3_MOE, "Qwen3-30B-A3B", 2048, 6144, 48, 32, 4),
         "235b-a22b": _like_llama(QWEN3_MOE, "Qwen3-235B-A22B", 4096, 12288, 94, 64, 4, moe_intermediate_size=1536),
+    },
+    "t5": {
+        "small": _t5("t5-small", 512, 2048, 6, 8),
+        "base": _t5("t5-base", 768, 3072, 12, 12),
+        "large": _t5("t5-large", 1024, 4096, 24, 16),
+        "3b": _t5("t5-3b", 1024, 16384, 24, 32, 128),
+        "11b": _t5("t5-11b", 1024, 65536, 24, 128, 128),
+        "flan-small": _flan_t5("flan-t5-small", 512, 1024, 8, 6),
+        "flan-base": _flan_t5("flan-t5-base", 768, 2048, 12, 12),
+        "flan-large": _flan_t5("flan-t5-large", 1024, 2816, 24, 16),
+        "flan-xl": _flan_t5("flan-t5-xl", 2048, 5120, 24, 32),
+        "flan-xxl": _flan_t5("flan-t5-xxl", 4096, 10240, 24, 64),
     },
 }
 

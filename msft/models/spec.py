@@ -1,6 +1,10 @@
 """The engine-neutral description of a decoder."""
 
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from msft.models.encoder import Encoder
 
 from msft.models.experts import Experts
 from msft.models.state_space import StateSpace
@@ -92,7 +96,7 @@ class ModelSpec:
     by their length. `windows` has for each layer how many tokens a query sees, itself included (0 = all before it).
     Embeddings are multiplied by `embedding_scale`. With a `prefix` the second half of a head is turned as the first.
     Where there are `experts`, layers have them in place of the block's feed-forward. Layers with a `state_space` have
-    no attention, and 0 heads.
+    no attention, and 0 heads. An encoder-decoder has an `encoder` too: its layers then read that.
     `hf_config` is the whole `config.json`, kept to be written back beside exported weights.
     """
 
@@ -130,6 +134,7 @@ class ModelSpec:
     state_space: StateSpace | None = None
     prefix: Prefix | None = None
     experts: Experts | None = None
+    encoder: "Encoder | None" = None
 
     @property
     def is_like_llama(self) -> bool:
@@ -139,7 +144,8 @@ class ModelSpec:
         """
         block = replace(self.block, biased=(), head_norms=())
         other = (self.norm_offset, self.neighbours, self.has_alibi, self.attention_cap, self.head_cap)
-        is_plain = not any(other) and self.experts is None and not self.is_head_normed and self.embedding_scale == 1
+        is_plain = not any(other) and not self.is_head_normed and self.embedding_scale == 1
+        is_plain = is_plain and self.experts is None and self.encoder is None
         is_turned = self.rotary_dim == self.head_dim and not self.prefix
         return is_plain and is_turned and self.norm == "rms" and (block, self.outside) == (Block(), Outside())
 

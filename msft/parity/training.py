@@ -79,16 +79,20 @@ def observe_trajectory(side: Side) -> Observation:
 
 def observe_generation(side: Side) -> Observation:
     """Greedy tokens after the trajectory, and how far ahead of the second best each one was."""
-    prompts = prompts_of(side.first_step[0])
+    encoder = side.prepared.spec.encoder
+    # What stands between a prompt and the answer: of an encoder-decoder, the decoder's first token.
+    between = [encoder.start_id] if encoder else []
+    prompts = prompts_of(side.first_step[0], len(between))
     most = positions.most_tokens(side.prepared.spec)
     room = NEW_TOKENS if most is None else min(NEW_TOKENS, most - max(map(len, prompts)))
     answers = side.engine.generate(prompts, Sampling(max_new_tokens=room))
-    logits = side.engine.logits(_as_batch([prompt + answer for prompt, answer in zip(prompts, answers, strict=True)]))
+    texts = [prompt + between + answer for prompt, answer in zip(prompts, answers, strict=True)]
+    logits = side.engine.logits(_as_batch(texts, [*map(len, prompts)] if encoder else []))
     seen = Observation(facts={"new tokens": room})
     for number, (prompt, answer) in enumerate(zip(prompts, answers, strict=True), start=1):
         seen.facts[f"prompt {number}"] = prompt
         seen.facts[f"answer {number}"] = answer
-        first = len(prompt) - 1
+        first = len(prompt) + len(between) - 1
         own = logits[number - 1, first : first + len(answer)]
         seen.checks[f"answer {number} is what its own logits choose"] = _behind(own, answer)
         seen.notes[leads_of(f"answer {number}")] = _leads(own)
@@ -110,27 +114,33 @@ def _leads(logits: np.ndarray) -> list[float]:
     return ((best[:, 1] - best[:, 0]) / np.abs(logits).max(axis=-1)).tolist()
 
 
-def prompts_of(batch: Batch) -> list[list[int]]:
+def prompts_of(batch: Batch, between: int = 0) -> list[list[int]]:
     """Return what stands before the first supervised token of the first rows; half a row where all is supervised.
 
-    Of a packed row the first example is taken.
+    Of a packed row the first example is taken. So many tokens `between` prompt and answer are left out.
     """
     prompts = []
     for row in range(min(PROMPTS, len(batch.input_ids))):
         first = batch.segment_ids[row] == 1
         ids = batch.input_ids[row][first]
         supervised = np.flatnonzero(batch.labels[row][first] != IGNORE)
-        length = int(supervised[0]) + 1 if len(supervised) and supervised[0] else max(1, len(ids) // 2)
+        length = int(supervised[0]) + 1 - between if len(supervised) and supervised[0] else max(1, len(ids) // 2)
         prompts.append(ids[max(0, length - PROMPT_TOKENS) : length].tolist())
     return prompts
 
 
-def _as_batch(texts: list[list[int]]) -> Batch:
-    """Token ids as right-padded rows without labels, of a length that few compilations serve."""
+def _as_batch(texts: list[list[int]], borders: list[int]) -> Batch:
+    """Token ids as right-padded rows of a length that few compilations serve.
+
+    They have labels of no meaning behind `borders`, where an encoder-decoder's targets begin, or none.
+    """
     length = -(-max(map(len, texts)) // BUCKET) * BUCKET
     real = np.array([np.arange(length) < len(ids) for ids in texts])
     rows = np.zeros(real.shape, np.int32)
     rows[real] = np.concatenate(texts)
     positions = np.tile(np.arange(length, dtype=np.int32), (len(texts), 1))
     numbers = np.where(real, np.arange(len(texts), dtype=np.int32)[:, None], 0)
-    return Batch(rows, np.full_like(rows, IGNORE), positions, real.astype(np.int32), numbers)
+    labels = np.full_like(rows, IGNORE)
+    if borders:
+        labels[real & (positions >= np.array(borders)[:, None])] = 0
+    return Batch(rows, labels, positions, real.astype(np.int32), numbers)

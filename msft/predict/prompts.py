@@ -5,29 +5,39 @@ from pathlib import Path
 
 from msft.data import encode
 from msft.data.ends import answer_ends
+from msft.data.seq2seq import closed
 from msft.data.templates import open_template
 from msft.data.tokenizers import Tokenizer
 from msft.errors import InputError
 
 
 class Prompts:
-    """Encodes prompts with one template; `template` None takes the texts as they are."""
+    """Encodes prompts with one template; `template` None takes the texts as they are.
 
-    def __init__(self, tokenizer: Tokenizer, template: str | None, system: str | None = None):
-        self._tokenizer = tokenizer
+    What is asked of an encoder-decoder `is_closed` by the end token.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, template: str | None, system: str | None = None, is_closed: bool = False):
+        self._tokenizer, self._is_closed = tokenizer, is_closed
         self._template = open_template(template, tokenizer) if template else None
         self._system = [{"role": "system", "content": system}] if system else []
 
     def encode(self, text: str) -> list[int]:
         """Return the ids that ask for an answer; an empty plain text starts from the begin token.
 
-        Raises InputError when there is no begin token to start from.
+        Raises InputError when there is no begin token to start from, or no end token to close with.
         """
+        ids = self._ids(text)
+        return closed(self._tokenizer, ids) if self._is_closed else self._started(ids)
+
+    def _ids(self, text: str) -> list[int]:
         if self._template:
             messages = [*self._system, {"role": "user", "content": text}]
             return encode.encode_prompt(self._tokenizer, self._template, messages)
         ids = self._tokenizer.encode([text])[0].ids.tolist()
-        ids = [*self._tokenizer.prefix_ids, *ids, *self._tokenizer.answer_ids]
+        return [*self._tokenizer.prefix_ids, *ids, *self._tokenizer.answer_ids]
+
+    def _started(self, ids: list[int]) -> list[int]:
         if ids:
             return ids
         if self._tokenizer.bos_id is None:

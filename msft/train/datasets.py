@@ -61,6 +61,20 @@ def recorded_template(block: Dataset) -> str | None:
     return template if isinstance(template, str) else None
 
 
+def check_made_for(block: Dataset, name: str, where: str, start_id: int | None) -> None:
+    """Raise InputError for data that `llama_preprocess` has made for another kind of model, as the report says.
+
+    `start_id` is the start token of an encoder-decoder, None for a decoder.
+    """
+    if _recorded(block, "dataset_type") is None or _recorded(block, "decoder_start_id") == start_id:
+        return
+    other = "for a decoder alone" if start_id is not None else "for an encoder-decoder, sources and answers apart"
+    raise InputError(
+        f"{where}: {name}: the data was made {other} (its report.json says so); make it anew with the folder of this "
+        "model as --model_file"
+    )
+
+
 def _recorded(block: Dataset, key: str) -> Any:
     for path in paths_of(block):
         report = Path(f"{path}.report.json")

@@ -28,7 +28,7 @@ def predict(prepared: Prepared) -> None:
     if path is None:
         raise InputError(f"{recipe.name}: predicting needs a tokenizer: name it in processor.tokenizer.vocab_file")
     tokenizer = open_tokenizer(path)
-    prompts = Prompts(tokenizer, chat_or_none(tokenizer))
+    prompts = Prompts(tokenizer, chat_or_none(tokenizer), is_closed=prepared.spec.encoder is not None)
     texts = given_prompts(recipe.predict_data)
     encoded = [prompts.encode(text) for text in texts]
     console.note(f"prompts: {len(texts)}, " + ("as a chat" if tokenizer.chat_templates else "as plain text"))

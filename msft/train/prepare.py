@@ -75,6 +75,8 @@ def prepare(recipe: Recipe) -> Prepared:
     tuning = found.of(_tuning, recipe, spec, weights, resumed) if weights else None
     pad_id = found.of(_pad_id, recipe, spec)
     train_data = found.of(_rows, recipe, "train_dataset", pad_id or 0) if trains else None
+    for name in _data_blocks(recipe):
+        found.of(_made_for, recipe, spec, name)
     evaluates = "eval_dataset" in _data_blocks(recipe)
     eval_data = found.of(_rows, recipe, "eval_dataset", pad_id or 0) if evaluates else None
     if trains and recipe.do_eval and recipe.eval_dataset.data_loader.held_out and train_data:
@@ -192,6 +194,12 @@ def _pad_id(recipe: Recipe, spec: ModelSpec) -> int:
 def _rows(recipe: Recipe, name: str, pad_id: int) -> RowDataset:
     where = recipe.source.get(f"{name}.input_columns", recipe.name)
     return datasets.open_rows(getattr(recipe, name), name, where, pad_id)
+
+
+def _made_for(recipe: Recipe, spec: ModelSpec, name: str) -> None:
+    where = recipe.source.get(f"{name}.data_loader.dataset_dir", recipe.name)
+    start = spec.encoder.start_id if spec.encoder else None
+    datasets.check_made_for(getattr(recipe, name), name, where, start)
 
 
 def _check_output(recipe: Recipe, weights: sources.Weights | None) -> None:

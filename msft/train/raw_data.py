@@ -74,6 +74,7 @@ def _make(recipe: Recipe, raw: RawData, name: str) -> Path:
     if not files:
         raise InputError(f"{where}: {name}.data_loader.raw.files: {raw.files[0].path} holds no .json or .jsonl file")
     path = Path(recipe.output_dir, FOLDER, f"{name}.mindrecord")
+    encoder = derive.model_spec(recipe).encoder
     options = Options(
         input_glob="",
         model_file=tokenizer,
@@ -86,6 +87,7 @@ def _make(recipe: Recipe, raw: RawData, name: str) -> Path:
         last_answer_only=raw.last_answer_only,
         begin=raw.begin,
         end=raw.end,
+        decoder_start_id=encoder.start_id if encoder else None,
     )
     heartbeat.beat(0, f"making {path}", patient=True)
     with outputs.writable(path), _alone(path):

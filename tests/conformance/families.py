@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from peft import PeftModel
 from torch.nn.utils import parametrizations
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 from transformers.models.bloom.modeling_bloom import build_alibi_tensor
 
 from msft.backend.contract import Batch, Lora, Optimizer, Runtime, Sampling, Tuning
@@ -135,6 +135,29 @@ CONFIGS |= {
         "norm_topk_prob": True,
     },
 }
+T5 = {
+    "vocab_size": VOCABULARY,
+    "d_model": 32,
+    "d_kv": 12,
+    "d_ff": 48,
+    "num_layers": 2,
+    "num_heads": 4,
+    "relative_attention_num_buckets": 8,
+    "relative_attention_max_distance": 10,
+    "initializer_factor": 0.6,
+    "is_encoder_decoder": True,
+    "decoder_start_token_id": 0,
+}
+CONFIGS |= {
+    "t5": {"model_type": "t5", **T5},
+    "t5, gated, with a head": {
+        "model_type": "t5",
+        **T5,
+        "num_decoder_layers": 3,
+        "feed_forward_proj": "gated-gelu",
+        "tie_word_embeddings": False,
+    },
+}
 WITHOUT_GROUPS = {key: value for key, value in LIKE_LLAMA.items() if key != "num_key_value_heads"}
 ALIBI = {key: value for key, value in WITHOUT_GROUPS.items() if key not in ("max_position_embeddings", "rope_theta")}
 CHATGLM = {
@@ -194,7 +217,7 @@ NATIVE = {
 BY_EQUATIONS = {"chatglm1": Equations}
 OF_TRANSFORMERS = sorted(CONFIGS.keys() - NATIVE.keys() - BY_EQUATIONS.keys())
 RUNTIME = Runtime(seed=3, max_grad_norm=1.0, optimizer=Optimizer(weight_decay=0.1, eps=1e-5))
-LENGTH = 24
+LENGTH, UNSUPERVISED = 24, 5
 PROMPTS = [[5, 6, 7, 8, 9, 10, 11, BEGIN, 13], [20, 21, BEGIN]]
 
 
@@ -223,12 +246,17 @@ def oracle(name):
     if name in BY_EQUATIONS:
         source = Perturbed(spec, 0)
         return BY_EQUATIONS[name](config, {tensor: torch.from_numpy(source.read(tensor)) for tensor in source.tensors})
-    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**config), attn_implementation="eager")
+    kind = AutoModelForSeq2SeqLM if spec.encoder else AutoModelForCausalLM
+    model = kind.from_config(AutoConfig.for_model(**config), attn_implementation="eager")
+    if spec.encoder and not spec.tie_word_embeddings:
+        model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.detach().clone())
     source = Perturbed(spec, 0)
     weights = {name: torch.from_numpy(source.read(name)) for name in source.tensors}
     missing, unexpected = model.load_state_dict(weights, strict=False)
-    assert not unexpected and set(missing) <= {spec.head}
-    model.tie_weights()
+    tied = {f"{stack}.embed_tokens.weight" for stack in ("encoder", "decoder")} if spec.encoder else set()
+    assert not unexpected and set(missing) <= {spec.head, *tied}
+    if not spec.encoder:
+        model.tie_weights()
     model = model.float().eval()
     if spec.is_head_normed:
         parametrizations.weight_norm(model.lm_head, dim=0)
@@ -262,8 +290,10 @@ def batch(seed=0, rows=3, length=LENGTH):
     lengths = generator.integers(length - 10, length + 1, rows)
     real = np.arange(length) < lengths[:, None]
     ids = np.where(real, generator.integers(1, VOCABULARY, (rows, length)), 0)
-    ids[:, 5] = BEGIN
-    labels = np.where(real & (np.arange(length) >= 5), generator.integers(1, VOCABULARY, (rows, length)), -100)
+    ids[:, UNSUPERVISED] = BEGIN
+    labels = np.where(
+        real & (np.arange(length) >= UNSUPERVISED), generator.integers(1, VOCABULARY, (rows, length)), -100
+    )
     positions = np.tile(np.arange(length), (rows, 1))
     arrays = (ids, labels, positions, real.astype(np.int32), np.arange(rows)[:, None] * real)
     return Batch(*(array.astype(np.int32) for array in arrays))
@@ -282,6 +312,8 @@ def oracle_logits(model, one):
 
 
 def _logits(model, ids, mask=None):
+    if model.config.is_encoder_decoder:
+        return _of_targets(model, ids, mask)
     if not model.has_alibi:
         return model(input_ids=ids, attention_mask=mask, use_cache=False).logits
     # Llama at positions of 0, where nothing is turned, under a mask that adds BLOOM's ALiBi.
@@ -289,6 +321,14 @@ def _logits(model, ids, mask=None):
     slopes = build_alibi_tensor(torch.ones(rows, length), 4, torch.float32).view(rows, 4, 1, length)
     later = torch.full((length, length), -1e9).triu(1)
     return model(input_ids=ids, attention_mask=slopes + later, position_ids=ids * 0, use_cache=False).logits
+
+
+def _of_targets(model, ids, mask):
+    """Logits of an encoder-decoder, whose rows are sources up to the first supervised position; 0 on these."""
+    source, mask = ids[:, :UNSUPERVISED], torch.ones_like(ids) if mask is None else mask
+    how = {"attention_mask": mask[:, :UNSUPERVISED], "use_cache": False}
+    targets = model(input_ids=source, decoder_input_ids=ids[:, UNSUPERVISED:], **how).logits
+    return torch.cat((targets.new_zeros(*source.shape, VOCABULARY), targets), 1)
 
 
 def oracle_gradients(model, one):
@@ -309,12 +349,15 @@ def oracle_generation(model, count):
     """Greedy tokens without a cache, each prompt by itself."""
     found = []
     for prompt in PROMPTS:
-        ids = list(prompt)
+        ids = [0] if model.config.is_encoder_decoder else list(prompt)
+        start = len(ids)
         for _ in range(count):
             with torch.no_grad():
-                logits = _logits(model, torch.tensor([ids]))
+                whole = {"input_ids": torch.tensor([prompt]), "decoder_input_ids": torch.tensor([ids])}
+                is_pair = model.config.is_encoder_decoder
+                logits = model(**whole).logits if is_pair else _logits(model, torch.tensor([ids]))
             ids.append(int(logits[0, -1].argmax()))
-        found.append(ids[len(prompt) :])
+        found.append(ids[start:])
     return found
 
 

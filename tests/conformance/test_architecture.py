@@ -82,7 +82,7 @@ TORCH_ALONE |= {"skeleton.py"}
 
 # The program that MindSpore's semi-automatic mode cuts; torch's processes compute the same layout by explicit slices.
 # What stands around the layers is transformers' on torch.
-MINDSPORE_ALONE = {"deep_norm.py", "fused_attention.py", "outside.py", "parts.py"} | {
+MINDSPORE_ALONE = {"deep_norm.py", "fused_attention.py", "outside.py", "parts.py", "reading_block.py"} | {
     "whole.py",
     "whole_engine.py",
     "whole_model.py",
@@ -98,7 +98,14 @@ def test_both_engine_folders_hold_the_same_files():
 
 # How a block and its attention are computed is each engine's own: MindSpore's are written out and compiled, torch's
 # take the place of what transformers' and peft's modules compute.
-OWN = {"attention.py", "block.py", "cached_block.py", "experts.py", "sequence.py"} | TORCH_ALONE
+OWN = {
+    "attention.py",
+    "block.py",
+    "cached_block.py",
+    "experts.py",
+    "relative_attention.py",
+    "sequence.py",
+} | TORCH_ALONE
 OWN |= {"state_block.py", "cached_state.py"}
 # What only one framework needs; MindSpore's gradients are written out, torch differentiates by itself.
 ONE_SIDED = {
@@ -106,6 +113,10 @@ ONE_SIDED = {
     | {"gradient", "line_attention", "product", "product_a", "rotary_tables"},
     "decoder.py": {"Decoder.hidden", "Decoder.through", "Decoder.set_dropout", "Decoder.entered"}
     | {"Decoder.forward", "Decoder.backward", "Trace", "by_position"},
+    "encoder_decoder.py": {"Stack", "Stack.__init__", "Stack.blocks", "Stack.numbers", "Stack.tuned", "Way", "Trace"}
+    | {"EncoderDecoder.forward", "EncoderDecoder.backward", "EncoderDecoder.hidden", "EncoderDecoder.encoded"}
+    | {f"EncoderDecoder.{part}" for part in ("attention_of", "heads", "attended", "normed", "fed_forward")}
+    | {"EncoderDecoderModel.describe"},
     "model.py": {"Model.tuned"},
     "distributed.py": {"device_mesh", "placed"},
     "vocabulary.py": {"Vocabulary.embed_backward", "Vocabulary.token_losses_and_gradient"},

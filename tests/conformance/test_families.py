@@ -17,7 +17,7 @@ NOTHING = 1e-6
 
 # Of MindSpore, which compiles for some seconds, those that have between them all that a family can have.
 COMPILED = ("qwen3", "gemma2", "glm", "gpt2", "gpt_neox", "bloom", "falcon, groups of heads", "baichuan, normed head")
-COMPILED += ("mamba2", "chatglm1")
+COMPILED += ("mamba2", "chatglm1", "t5, gated, with a head")
 LONGROPE = "phi3, turned otherwise beyond 16 tokens"
 CASES = [
     pytest.param(name, engine, marks=[] if engine == "torch" or name in COMPILED else pytest.mark.families)

@@ -96,4 +96,5 @@ FORMATS = {
     "falcon": OF_BASE,
     "mamba": OF_BASE,
     "mamba2": OF_BASE,
+    "t5": Format("<pad>", "</s>", (), None, "", "</s>", ("</s>",)),
 }

@@ -57,6 +57,9 @@ def test_the_text_is_transformers_or_fastchats(case):
         messages = [{"role": turn.role, "content": turn.text} for turn in TURNS]
         assert text == AutoTokenizer.from_pretrained(folder).apply_chat_template(messages, tokenize=False)
         return
+    if name == "plain":
+        assert text == "Why?\nSo.\nAnd then?\nDone."
+        return
     theirs = get_conv_template(name)
     for turn in TURNS:
         theirs.append_message(theirs.roles[turn.role == "assistant"], turn.text)

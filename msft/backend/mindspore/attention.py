@@ -115,14 +115,13 @@ class TiledAttention:
 
     def plan(self, found: line.Line) -> list[TilePlan]:
         """Return what both ways need to know of a line."""
-        length = _whole(len(found.input_ids))
-        return [
-            self._plan(tiles, found.order, length) for tiles in line.tiles(found.pieces, self.window, found.contexts)
-        ]
+        return self._plans(line.tiles(found.pieces, self.window, found.contexts), found)
 
     def forward(self, heads: Tensor, plan: list[TilePlan]) -> tuple[Tensor, list[Tensor | None]]:
         """Return the mixed values [length, heads x dim], and the weights that are kept for the way back."""
-        like, (heads, table) = heads, self._with_table(heads)
+        return self._forward(heads, *self._with_table(heads), plan)
+
+    def _forward(self, like: Tensor, heads: Tensor, table: Tensor, plan: list[TilePlan]):
         mixed, kept = self.functions.nothing(heads), []
         for tiles in plan:
             weights = self.functions.weights(table, tiles.queries, tiles.keys, tiles.bias)
@@ -132,7 +131,11 @@ class TiledAttention:
 
     def backward(self, gradient: Tensor, heads: Tensor, mixed: Tensor, kept: list, plan: list[TilePlan]) -> Tensor:
         """Return the gradient of `heads`, float32, for that of the mixed values."""
-        like, (_, table) = heads, self._with_table(heads)
+        _, table = self._with_table(heads)
+        return self._of_own(self._by_table(gradient, table, mixed, kept, plan), heads)
+
+    def _by_table(self, gradient: Tensor, table: Tensor, mixed: Tensor, kept: list, plan: list[TilePlan]) -> Tensor:
+        """The gradient of the table."""
         gradient, mixed = map(self._lengthened, (gradient, mixed))
         found = self.functions.no_gradient(table)
         upper, inner = self.functions.with_zeros(gradient), self.functions.inner(gradient, mixed)
@@ -140,7 +143,7 @@ class TiledAttention:
             if weights is None:
                 weights = self.functions.weights(table, tiles.queries, tiles.keys, tiles.bias)
             found = self.functions.differentiate(found, weights, table, upper, inner, *tiles[:3], tiles.upper)
-        return self._of_own(found, like)
+        return found
 
     def _with_table(self, heads: Tensor) -> tuple[Tensor, Tensor]:
         """The heads of a lengthened line, and the table [..., dim] from which tiles take theirs."""
@@ -162,6 +165,10 @@ class TiledAttention:
 
     def _shortened(self, values: Tensor, like: Tensor) -> Tensor:
         return values if len(values) == len(like) else self.functions.shortened(values, like)
+
+    def _plans(self, tiles: list[line.Tiles], found: line.Line) -> list[TilePlan]:
+        length = _whole(len(found.input_ids))
+        return [self._plan(each, found.order, length) for each in tiles]
 
     def _plan(self, tiles: line.Tiles, order: np.ndarray, length: int) -> TilePlan:
         """The queries of the heads that share keys stand below one another; `order` tells where a key's token is."""

@@ -279,7 +279,9 @@ class Decoder:
 
     def _layer(self, number: int) -> tuple[tuple[tuple[str, bool], ...], list[str]]:
         """A layer's layout, (name within the layer, tuned or not) for each tensor, and the tensors' whole names."""
-        prefix = self.spec.layer(number)
+        return self._layout(self.spec.layer(number))
+
+    def _layout(self, prefix: str) -> tuple[tuple[tuple[str, bool], ...], list[str]]:
         own = [name for name in (*self.frozen, *self.tuned_names) if name.startswith(prefix)]
         return tuple((name.removeprefix(prefix), name in self.tuned_names) for name in own), own
 

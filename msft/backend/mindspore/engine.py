@@ -7,6 +7,8 @@ from msft.backend.engine import FrameworkEngine
 from msft.backend.mindspore import distributed, whole_engine
 from msft.backend.mindspore.cached_state import StateSession
 from msft.backend.mindspore.device import TARGETS
+from msft.backend.mindspore.encoder_decoder import EncoderDecoderModel
+from msft.backend.mindspore.encoder_generation import EncoderSession
 from msft.backend.mindspore.generation import Session
 from msft.backend.mindspore.model import Model
 from msft.backend.mindspore.optimizer import AdamW
@@ -27,6 +29,9 @@ def build(spec: ModelSpec, source, tuning: Tuning, runtime: Runtime) -> Engine:
     mindspore.set_context(mode=mindspore.PYNATIVE_MODE)
     is_staged = distributed.mesh().pipeline > 1
     model_kind, engine_kind = (StagedModel, StagedEngine) if is_staged else (Model, FrameworkEngine)
+    session = StateSession if spec.state_space else Session
+    if spec.encoder:
+        model_kind, session = EncoderDecoderModel, EncoderSession
     model = model_kind(spec, source, tuning, runtime)
     optimizer = AdamW(model, runtime.optimizer, runtime.shard_optimizer)
-    return engine_kind(model, optimizer, distributed, StateSession if spec.state_space else Session, runtime)
+    return engine_kind(model, optimizer, distributed, session, runtime)

@@ -19,12 +19,14 @@ from msft.models.spec import ModelSpec
 class Model:
     """A decoder and its losses; `tuned` holds the tuned tensors under canonical names."""
 
+    decoder_kind = Decoder
+
     def __init__(self, spec: ModelSpec, source, tuning: Tuning, runtime: Runtime):
         self.spec, self.runtime = spec, runtime
         self.cap = spec.head_cap or 0.0
         self.threads = bind_threads(runtime)
         self.kernels = ops.kernels(spec, runtime)
-        self.decoder = Decoder(spec, source, tuning, runtime, self.kernels)
+        self.decoder = self.decoder_kind(spec, source, tuning, runtime, self.kernels)
         self.has_adapter = tuning.lora is not None
         # Of the batches since the shared engine has set it to 0: the balance loss x supervised tokens.
         self.balance_sum = 0.0

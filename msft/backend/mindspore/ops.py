@@ -52,10 +52,15 @@ def kernels(spec: ModelSpec, runtime: Runtime) -> Kernels:
     """Choose kernels for a model on a device: fused ones on Ascend, plain operators elsewhere.
 
     Ascend's flash attention takes 16-bit floats and head sizes that are multiples of 16, and has neither soft caps nor
-    ALiBi nor contexts that are read in both directions here; others get plain attention, and so do lines with examples
-    that are longer than a layer's window.
+    ALiBi, relative positions or contexts that are read in both directions here; others get plain attention, and so do
+    lines with examples that are longer than a layer's window.
     """
-    reasons = {"soft cap": spec.attention_cap, "ALiBi": spec.has_alibi, "context in both directions": spec.prefix}
+    reasons = {
+        "soft cap": spec.attention_cap,
+        "ALiBi": spec.has_alibi,
+        "context in both directions": spec.prefix,
+        "relative positions": spec.encoder,
+    }
     plain = next((reason for reason, is_there in reasons.items() if is_there), "")
     return _kernels(_Form.of(spec), plain, runtime.precision, runtime.device)
 

@@ -5,6 +5,8 @@ from msft.backend.engine import FrameworkEngine
 from msft.backend.staged import StagedEngine
 from msft.backend.torch import distributed
 from msft.backend.torch.cached_state import StateSession
+from msft.backend.torch.encoder_decoder import EncoderDecoderModel
+from msft.backend.torch.encoder_generation import EncoderSession
 from msft.backend.torch.generation import Session
 from msft.backend.torch.model import Model
 from msft.backend.torch.optimizer import AdamW
@@ -24,6 +26,9 @@ def build(spec: ModelSpec, source, tuning: Tuning, runtime: Runtime) -> Engine:
     if distributed.mesh().pipeline > 1:
         kinds = (StagedModel, AdamW, StagedEngine)
     model_kind, optimizer_kind, engine_kind = kinds
+    session = StateSession if spec.state_space else Session
+    if spec.encoder:
+        model_kind, session = EncoderDecoderModel, EncoderSession
     model = model_kind(spec, source, tuning, runtime)
     optimizer = optimizer_kind(model, runtime.optimizer, runtime.shard_optimizer)
-    return engine_kind(model, optimizer, distributed, StateSession if spec.state_space else Session, runtime)
+    return engine_kind(model, optimizer, distributed, session, runtime)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import torch
 from torch import nn
-from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM
+from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 from msft.backend import names, slices, stages
 from msft.backend.contract import Runtime, Tuning
@@ -46,7 +46,9 @@ def load(
             parameter = keep(read(spec, source, name, name in tuned, runtime))
         owner, _, leaf = name.rpartition(".")
         setattr(network.get_submodule(owner), leaf, parameter)
-    if stages.is_own(spec.embedding, spec, source.mesh):
+    if spec.encoder:
+        _share_embedding(network, spec)
+    elif stages.is_own(spec.embedding, spec, source.mesh):
         network.tie_weights()
     if hasattr(network.base_model, "rotary_emb") and not isinstance(network, skeleton.Skeleton):
         _rebuild_rotary(network, runtime.device)
@@ -66,6 +68,15 @@ def load(
             module.forward = functools.partial(replacement, module, parts)
     experts.place(network, spec, parts, compute)
     return network
+
+
+def _share_embedding(network: nn.Module, spec: ModelSpec) -> None:
+    """Give both stacks the embedding; transformers' `tie_weights` would give it to a head of its own as well."""
+    embedding = network.get_submodule(spec.outside.embedding)
+    network.encoder.set_input_embeddings(embedding)
+    network.decoder.set_input_embeddings(embedding)
+    if spec.tie_word_embeddings:
+        network.lm_head.weight = embedding.weight
 
 
 def read(spec: ModelSpec, source, name: str, is_tuned: bool, runtime: Runtime) -> torch.Tensor:
@@ -90,9 +101,10 @@ def _of_transformers(spec: ModelSpec) -> nn.Module:
             setattr(config, name, 0.0)
     if spec.experts:
         config.output_router_logits = False
-    how = "eager" if kind.is_walked or spec.state_space else ATTENTION
+    how = "eager" if kind.is_walked or spec.state_space or spec.encoder else ATTENTION
+    model_class = AutoModelForSeq2SeqLM if spec.encoder else AutoModelForCausalLM
     with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(config, attn_implementation=how)
+        return model_class.from_config(config, attn_implementation=how)
 
 
 def _rebuild_rotary(network: nn.Module, device: str) -> None:
