@@ -106,8 +106,8 @@ class Precision:
 class Optimizer:
     """AdamW as torch defines it, or MindFormers' FP32StateAdamWeightDecay when `bias_correction` is False.
 
-    Norm weights and biases (and a state space's decays and time steps) are decayed only when `decay_norms_and_biases` is
-    True.
+    Norm weights and biases, and a state space's decays and time steps, are decayed only when `decay_norms_and_biases`
+    is True.
     """
 
     beta1: float = 0.9
