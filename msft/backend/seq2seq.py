@@ -35,7 +35,8 @@ class Side(NamedTuple):
         pieces = np.column_stack((self.borders[:-1], self.borders[1:], seen.borders[:-1], seen.borders[1:]))
         arrays = (self._filled(array, size) for array in (batch.input_ids, batch.position_ids))
         order = np.arange(length(len(seen.places)))
-        return Line(self.places, *arrays, pieces[pieces[:, 1] > pieces[:, 0]], order)
+        pieces = pieces[pieces[:, 1] > pieces[:, 0]]
+        return Line(self.places, *arrays, pieces, order, np.zeros(len(pieces), int))
 
     def positions(self) -> np.ndarray:
         """Return each token's place within its segment on this side, int64 [tokens]."""

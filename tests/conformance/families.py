@@ -312,7 +312,7 @@ def oracle_logits(model, one):
 
 
 def _logits(model, ids, mask=None):
-    if model.config.is_encoder_decoder:
+    if _has_encoder(model):
         return _of_targets(model, ids, mask)
     if not model.has_alibi:
         return model(input_ids=ids, attention_mask=mask, use_cache=False).logits
@@ -321,6 +321,10 @@ def _logits(model, ids, mask=None):
     slopes = build_alibi_tensor(torch.ones(rows, length), 4, torch.float32).view(rows, 4, 1, length)
     later = torch.full((length, length), -1e9).triu(1)
     return model(input_ids=ids, attention_mask=slopes + later, position_ids=ids * 0, use_cache=False).logits
+
+
+def _has_encoder(model):
+    return getattr(model.config, "is_encoder_decoder", False)
 
 
 def _of_targets(model, ids, mask):
@@ -349,12 +353,12 @@ def oracle_generation(model, count):
     """Greedy tokens without a cache, each prompt by itself."""
     found = []
     for prompt in PROMPTS:
-        ids = [0] if model.config.is_encoder_decoder else list(prompt)
+        ids = [0] if _has_encoder(model) else list(prompt)
         start = len(ids)
         for _ in range(count):
             with torch.no_grad():
                 whole = {"input_ids": torch.tensor([prompt]), "decoder_input_ids": torch.tensor([ids])}
-                is_pair = model.config.is_encoder_decoder
+                is_pair = _has_encoder(model)
                 logits = model(**whole).logits if is_pair else _logits(model, torch.tensor([ids]))
             ids.append(int(logits[0, -1].argmax()))
         found.append(ids[start:])

@@ -98,15 +98,8 @@ def test_both_engine_folders_hold_the_same_files():
 
 # How a block and its attention are computed is each engine's own: MindSpore's are written out and compiled, torch's
 # take the place of what transformers' and peft's modules compute.
-OWN = {
-    "attention.py",
-    "block.py",
-    "cached_block.py",
-    "experts.py",
-    "relative_attention.py",
-    "sequence.py",
-} | TORCH_ALONE
-OWN |= {"state_block.py", "cached_state.py"}
+OWN = {"attention.py", "block.py", "cached_block.py", "experts.py", "sequence.py"} | TORCH_ALONE
+OWN |= {"state_block.py", "cached_state.py", "relative_attention.py"}
 # What only one framework needs; MindSpore's gradients are written out, torch differentiates by itself.
 ONE_SIDED = {
     "ops.py": {"dropout", "linear", "sum_in_blocks", "token_losses_and_gradient"}
