@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from msft.backend.contract import IGNORE, Batch
+from msft.backend.contract import IGNORE, Batch, Precision
 from msft.backend.line import Line, length
 from msft.backend.mesh import Mesh
 from msft.backend.segments import spans
@@ -56,6 +56,13 @@ class Split(NamedTuple):
     batch: Batch
     source: Side
     target: Side
+
+
+def overflow(precision: Precision) -> dict[str, str]:
+    """Say what becomes of hidden states that float16 does not hold, which T5 is known for."""
+    if precision.compute != "float16":
+        return {}
+    return {"overflow": "float16 states are not clamped: a step with infinite ones is skipped; bfloat16 holds them"}
 
 
 def check_whole(mesh: Mesh, is_sharded: bool) -> None:

@@ -52,6 +52,18 @@ CHECKS = (
         tuple(name for name, kind in FAMILIES.items() if kind.native is None and not kind.is_ported),
     ),
     Check(
+        "encoder and decoder",
+        "long and packed examples, layers computed again: logits and gradients of transformers' class",
+        "tests/conformance/test_encoder_decoder.py::test_long_and_packed_examples_and_recomputed_layers",
+        ("t5",),
+    ),
+    Check(
+        "data parallel",
+        "2 processes that share batches and moments train as one does: losses within 1e-4",
+        "tests/cli/test_t5_training.py::test_two_processes_that_share_batches_and_moments_equal_one",
+        ("t5",),
+    ),
+    Check(
         "conversion",
         "Hugging Face to CKPT and back, bit for bit",
         "tests/convert/test_file_names.py::test_every_family_goes_to_ckpt_and_back_bit_for_bit",

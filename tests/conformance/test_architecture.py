@@ -108,8 +108,7 @@ ONE_SIDED = {
     | {"Decoder.forward", "Decoder.backward", "Trace", "by_position"},
     "encoder_decoder.py": {"Stack", "Stack.__init__", "Stack.blocks", "Stack.numbers", "Stack.tuned", "Way", "Trace"}
     | {"EncoderDecoder.forward", "EncoderDecoder.backward", "EncoderDecoder.hidden", "EncoderDecoder.encoded"}
-    | {f"EncoderDecoder.{part}" for part in ("attention_of", "heads", "attended", "normed", "fed_forward")}
-    | {"EncoderDecoderModel.describe"},
+    | {f"EncoderDecoder.{part}" for part in ("attention_of", "heads", "attended", "normed", "fed_forward")},
     "model.py": {"Model.tuned"},
     "distributed.py": {"device_mesh", "placed"},
     "vocabulary.py": {"Vocabulary.embed_backward", "Vocabulary.token_losses_and_gradient"},

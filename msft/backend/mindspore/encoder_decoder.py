@@ -177,6 +177,10 @@ class EncoderDecoderModel(Model):
         with self.decoder.mode(None, adapter):
             return self.decoder.states(seq2seq.split(batch))
 
+    def describe(self) -> dict[str, str]:
+        """Say what was applied."""
+        return {**super().describe(), **seq2seq.overflow(self.runtime.precision)}
+
     def _forward(self, batch: Batch, keep: bool = False, taken: Tensor | None = None) -> Trace:
         return self.decoder.forward(seq2seq.split(batch), keep)
 

@@ -151,7 +151,8 @@ class EncoderDecoderModel(Model):
     def describe(self) -> dict[str, str]:
         """Say what was applied."""
         name = "scaled_dot_product_attention, segment by segment, with relative positions"
-        return {**super().describe(), "attention": name, "softmax": "float32 inside scaled_dot_product_attention"}
+        own = {"attention": name, "softmax": "float32 inside scaled_dot_product_attention"}
+        return {**super().describe(), **own, **seq2seq.overflow(self.runtime.precision)}
 
     def _hidden(self, batch: Batch, taken: torch.Tensor | None = None) -> torch.Tensor:
         return self.decoder.hidden(seq2seq.split(batch))
