@@ -85,10 +85,8 @@ def _whole(name: str, shape: tuple[int, ...], pieces: list[tuple[int, Stored | J
         raise InputError(f"{where}: the experts of {name!r} lie in slices, which are not read yet")
     kinds = sorted({f"{entry.info.dtype}, {entry.info.shape[-1]} wide" for _, entry in pieces})
     if len(kinds) > 1 or pieces[0][1].info.shape[-1] != shape[-1]:
-        found = " and ".join(kinds)
-        raise InputError(
-            f"{where}: the experts of {name!r} are {found}, they must be {shape[-1]} wide and of one dtype"
-        )
+        found, wide = " and ".join(kinds), shape[-1]
+        raise InputError(f"{where}: experts of {name!r} are {found}, they must be {wide} wide and of one dtype")
     if first < row_count(shape):
         raise InputError(f"{where}: {name!r} lacks matrices, first one of expert {first // shape[1]}")
     return _stacked(shape, pieces)

@@ -91,7 +91,7 @@ def test_stacked_tensors_and_bin_files_are_read_too(tmp_path):
         (None, r"experts.gate_up_proj' lacks matrices, first one of expert 4$"),
         (
             np.zeros((24, 16), np.float32),
-            r"float32, 16 wide and float32, 32 wide, they must be 32 wide and of one dtype$",
+            r"16 wide and float32, 32 wide, they must be 32 wide and of one dtype$",
         ),
         (np.zeros((24, 32), np.float16), r"are float16, 32 wide and float32, 32 wide, they must be 32 wide"),
     ],
