@@ -86,13 +86,18 @@ def _rows(entry: Stored | Joined, start: int, stop: int) -> Stored | Joined:
 
 
 def _whole(name: str, shape: tuple[int, ...], pieces: list[tuple[int, Stored | Joined]]) -> Stored | Joined:
-    """The tensor of that shape that consists of rows; its own shape where these are too many or too few."""
+    """The tensor of that shape that consists of rows; it raises InputError where matrices of experts do not make it."""
     if len(shape) < 3:
         return _together(pieces)
     pieces = sorted(pieces, key=lambda piece: piece[0])
-    first = _first_gap(pieces)
+    where, first = joined.file_of(pieces[0][1]), _first_gap(pieces)
+    if any(isinstance(entry, Joined) for _, entry in pieces):
+        raise InputError(f"{where}: the experts of {name!r} lie in slices, which are not read yet")
+    kinds = sorted({f"{entry.info.dtype}, {entry.info.shape[-1]} wide" for _, entry in pieces})
+    if len(kinds) > 1 or pieces[0][1].info.shape[-1] != shape[-1]:
+        found, wide = " and ".join(kinds), shape[-1]
+        raise InputError(f"{where}: experts of {name!r} are {found}, they must be {wide} wide and of one dtype")
     if first < row_count(shape):
-        where = joined.file_of(pieces[0][1])
         raise InputError(f"{where}: {name!r} lacks matrices, first one of expert {first // shape[1]}")
     return _stacked(shape, pieces)
 

@@ -85,12 +85,23 @@ def test_stacked_tensors_and_bin_files_are_read_too(tmp_path):
     assert_equal({tensor: source.read(tensor) for tensor in source.tensors}, tensors)
 
 
-def test_a_missing_matrix_is_named(tmp_path):
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        (None, r"experts.gate_up_proj' lacks matrices, first one of expert 4$"),
+        (
+            np.zeros((24, 16), np.float32),
+            r"16 wide and float32, 32 wide, they must be 32 wide and of one dtype$",
+        ),
+        (np.zeros((24, 32), np.float16), r"are float16, 32 wide and float32, 32 wide, they must be 32 wide"),
+    ],
+)
+def test_a_matrix_that_is_missing_or_of_another_kind_is_named(changed, message, tmp_path):
     saved("qwen3_moe", tmp_path / "model")
     file = tmp_path / "model" / "model.safetensors"
-    tensors = load_file(file)
-    del tensors["model.layers.1.mlp.experts.4.up_proj.weight"]
-    save_file(tensors, file)
-    with pytest.raises(InputError, match=r"experts.gate_up_proj' lacks matrices, first one of expert 4$"):
+    tensors, name = load_file(file), "model.layers.1.mlp.experts.4.up_proj.weight"
+    del tensors[name]
+    save_file(tensors | ({} if changed is None else {name: changed}), file)
+    with pytest.raises(InputError, match=message):
         open_weights(tmp_path / "model")
     assert json.loads((tmp_path / "model" / "config.json").read_text())["num_local_experts"] == 6
