@@ -5,6 +5,7 @@ import numpy as np
 from msft.backend import positions
 from msft.backend.contract import IGNORE, Batch, Sampling
 from msft.config import derive
+from msft.models import rope
 from msft.parity import adamw
 from msft.parity.adamw import Update
 from msft.parity.compare import BARS, Verdict
@@ -79,8 +80,11 @@ def observe_trajectory(side: Side) -> Observation:
 
 def observe_generation(side: Side) -> Observation:
     """Greedy tokens after the trajectory, and how far ahead of the second best each one was."""
-    prompts = prompts_of(side.first_step[0])
-    most = positions.most_tokens(side.prepared.spec)
+    prompts, most = prompts_of(side.first_step[0]), positions.most_tokens(side.prepared.spec)
+    border = rope.border(side.prepared.spec)
+    if border:
+        # One pass over a text that crosses it is not what its tokens were chosen by.
+        prompts, most = [prompt[-(border // 2 or 1) :] for prompt in prompts], border
     room = NEW_TOKENS if most is None else min(NEW_TOKENS, most - max(map(len, prompts)))
     answers = side.engine.generate(prompts, Sampling(max_new_tokens=room))
     logits = side.engine.logits(_as_batch([prompt + answer for prompt, answer in zip(prompts, answers, strict=True)]))
