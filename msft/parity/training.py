@@ -5,6 +5,7 @@ import numpy as np
 from msft.backend import positions
 from msft.backend.contract import IGNORE, Batch, Sampling
 from msft.config import derive
+from msft.models import rope
 from msft.parity import adamw
 from msft.parity.adamw import Update
 from msft.parity.compare import BARS, Verdict
@@ -79,11 +80,14 @@ def observe_trajectory(side: Side) -> Observation:
 
 def observe_generation(side: Side) -> Observation:
     """Greedy tokens after the trajectory, and how far ahead of the second best each one was."""
-    encoder = side.prepared.spec.encoder
+    encoder, border = side.prepared.spec.encoder, rope.border(side.prepared.spec)
     # What stands between a prompt and the answer: of an encoder-decoder, the decoder's first token.
     between = [encoder.start_id] if encoder else []
     prompts = prompts_of(side.first_step[0], len(between))
     most = positions.most_tokens(side.prepared.spec)
+    if border:
+        # One pass over a text that crosses it is not what its tokens were chosen by.
+        prompts, most = [prompt[-(border // 2 or 1) :] for prompt in prompts], border
     room = NEW_TOKENS if most is None else min(NEW_TOKENS, most - max(map(len, prompts)))
     answers = side.engine.generate(prompts, Sampling(max_new_tokens=room))
     texts = [prompt + between + answer for prompt, answer in zip(prompts, answers, strict=True)]
