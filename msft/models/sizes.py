@@ -3,205 +3,8 @@
 from typing import NamedTuple
 
 from msft.errors import InputError, did_you_mean
+from msft.models import common_values as common
 from msft.models.families import named
-
-LLAMA2 = {"vocab_size": 32000, "max_position_embeddings": 4096, "rms_norm_eps": 1e-5}
-CHINESE = {**LLAMA2, "vocab_size": 55296, "bos_token_id": 1, "eos_token_id": 2}
-YI = {**CHINESE, "vocab_size": 64000, "rope_theta": 5000000.0}
-LLAMA3 = {
-    "vocab_size": 128256,
-    "max_position_embeddings": 8192,
-    "rms_norm_eps": 1e-5,
-    "rope_theta": 500000.0,
-    "bos_token_id": 128000,
-    "eos_token_id": 128009,
-}
-LONGER = {"original_max_position_embeddings": 8192, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
-LLAMA31 = {
-    **LLAMA3,
-    "max_position_embeddings": 131072,
-    "rope_scaling": {"rope_type": "llama3", "factor": 8.0, **LONGER},
-    "eos_token_id": [128001, 128008, 128009],
-}
-LLAMA32 = {
-    **LLAMA31,
-    "rope_scaling": {"rope_type": "llama3", "factor": 32.0, **LONGER},
-    "tie_word_embeddings": True,
-}
-SMOLLM2 = {
-    "vocab_size": 49152,
-    "max_position_embeddings": 8192,
-    "rms_norm_eps": 1e-5,
-    "rope_theta": 100000.0,
-    "tie_word_embeddings": True,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-}
-MISTRAL = {"vocab_size": 32768, "max_position_embeddings": 32768, "rms_norm_eps": 1e-5, "rope_theta": 1000000.0}
-QWEN = {
-    "vocab_size": 152064,
-    "max_position_embeddings": 32768,
-    "rms_norm_eps": 1e-6,
-    "rope_theta": 1000000.0,
-    "bos_token_id": 151643,
-    "eos_token_id": 151645,
-}
-SMALL_QWEN = {**QWEN, "vocab_size": 151936, "tie_word_embeddings": True}
-QWEN3 = {**QWEN, "vocab_size": 151936, "max_position_embeddings": 40960, "head_dim": 128}
-SMALL_QWEN3 = {**QWEN3, "tie_word_embeddings": True}
-MIXTRAL = {**MISTRAL, "vocab_size": 32000, "num_local_experts": 8, "num_experts_per_tok": 2}
-QWEN2_MOE = {
-    **QWEN,
-    "vocab_size": 151936,
-    "num_experts": 60,
-    "num_experts_per_tok": 4,
-    "moe_intermediate_size": 1408,
-    "shared_expert_intermediate_size": 5632,
-    "norm_topk_prob": False,
-    "decoder_sparse_step": 1,
-}
-QWEN3_MOE = {
-    **QWEN3,
-    "num_experts": 128,
-    "num_experts_per_tok": 8,
-    "moe_intermediate_size": 768,
-    "norm_topk_prob": True,
-    "decoder_sparse_step": 1,
-    "mlp_only_layers": [],
-}
-GEMMA = {
-    "vocab_size": 256000,
-    "max_position_embeddings": 8192,
-    "rms_norm_eps": 1e-6,
-    "head_dim": 256,
-    "hidden_activation": "gelu_pytorch_tanh",
-    "hidden_act": "gelu_pytorch_tanh",
-    "tie_word_embeddings": True,
-    "bos_token_id": 2,
-    "eos_token_id": [1, 107],
-    "pad_token_id": 0,
-}
-INTERNLM = {"vocab_size": 103168, "rms_norm_eps": 1e-6, "bos_token_id": 1, "eos_token_id": 2}
-INTERNLM2 = {
-    "vocab_size": 92544,
-    "max_position_embeddings": 32768,
-    "rms_norm_eps": 1e-5,
-    "rope_theta": 1000000.0,
-    "bias": False,
-    "eos_token_id": [2, 92542],
-}
-INTERNLM3 = {
-    "vocab_size": 128512,
-    "max_position_embeddings": 32768,
-    "rms_norm_eps": 1e-5,
-    "rope_theta": 50000000.0,
-    "rope_scaling": {"rope_type": "dynamic", "factor": 6.0},
-    "head_dim": 128,
-    "bias": False,
-    "qkv_bias": False,
-    "eos_token_id": 2,
-}
-BAICHUAN = {"vocab_size": 125696, "rms_norm_eps": 1e-6, "bos_token_id": 1, "eos_token_id": 2}
-BAICHUAN_7B, BAICHUAN_13B = {"max_position_embeddings": 4096}, {"model_max_length": 4096}
-CHATGLM = {
-    "padded_vocab_size": 65024,
-    "hidden_size": 4096,
-    "ffn_hidden_size": 13696,
-    "num_layers": 28,
-    "num_attention_heads": 32,
-    "multi_query_attention": True,
-    "multi_query_group_num": 2,
-    "kv_channels": 128,
-    "seq_length": 32768,
-    "layernorm_epsilon": 1e-5,
-    "add_qkv_bias": True,
-    "eos_token_id": 2,
-}
-CHATGLM1 = {
-    "model_type": "chatglm",
-    "vocab_size": 130528,
-    "hidden_size": 4096,
-    "inner_hidden_size": 16384,
-    "num_layers": 28,
-    "num_attention_heads": 32,
-    "max_sequence_length": 2048,
-    "layernorm_epsilon": 1e-5,
-    "position_encoding_2d": True,
-    "bos_token_id": 130004,
-    "eos_token_id": 130005,
-    "gmask_token_id": 130001,
-    "mask_token_id": 130000,
-    "pad_token_id": 3,
-}
-GLM = {
-    "vocab_size": 151552,
-    "num_key_value_heads": 2,
-    "head_dim": 128,
-    "max_position_embeddings": 131072,
-    "rms_norm_eps": 1.5625e-07,
-    "attention_bias": True,
-    "eos_token_id": [151329, 151336, 151338],
-    "pad_token_id": 151329,
-}
-GLM4 = {**GLM, "max_position_embeddings": 32768, "rms_norm_eps": 1e-5, "partial_rotary_factor": 0.5}
-PHI3 = {
-    "vocab_size": 32064,
-    "max_position_embeddings": 4096,
-    "rms_norm_eps": 1e-5,
-    "sliding_window": 2047,
-    "bos_token_id": 1,
-    "eos_token_id": 32000,
-    "pad_token_id": 32000,
-}
-# Without longrope's factors, which the release's own file has.
-PHI3_LONG = {
-    **PHI3,
-    "max_position_embeddings": 131072,
-    "original_max_position_embeddings": 4096,
-    "sliding_window": 262144,
-}
-PHI4 = {
-    "vocab_size": 100352,
-    "max_position_embeddings": 16384,
-    "rms_norm_eps": 1e-5,
-    "rope_theta": 250000.0,
-    "eos_token_id": 100265,
-}
-GPT2 = {"vocab_size": 50257, "n_positions": 1024, "bos_token_id": 50256, "eos_token_id": 50256}
-NEOX = {
-    "vocab_size": 50304,
-    "max_position_embeddings": 2048,
-    "layer_norm_eps": 1e-5,
-    "rotary_pct": 0.25,
-    "tie_word_embeddings": False,
-    "hidden_act": "gelu",
-    "bos_token_id": 0,
-    "eos_token_id": 0,
-}
-OPT = {"vocab_size": 50272, "max_position_embeddings": 2048, "bos_token_id": 2, "eos_token_id": 2, "pad_token_id": 1}
-BLOOM = {"vocab_size": 250880, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 3}
-FALCON = {"vocab_size": 65024, "bias": False, "parallel_attn": True, "bos_token_id": 11, "eos_token_id": 11}
-CODESTRAL = {
-    "vocab_size": 32768,
-    "hidden_size": 4096,
-    "num_hidden_layers": 64,
-    "num_heads": 128,
-    "n_groups": 8,
-    "norm_before_gate": True,
-}
-
-T5 = {
-    "vocab_size": 32128,
-    "n_positions": 512,
-    "relative_attention_num_buckets": 32,
-    "relative_attention_max_distance": 128,
-    "layer_norm_epsilon": 1e-6,
-    "feed_forward_proj": "relu",
-    "is_encoder_decoder": True,
-    "decoder_start_token_id": 0,
-    "pad_token_id": 0,
-    "eos_token_id": 1,
-}
 
 
 class Size(NamedTuple):
@@ -223,30 +26,30 @@ def _like_llama(shared: dict, release: str, *sizes: int, **more) -> Size:
 
 
 def _gpt2(release: str, width: int, layers: int, heads: int) -> Size:
-    return Size(release, {**GPT2, "n_embd": width, "n_layer": layers, "n_head": heads})
+    return Size(release, {**common.GPT2, "n_embd": width, "n_layer": layers, "n_head": heads})
 
 
 def _pythia(name: str, width: int, layers: int, heads: int, vocabulary: int = 50304) -> Size:
-    return _like_llama(NEOX, f"pythia-{name}", width, 4 * width, layers, heads, vocab_size=vocabulary)
+    return _like_llama(common.NEOX, f"pythia-{name}", width, 4 * width, layers, heads, vocab_size=vocabulary)
 
 
 def _opt(release: str, width: int, layers: int, heads: int) -> Size:
     own = {"hidden_size": width, "word_embed_proj_dim": width, "ffn_dim": 4 * width}
-    return Size(release, {**OPT, **own, "num_hidden_layers": layers, "num_attention_heads": heads})
+    return Size(release, {**common.OPT, **own, "num_hidden_layers": layers, "num_attention_heads": heads})
 
 
 def _bloom(release: str, width: int, layers: int, heads: int) -> Size:
-    return Size(release, {**BLOOM, "hidden_size": width, "n_layer": layers, "n_head": heads})
+    return Size(release, {**common.BLOOM, "hidden_size": width, "n_layer": layers, "n_head": heads})
 
 
 def _falcon(release: str, width: int, layers: int, heads: int, **more) -> Size:
     own = {"hidden_size": width, "num_hidden_layers": layers, "num_attention_heads": heads}
-    return Size(release, {**FALCON, **own, **more})
+    return Size(release, {**common.FALCON, **own, **more})
 
 
 def _t5(release: str, width: int, wide: int, layers: int, heads: int, head_dim: int = 64, **more) -> Size:
     own = {"d_model": width, "d_ff": wide, "num_layers": layers, "num_heads": heads, "d_kv": head_dim}
-    return Size(release, {**T5, **own, **more})
+    return Size(release, {**common.T5, **own, **more})
 
 
 def _flan_t5(release: str, width: int, wide: int, layers: int, heads: int) -> Size:
@@ -269,94 +72,100 @@ def _mamba2(size: str, hidden: int, layers: int) -> Size:
 
 SIZES: dict[str, dict[str, Size]] = {
     "llama": {
-        "llama2-7b": _like_llama(LLAMA2, "Llama-2-7b-hf", 4096, 11008, 32, 32, 32),
-        "llama2-13b": _like_llama(LLAMA2, "Llama-2-13b-hf", 5120, 13824, 40, 40, 40),
-        "llama2-70b": _like_llama(LLAMA2, "Llama-2-70b-hf", 8192, 28672, 80, 64, 8),
-        "llama3-8b": _like_llama(LLAMA3, "Meta-Llama-3-8B-Instruct", 4096, 14336, 32, 32, 8),
-        "llama3-70b": _like_llama(LLAMA3, "Meta-Llama-3-70B-Instruct", 8192, 28672, 80, 64, 8),
-        "llama3.1-8b": _like_llama(LLAMA31, "Llama-3.1-8B-Instruct", 4096, 14336, 32, 32, 8),
-        "llama3.1-70b": _like_llama(LLAMA31, "Llama-3.1-70B-Instruct", 8192, 28672, 80, 64, 8),
-        "llama3.2-1b": _like_llama(LLAMA32, "Llama-3.2-1B-Instruct", 2048, 8192, 16, 32, 8, head_dim=64),
-        "llama3.2-3b": _like_llama(LLAMA32, "Llama-3.2-3B-Instruct", 3072, 8192, 28, 24, 8, head_dim=128),
-        "vicuna-7b": _like_llama(LLAMA2, "vicuna-7b-v1.5", 4096, 11008, 32, 32, 32),
-        "vicuna-13b": _like_llama(LLAMA2, "vicuna-13b-v1.5", 5120, 13824, 40, 40, 40),
-        "chinese-alpaca2-7b": _like_llama(CHINESE, "chinese-alpaca-2-7b", 4096, 11008, 32, 32, 32),
-        "chinese-alpaca2-13b": _like_llama(CHINESE, "chinese-alpaca-2-13b", 5120, 13824, 40, 40, 40),
-        "yi-6b": _like_llama(YI, "Yi-6B-Chat", 4096, 11008, 32, 32, 4),
-        "yi-34b": _like_llama(YI, "Yi-34B-Chat", 7168, 20480, 60, 56, 8),
+        "llama2-7b": _like_llama(common.LLAMA2, "Llama-2-7b-hf", 4096, 11008, 32, 32, 32),
+        "llama2-13b": _like_llama(common.LLAMA2, "Llama-2-13b-hf", 5120, 13824, 40, 40, 40),
+        "llama2-70b": _like_llama(common.LLAMA2, "Llama-2-70b-hf", 8192, 28672, 80, 64, 8),
+        "llama3-8b": _like_llama(common.LLAMA3, "Meta-Llama-3-8B-Instruct", 4096, 14336, 32, 32, 8),
+        "llama3-70b": _like_llama(common.LLAMA3, "Meta-Llama-3-70B-Instruct", 8192, 28672, 80, 64, 8),
+        "llama3.1-8b": _like_llama(common.LLAMA31, "Llama-3.1-8B-Instruct", 4096, 14336, 32, 32, 8),
+        "llama3.1-70b": _like_llama(common.LLAMA31, "Llama-3.1-70B-Instruct", 8192, 28672, 80, 64, 8),
+        "llama3.2-1b": _like_llama(common.LLAMA32, "Llama-3.2-1B-Instruct", 2048, 8192, 16, 32, 8, head_dim=64),
+        "llama3.2-3b": _like_llama(common.LLAMA32, "Llama-3.2-3B-Instruct", 3072, 8192, 28, 24, 8, head_dim=128),
+        "vicuna-7b": _like_llama(common.LLAMA2, "vicuna-7b-v1.5", 4096, 11008, 32, 32, 32),
+        "vicuna-13b": _like_llama(common.LLAMA2, "vicuna-13b-v1.5", 5120, 13824, 40, 40, 40),
+        "chinese-alpaca2-7b": _like_llama(common.CHINESE, "chinese-alpaca-2-7b", 4096, 11008, 32, 32, 32),
+        "chinese-alpaca2-13b": _like_llama(common.CHINESE, "chinese-alpaca-2-13b", 5120, 13824, 40, 40, 40),
+        "yi-6b": _like_llama(common.YI, "Yi-6B-Chat", 4096, 11008, 32, 32, 4),
+        "yi-34b": _like_llama(common.YI, "Yi-34B-Chat", 7168, 20480, 60, 56, 8),
         "tinyllama-1.1b": _like_llama(
-            LLAMA2, "TinyLlama-1.1B-Chat-v1.0", 2048, 5632, 22, 32, 4, max_position_embeddings=2048
+            common.LLAMA2, "TinyLlama-1.1B-Chat-v1.0", 2048, 5632, 22, 32, 4, max_position_embeddings=2048
         ),
-        "smollm2-135m": _like_llama(SMOLLM2, "SmolLM2-135M-Instruct", 576, 1536, 30, 9, 3),
+        "smollm2-135m": _like_llama(common.SMOLLM2, "SmolLM2-135M-Instruct", 576, 1536, 30, 9, 3),
     },
     "mistral": {
         "7b-v0.1": _like_llama(
-            MISTRAL,
+            common.MISTRAL,
             "Mistral-7B-Instruct-v0.1",
             *(4096, 14336, 32, 32, 8),
             vocab_size=32000,
             rope_theta=10000.0,
             sliding_window=4096,
         ),
-        "7b-v0.3": _like_llama(MISTRAL, "Mistral-7B-Instruct-v0.3", 4096, 14336, 32, 32, 8),
+        "7b-v0.3": _like_llama(common.MISTRAL, "Mistral-7B-Instruct-v0.3", 4096, 14336, 32, 32, 8),
     },
     "qwen2": {
-        "0.5b": _like_llama(SMALL_QWEN, "Qwen2.5-0.5B-Instruct", 896, 4864, 24, 14, 2),
-        "1.5b": _like_llama(SMALL_QWEN, "Qwen2.5-1.5B-Instruct", 1536, 8960, 28, 12, 2),
-        "3b": _like_llama(SMALL_QWEN, "Qwen2.5-3B-Instruct", 2048, 11008, 36, 16, 2),
-        "7b": _like_llama(QWEN, "Qwen2.5-7B-Instruct", 3584, 18944, 28, 28, 4),
-        "14b": _like_llama(QWEN, "Qwen2.5-14B-Instruct", 5120, 13824, 48, 40, 8),
-        "32b": _like_llama(QWEN, "Qwen2.5-32B-Instruct", 5120, 27648, 64, 40, 8),
-        "72b": _like_llama(QWEN, "Qwen2.5-72B-Instruct", 8192, 29568, 80, 64, 8),
-        "qwen1.5-1.8b": _like_llama(QWEN, "Qwen1.5-1.8B-Chat", 2048, 5504, 24, 16, 16, vocab_size=151936),
-        "qwen1.5-7b": _like_llama(QWEN, "Qwen1.5-7B-Chat", 4096, 11008, 32, 32, 32, vocab_size=151936),
-        "qwen1.5-14b": _like_llama(QWEN, "Qwen1.5-14B-Chat", 5120, 13696, 40, 40, 40),
-        "qwen1.5-72b": _like_llama(QWEN, "Qwen1.5-72B-Chat", 8192, 24576, 80, 64, 64),
+        "0.5b": _like_llama(common.SMALL_QWEN, "Qwen2.5-0.5B-Instruct", 896, 4864, 24, 14, 2),
+        "1.5b": _like_llama(common.SMALL_QWEN, "Qwen2.5-1.5B-Instruct", 1536, 8960, 28, 12, 2),
+        "3b": _like_llama(common.SMALL_QWEN, "Qwen2.5-3B-Instruct", 2048, 11008, 36, 16, 2),
+        "7b": _like_llama(common.QWEN, "Qwen2.5-7B-Instruct", 3584, 18944, 28, 28, 4),
+        "14b": _like_llama(common.QWEN, "Qwen2.5-14B-Instruct", 5120, 13824, 48, 40, 8),
+        "32b": _like_llama(common.QWEN, "Qwen2.5-32B-Instruct", 5120, 27648, 64, 40, 8),
+        "72b": _like_llama(common.QWEN, "Qwen2.5-72B-Instruct", 8192, 29568, 80, 64, 8),
+        "qwen1.5-1.8b": _like_llama(common.QWEN, "Qwen1.5-1.8B-Chat", 2048, 5504, 24, 16, 16, vocab_size=151936),
+        "qwen1.5-7b": _like_llama(common.QWEN, "Qwen1.5-7B-Chat", 4096, 11008, 32, 32, 32, vocab_size=151936),
+        "qwen1.5-14b": _like_llama(common.QWEN, "Qwen1.5-14B-Chat", 5120, 13696, 40, 40, 40),
+        "qwen1.5-72b": _like_llama(common.QWEN, "Qwen1.5-72B-Chat", 8192, 24576, 80, 64, 64),
     },
     "qwen3": {
-        "0.6b": _like_llama(SMALL_QWEN3, "Qwen3-0.6B", 1024, 3072, 28, 16, 8),
-        "1.7b": _like_llama(SMALL_QWEN3, "Qwen3-1.7B", 2048, 6144, 28, 16, 8),
-        "4b": _like_llama(SMALL_QWEN3, "Qwen3-4B", 2560, 9728, 36, 32, 8),
-        "8b": _like_llama(QWEN3, "Qwen3-8B", 4096, 12288, 36, 32, 8),
-        "14b": _like_llama(QWEN3, "Qwen3-14B", 5120, 17408, 40, 40, 8),
-        "32b": _like_llama(QWEN3, "Qwen3-32B", 5120, 25600, 64, 64, 8),
+        "0.6b": _like_llama(common.SMALL_QWEN3, "Qwen3-0.6B", 1024, 3072, 28, 16, 8),
+        "1.7b": _like_llama(common.SMALL_QWEN3, "Qwen3-1.7B", 2048, 6144, 28, 16, 8),
+        "4b": _like_llama(common.SMALL_QWEN3, "Qwen3-4B", 2560, 9728, 36, 32, 8),
+        "8b": _like_llama(common.QWEN3, "Qwen3-8B", 4096, 12288, 36, 32, 8),
+        "14b": _like_llama(common.QWEN3, "Qwen3-14B", 5120, 17408, 40, 40, 8),
+        "32b": _like_llama(common.QWEN3, "Qwen3-32B", 5120, 25600, 64, 64, 8),
     },
     "gemma": {
-        "2b": _like_llama(GEMMA, "gemma-2b-it", 2048, 16384, 18, 8, 1),
-        "7b": _like_llama(GEMMA, "gemma-7b-it", 3072, 24576, 28, 16, 16),
+        "2b": _like_llama(common.GEMMA, "gemma-2b-it", 2048, 16384, 18, 8, 1),
+        "7b": _like_llama(common.GEMMA, "gemma-7b-it", 3072, 24576, 28, 16, 16),
     },
     "gemma2": {
-        "2b": _like_llama(GEMMA, "gemma-2-2b-it", 2304, 9216, 26, 8, 4),
-        "9b": _like_llama(GEMMA, "gemma-2-9b-it", 3584, 14336, 42, 16, 8),
-        "27b": _like_llama(GEMMA, "gemma-2-27b-it", 4608, 36864, 46, 32, 16, head_dim=128, query_pre_attn_scalar=144),
+        "2b": _like_llama(common.GEMMA, "gemma-2-2b-it", 2304, 9216, 26, 8, 4),
+        "9b": _like_llama(common.GEMMA, "gemma-2-9b-it", 3584, 14336, 42, 16, 8),
+        "27b": _like_llama(
+            common.GEMMA, "gemma-2-27b-it", 4608, 36864, 46, 32, 16, head_dim=128, query_pre_attn_scalar=144
+        ),
     },
     "internlm": {
         "7b": _like_llama(
-            INTERNLM, "internlm-chat-7b", 4096, 11008, 32, 32, 32, max_position_embeddings=2048, bias=True
+            common.INTERNLM, "internlm-chat-7b", 4096, 11008, 32, 32, 32, max_position_embeddings=2048, bias=True
         ),
         "20b": _like_llama(
-            INTERNLM, "internlm-chat-20b", 5120, 13824, 60, 40, 40, max_position_embeddings=4096, bias=False
+            common.INTERNLM, "internlm-chat-20b", 5120, 13824, 60, 40, 40, max_position_embeddings=4096, bias=False
         ),
     },
     "internlm2": {
-        "7b": _like_llama(INTERNLM2, "internlm2-chat-7b", 4096, 14336, 32, 32, 8),
-        "20b": _like_llama(INTERNLM2, "internlm2-chat-20b", 6144, 16384, 48, 48, 8),
+        "7b": _like_llama(common.INTERNLM2, "internlm2-chat-7b", 4096, 14336, 32, 32, 8),
+        "20b": _like_llama(common.INTERNLM2, "internlm2-chat-20b", 6144, 16384, 48, 48, 8),
     },
-    "internlm3": {"8b": _like_llama(INTERNLM3, "internlm3-8b-instruct", 4096, 10240, 48, 32, 2)},
+    "internlm3": {"8b": _like_llama(common.INTERNLM3, "internlm3-8b-instruct", 4096, 10240, 48, 32, 2)},
     "baichuan": {
-        "1-7b": _like_llama({**BAICHUAN, **BAICHUAN_7B}, "Baichuan-7B", 4096, 11008, 32, 32, vocab_size=64000),
-        "1-13b": _like_llama({**BAICHUAN, **BAICHUAN_13B}, "Baichuan-13B-Chat", 5120, 13696, 40, 40, vocab_size=64000),
-        "2-7b": _like_llama({**BAICHUAN, **BAICHUAN_7B}, "Baichuan2-7B-Chat", 4096, 11008, 32, 32),
-        "2-13b": _like_llama({**BAICHUAN, **BAICHUAN_13B}, "Baichuan2-13B-Chat", 5120, 13696, 40, 40),
+        "1-7b": _like_llama(
+            {**common.BAICHUAN, **common.BAICHUAN_7B}, "Baichuan-7B", 4096, 11008, 32, 32, vocab_size=64000
+        ),
+        "1-13b": _like_llama(
+            {**common.BAICHUAN, **common.BAICHUAN_13B}, "Baichuan-13B-Chat", 5120, 13696, 40, 40, vocab_size=64000
+        ),
+        "2-7b": _like_llama({**common.BAICHUAN, **common.BAICHUAN_7B}, "Baichuan2-7B-Chat", 4096, 11008, 32, 32),
+        "2-13b": _like_llama({**common.BAICHUAN, **common.BAICHUAN_13B}, "Baichuan2-13B-Chat", 5120, 13696, 40, 40),
     },
-    "chatglm1": {"6b": Size("chatglm-6b", CHATGLM1)},
+    "chatglm1": {"6b": Size("chatglm-6b", common.CHATGLM1)},
     "chatglm": {
-        "2-6b": Size("chatglm2-6b", CHATGLM),
-        "3-6b": Size("chatglm3-6b", {**CHATGLM, "seq_length": 8192}),
+        "2-6b": Size("chatglm2-6b", common.CHATGLM),
+        "3-6b": Size("chatglm3-6b", {**common.CHATGLM, "seq_length": 8192}),
         "4-9b": Size(
             "glm-4-9b-chat",
             {
-                **CHATGLM,
+                **common.CHATGLM,
                 "padded_vocab_size": 151552,
                 "num_layers": 40,
                 "seq_length": 131072,
@@ -367,18 +176,18 @@ SIZES: dict[str, dict[str, Size]] = {
             },
         ),
     },
-    "glm": {"9b": _like_llama(GLM, "glm-4-9b-chat-hf", 4096, 13696, 40, 32)},
+    "glm": {"9b": _like_llama(common.GLM, "glm-4-9b-chat-hf", 4096, 13696, 40, 32)},
     "glm4": {
-        "9b": _like_llama(GLM4, "GLM-4-9B-0414", 4096, 13696, 40, 32),
-        "32b": _like_llama(GLM4, "GLM-4-32B-0414", 6144, 23040, 61, 48, attention_bias=False),
+        "9b": _like_llama(common.GLM4, "GLM-4-9B-0414", 4096, 13696, 40, 32),
+        "32b": _like_llama(common.GLM4, "GLM-4-32B-0414", 6144, 23040, 61, 48, attention_bias=False),
     },
     "phi3": {
-        "3-mini": _like_llama(PHI3, "Phi-3-mini-4k-instruct", 3072, 8192, 32, 32, 32),
-        "3-medium": _like_llama(PHI3, "Phi-3-medium-4k-instruct", 5120, 17920, 40, 40, 10),
-        "3-mini-128k": _like_llama(PHI3_LONG, "Phi-3-mini-128k-instruct", 3072, 8192, 32, 32, 32),
-        "3-medium-128k": _like_llama(PHI3_LONG, "Phi-3-medium-128k-instruct", 5120, 17920, 40, 40, 10),
-        "3.5-mini": _like_llama(PHI3_LONG, "Phi-3.5-mini-instruct", 3072, 8192, 32, 32, 32),
-        "4": _like_llama(PHI4, "phi-4", 5120, 17920, 40, 40, 10),
+        "3-mini": _like_llama(common.PHI3, "Phi-3-mini-4k-instruct", 3072, 8192, 32, 32, 32),
+        "3-medium": _like_llama(common.PHI3, "Phi-3-medium-4k-instruct", 5120, 17920, 40, 40, 10),
+        "3-mini-128k": _like_llama(common.PHI3_LONG, "Phi-3-mini-128k-instruct", 3072, 8192, 32, 32, 32),
+        "3-medium-128k": _like_llama(common.PHI3_LONG, "Phi-3-medium-128k-instruct", 5120, 17920, 40, 40, 10),
+        "3.5-mini": _like_llama(common.PHI3_LONG, "Phi-3.5-mini-instruct", 3072, 8192, 32, 32, 32),
+        "4": _like_llama(common.PHI4, "phi-4", 5120, 17920, 40, 40, 10),
     },
     "gpt2": {
         "124m": _gpt2("gpt2", 768, 12, 12),
@@ -423,26 +232,26 @@ SIZES: dict[str, dict[str, Size]] = {
         "780m": _mamba2("780m", 1536, 48),
         "1.3b": _mamba2("1.3b", 2048, 48),
         "2.7b": _mamba2("2.7b", 2560, 64),
-        "codestral-7b": Size("Mamba-Codestral-7B-v0.1", CODESTRAL),
+        "codestral-7b": Size("Mamba-Codestral-7B-v0.1", common.CODESTRAL),
     },
     "falcon": {
         "7b": _falcon("falcon-7b-instruct", 4544, 32, 71, multi_query=True),
         "40b": _falcon("falcon-40b-instruct", 8192, 60, 128, num_kv_heads=8, new_decoder_architecture=True),
     },
     "mixtral": {
-        "8x7b": _like_llama(MIXTRAL, "Mixtral-8x7B-Instruct-v0.1", 4096, 14336, 32, 32, 8),
+        "8x7b": _like_llama(common.MIXTRAL, "Mixtral-8x7B-Instruct-v0.1", 4096, 14336, 32, 32, 8),
         "8x22b": _like_llama(
-            {**MIXTRAL, "vocab_size": 32768, "max_position_embeddings": 65536},
+            {**common.MIXTRAL, "vocab_size": 32768, "max_position_embeddings": 65536},
             "Mixtral-8x22B-Instruct-v0.1",
             *(6144, 16384, 56, 48, 8),
         ),
     },
     "qwen2_moe": {
         "1.5-a2.7b": _like_llama(
-            QWEN2_MOE, "Qwen1.5-MoE-A2.7B-Chat", 2048, 5632, 24, 16, 16, max_position_embeddings=8192
+            common.QWEN2_MOE, "Qwen1.5-MoE-A2.7B-Chat", 2048, 5632, 24, 16, 16, max_position_embeddings=8192
         ),
         "57b-a14b": _like_llama(
-            QWEN2_MOE,
+            common.QWEN2_MOE,
             "Qwen2-57B-A14B-Instruct",
             *(3584, 18944, 28, 28, 4),
             num_experts=64,
@@ -452,8 +261,10 @@ SIZES: dict[str, dict[str, Size]] = {
         ),
     },
     "qwen3_moe": {
-        "30b-a3b": _like_llama(QWEN3_MOE, "Qwen3-30B-A3B", 2048, 6144, 48, 32, 4),
-        "235b-a22b": _like_llama(QWEN3_MOE, "Qwen3-235B-A22B", 4096, 12288, 94, 64, 4, moe_intermediate_size=1536),
+        "30b-a3b": _like_llama(common.QWEN3_MOE, "Qwen3-30B-A3B", 2048, 6144, 48, 32, 4),
+        "235b-a22b": _like_llama(
+            common.QWEN3_MOE, "Qwen3-235B-A22B", 4096, 12288, 94, 64, 4, moe_intermediate_size=1536
+        ),
     },
     "t5": {
         "small": _t5("t5-small", 512, 2048, 6, 8),

@@ -76,8 +76,8 @@ def argument_names(function: ast.FunctionDef) -> str:
 # What stands around torch's own modules: FSDP2 and DeepSpeed put hooks on them that ask for other ways to gradients.
 TORCH_ALONE = {"elsewhere.py", "lora.py", "network.py", "placed.py", "replaced.py", "sharding.py", "sharded.py"}
 TORCH_ALONE |= {"zero.py", "zero_parts.py"}
-# What a network is made of where transformers has none.
-TORCH_ALONE |= {"skeleton.py"}
+# What a network is made of where transformers has none, and what torch compiles beforehand.
+TORCH_ALONE |= {"skeleton.py", "warm_up.py"}
 
 
 # The program that MindSpore's semi-automatic mode cuts; torch's processes compute the same layout by explicit slices.
@@ -105,6 +105,7 @@ ONE_SIDED = {
     "ops.py": {"dropout", "linear", "sum_in_blocks", "token_losses_and_gradient"}
     | {"gradient", "line_attention", "product", "product_a", "rotary_tables"},
     "decoder.py": {"Decoder.hidden", "Decoder.through", "Decoder.set_dropout", "Decoder.entered"}
+    | {"Decoder.autocast", "Decoder.run", "Decoder.shape_of", "Decoder.blocks"}
     | {"Decoder.forward", "Decoder.backward", "Trace", "by_position"},
     "encoder_decoder.py": {"Stack", "Stack.__init__", "Stack.blocks", "Stack.numbers", "Stack.tuned", "Way", "Trace"}
     | {"EncoderDecoder.forward", "EncoderDecoder.backward", "EncoderDecoder.hidden", "EncoderDecoder.encoded"}

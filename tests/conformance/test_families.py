@@ -120,7 +120,7 @@ def test_learned_positions_end(engine):
 def test_torch_compile_says_where_it_has_no_effect(name, compiled, monkeypatch):
     monkeypatch.setattr(families, "RUNTIME", replace(families.RUNTIME, compile=True))
     if compiled:
-        monkeypatch.setattr("msft.backend.torch.decoder.Decoder._compile", lambda self: 1.5)
+        monkeypatch.setattr("msft.backend.torch.warm_up.compile_parts", lambda decoder: 1.5)
     said = families.build("torch", name, families.lora(name)).describe()["norm, rotation, SwiGLU"]
     expected = "torch.compile (took 1.5 s)" if compiled else "torch_compile has no effect on this family"
     assert expected in said

@@ -50,7 +50,7 @@ class StateSession:
         self.weight, self.memories = decoder.head_weight(), []
         hidden = decoder.entrance.of(input_ids.reshape(-1), slots.reshape(-1))
         with decoder.mode(None, adapter=True):
-            for apply, names_of_layer, _ in decoder._blocks():
+            for apply, names_of_layer, _ in decoder.blocks():
                 hidden, kept = apply.forward(hidden, line, [*map(decoder.parameter, names_of_layer)], keeps=True)
                 remember, _, _ = decoder.cached_blocks.functions(decoder.layers[len(self.memories)][0])
                 lasts = [kept.inner.results[end] for end in ends]

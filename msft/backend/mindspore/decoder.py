@@ -125,7 +125,7 @@ class Decoder:
         """
         found, tensors = self._line(input_ids, position_ids, segment_ids, is_shared=is_shared)
         hidden, all_kept = self.entrance.forward(found) if taken is None else taken, []
-        for apply, names_of_layer, window in self._blocks():
+        for apply, names_of_layer, window in self.blocks():
             hidden, kept = apply.forward(hidden, tensors[window], [*map(self.parameter, names_of_layer)])
             if keep:
                 all_kept.append(kept)
@@ -142,7 +142,7 @@ class Decoder:
         found, flats = {}, []
         if self.mesh.is_last_stage:
             gradient, found = self.norm.backward(self.leave(gradient), trace.last)
-        for apply, names_of_layer, window in reversed([*self._blocks()]):
+        for apply, names_of_layer, window in reversed([*self.blocks()]):
             tensors = [*map(self.parameter, names_of_layer)]
             gradient, parts = apply.backward(gradient, trace.kept.pop(), trace.tensors[window], tensors)
             flats += [(flat, [self.tuned_names[names_of_layer[at]] for at in places]) for places, flat in parts]
@@ -167,7 +167,7 @@ class Decoder:
         found, tensors = self._line(input_ids, position_ids, segment_ids)
         hidden, around = self.entrance.forward(found), self.spec.outside
         yield around.embedding, by_position(self.enter(hidden), found, segment_ids)
-        for number, (apply, names_of_layer, window) in enumerate(self._blocks()):
+        for number, (apply, names_of_layer, window) in enumerate(self.blocks()):
             hidden, _ = apply.forward(hidden, tensors[window], [*map(self.parameter, names_of_layer)])
             yield self.spec.layer(number).removesuffix("."), by_position(self.enter(hidden), found, segment_ids)
         yield around.norm, by_position(self.enter(self.norm.forward(hidden)), found, segment_ids)
@@ -248,8 +248,8 @@ class Decoder:
         parts = [flat[end - self.tuned[name].size : end] for name, end in zip(tuned, ends, strict=True)]
         return {name: part.reshape(shape) for (name, shape), part in zip(shapes.items(), parts, strict=True)}
 
-    def _blocks(self):
-        """Each layer's compiled block, the names of its tensors, and its window."""
+    def blocks(self):
+        """Yield each layer's compiled block, the names of its tensors, and its window."""
         for (layout, names_of_layer), window in zip(self.layers, self.windows, strict=True):
             yield self._block(layout), names_of_layer, window
 

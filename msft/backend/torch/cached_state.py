@@ -29,7 +29,7 @@ class StateSession:
         inside = self.decoder.tensor(slots[:, 1 - self.space.conv_kernel :] >= 0)
         self.weight, self.memories = self.decoder.head_weight(), []
         hidden = self.decoder.entered(input_ids.reshape(1, -1), slots.reshape(1, -1))
-        with self.decoder._autocast():
+        with self.decoder.autocast():
             for layer in self.layers:
                 hidden = self._through(layer, hidden, places, inside)
             return self._logits(hidden.unflatten(1, (rows, length))[0, :, -1])
@@ -38,7 +38,7 @@ class StateSession:
     def decode(self, tokens: np.ndarray) -> np.ndarray:
         """Take one more token for each row, int32 [rows]; return the next logits, float32 [rows, vocabulary]."""
         hidden = self.decoder.entered(tokens[None], tokens[None])
-        with self.decoder._autocast():
+        with self.decoder.autocast():
             for number, layer in enumerate(self.layers):
                 hidden = self._next(number, layer, hidden)
             return self._logits(hidden[0])

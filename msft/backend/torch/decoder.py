@@ -2,7 +2,6 @@
 
 import functools
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 
@@ -29,16 +28,13 @@ from msft.backend.torch import (
     sequence,
     sharding,
     vocabulary,
+    warm_up,
     zero_parts,
 )
-from msft.errors import InputError
 from msft.models import alibi, rope
 from msft.models.adapters import peft_names
 from msft.models.shapes import linear_modules, tensor_shapes
 from msft.models.spec import ModelSpec
-
-# Tokens that compile a block's parts: no other size of a model is equal to it.
-WARM_UP = 13
 
 
 class Decoder:
@@ -87,7 +83,7 @@ class Decoder:
                 self.tuned[name] = factor["default"].weight
         self.dropout_keys: np.ndarray | None = None
         self.takes_parts = replaced.takes_parts(self.network)
-        self.compile_seconds = self._compile() if runtime.compile and self.takes_parts else 0.0
+        self.compile_seconds = warm_up.compile_parts(self) if runtime.compile and self.takes_parts else 0.0
         if runtime.recompute:
             self.network.activation_checkpointing_enable({"use_reentrant": False})
 
@@ -111,38 +107,6 @@ class Decoder:
             sizes = zero_parts.whole_shape(part.weight)
             part.out_features, part.in_features = sizes[::-1] if part.is_transposed else sizes
             part.adds_bias = slices.module_axis(module) == 0 or self.mesh.tensor_rank == 0
-
-    def _compile(self) -> float:
-        """Compile the parts of a block by a few tokens' way through one and back; return the seconds it took."""
-        began, tokens = time.perf_counter(), WARM_UP * self.mesh.tensor
-        positions = self.tensor(np.arange(tokens)[None])
-        segments = attention.Segments(np.array([[0, tokens, 0, tokens]]), self.runtime.device)
-
-        def attend(_, query, key, value, scale):
-            return self.attention(query, key, value, segments, scale)
-
-        try:
-            if self.is_fsdp:
-                self._warm_up_whole(tokens, attend)
-                return time.perf_counter() - began
-            first = self.network.get_submodule(self.spec.layer(stages.layers(self.spec, self.mesh).start)[:-1])
-            settings = {"dtype": self.hidden_dtype, "device": positions.device, "requires_grad": True}
-            hidden = torch.zeros(self._shape_of(tokens), **settings)
-            with self._autocast(), zero_parts.gathered(first.parameters()):
-                rotation = self.body.rotary_emb(hidden, positions)
-                output = first(hidden, position_embeddings=rotation, attend=attend)
-                torch.autograd.grad(output.sum(), hidden)
-        except torch._dynamo.exc.BackendCompilerFailed as error:
-            why = str(error).partition("\n")[0]
-            raise InputError(f"torch_compile: {why}; install one, or leave torch_compile out") from error
-        return time.perf_counter() - began
-
-    def _warm_up_whole(self, tokens: int, attend: Callable) -> None:
-        """The way through a sharded model, whose blocks are gathered from its root on."""
-        positions = np.arange(tokens)[None]
-        self._run(positions, positions, attend).sum().backward()
-        for parameter in self.network.parameters():
-            parameter.grad = None
 
     @contextmanager
     def counting(self, balance: Balance):
@@ -215,13 +179,14 @@ class Decoder:
 
     def hidden_shape(self, segment_ids: np.ndarray, is_shared: bool) -> tuple[int, ...]:
         """Return the shape of the hidden states of this rank's tokens between two layers."""
-        return self._shape_of(int(self._computed(segment_ids, is_shared).pieces[-1, 1]))
+        return self.shape_of(int(self._computed(segment_ids, is_shared).pieces[-1, 1]))
 
     def set_dropout(self, segment_ids: np.ndarray, is_shared: bool) -> None:
         """Count dropout as on a batch's way forward, for blocks that are computed again when others have been."""
         self._count_dropout(self._computed(segment_ids, is_shared))
 
-    def _shape_of(self, tokens: int) -> tuple[int, ...]:
+    def shape_of(self, tokens: int) -> tuple[int, ...]:
+        """Return the shape of this rank's hidden states of a line of tokens."""
         own = self.mesh.own_tokens(tokens)
         return 1, own.stop - own.start, self.spec.hidden_size
 
@@ -246,7 +211,7 @@ class Decoder:
         if self.spec.state_space:
             self._count_dropout(part)
             found = self.tensor(places(part.pieces, int(part.pieces[-1, 1])))
-            return self._run(own_ids, own_positions, found, taken)
+            return self.run(own_ids, own_positions, found, taken)
         texts = np.repeat(np.arange(len(part.pieces)) + 1, np.diff(part.pieces[:, :2]).ravel())[None]
         contexts = prefix.contexts(self.spec, own_ids, texts)[0, part.pieces[:, 0]]
         segments, attention_of = self._segments(part, contexts), self.attention
@@ -258,7 +223,7 @@ class Decoder:
         def attend(layer, query, key, value, scale):
             return attention_of(query, key, value, segments[self.spec.windows[layer]], scale)
 
-        return self._run(own_ids, prefix.positions(self.spec, own_ids, own_positions, texts), attend, taken)
+        return self.run(own_ids, prefix.positions(self.spec, own_ids, own_positions, texts), attend, taken)
 
     def _segments(self, part: context.Part, contexts: np.ndarray) -> dict[int, attention.Segments]:
         """Who sees whom in the layers of each window."""
@@ -288,8 +253,9 @@ class Decoder:
             hidden = hidden + functional.embedding(rows, self.network.get_submodule(around.positions).weight)
         return self.network.get_submodule(around.embedding_norm)(hidden) if around.embedding_norm else hidden
 
-    def _run(self, input_ids: np.ndarray, position_ids: np.ndarray, attend: Callable, taken=None) -> torch.Tensor:
-        with self._autocast():
+    def run(self, input_ids: np.ndarray, position_ids: np.ndarray, attend: Callable, taken=None) -> torch.Tensor:
+        """Return the hidden states behind the layers [1, tokens, hidden] of a line, int32 [1, tokens]."""
+        with self.autocast():
             return self.trunk(
                 input_ids=self.tensor(input_ids) if taken is None else None,
                 inputs_embeds=taken,
@@ -398,6 +364,7 @@ class Decoder:
         for layer in self.adapted_layers:
             layer.dropout_tokens = keys
 
-    def _autocast(self):
+    def autocast(self):
+        """Return the context in which products are computed in the compute dtype."""
         compute = self.runtime.precision.compute
         return torch.autocast(self.runtime.device, ops.dtype(compute), enabled=compute != "float32")

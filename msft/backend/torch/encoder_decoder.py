@@ -37,7 +37,7 @@ class EncoderDecoder(Decoder):
         """
         seen, spec = seen or _not_seen, self.spec
         self._count_sides(sides)
-        with self._autocast():
+        with self.autocast():
             states = self.encoded(sides, seen)
             hidden = self._entered_side(sides.batch, sides.target, seen)
             attend = self.attention_of(sides.target, is_causal=True)

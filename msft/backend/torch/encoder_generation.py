@@ -24,7 +24,7 @@ class EncoderSession:
         decoder, spec, runtime = self.decoder, self.decoder.spec, self.decoder.runtime
         self.rows, self.weight = len(padding), decoder.head_weight()
         sides = seq2seq.sources(input_ids, padding)
-        with decoder._autocast():
+        with decoder.autocast():
             states = decoder.encoded(sides)[0].split(sides.source.lengths())
             padded = torch.nn.utils.rnn.pad_sequence(states, batch_first=True)
             self.told = [
@@ -47,7 +47,7 @@ class EncoderSession:
         distance = np.arange(self.slot + 1) - self.slot
         buckets = decoder.tensor(spec.encoder.positions.bucket(distance, is_causal=True)).long()
         bias = self.table[buckets].t()[None, :, None]
-        with decoder._autocast():
+        with decoder.autocast():
             hidden = decoder.entered(tokens[:, None], np.zeros((self.rows, 1), np.int32))
             for number in range(spec.num_hidden_layers):
                 hidden = self._layer(number, hidden, bias)
