@@ -251,7 +251,7 @@ def cache_position_off_by_one(engine, monkeypatch):
 
     def late(self, input_ids, padding):
         logits = prefill(self, input_ids, padding)
-        self.next_positions = self.next_positions + 1
+        self.turned = self.turned + 1
         return logits
 
     monkeypatch.setattr(session, "prefill", late)

@@ -29,7 +29,7 @@ class LineTensors(NamedTuple):
     tokens: Tensor
     attention: TiledAttention | FusedAttention
     plan: list | tuple
-    routing: experts.Routing
+    routing: experts.Routing | None = None
 
 
 class Inner(NamedTuple):

@@ -60,7 +60,7 @@ def _groups(spec: ModelSpec) -> list[list[int]]:
     A layer with experts ends its group.
     """
     numbers = np.arange(spec.num_hidden_layers)
-    ends = [spec.has_experts(number) for number in numbers[:-1]]
+    ends = np.array([spec.has_experts(number) for number in numbers[:-1]], bool)
     runs = np.flatnonzero(np.diff(spec.windows).astype(bool) | ends) + 1
     found = []
     for run in np.split(numbers, runs):

@@ -39,7 +39,7 @@ class Session:
         seen |= slots == slots[:, None]
         positions = np.maximum(slots[None, :] - padding[:, None], 0).astype(np.int32)
         turned = prefix.positions(self.decoder.spec, input_ids, positions, real)
-        self.last_turned = turned[..., -1:]
+        self.turned = turned[..., -1:]
         first, last = [*self._tables(turned), self.decoder.cached_blocks.turn], self._places(length)
         near = {
             window: self.decoder.tensor(seen & self._near(slots[:, None], slots, window)) for window in self._windows
@@ -57,8 +57,8 @@ class Session:
         seen = (slots <= self.slot) & (slots >= self.padding[:, None])
         biases = {window: self._bias(seen & self._near(self.slot, slots, window)) for window in self._windows}
         positions = self.next_positions[:, None].astype(np.int32)
-        self.last_turned = prefix.following(self.decoder.spec, self.last_turned)
-        first, last = [*self._tables(self.last_turned), blocks.turn], self._places(1)
+        self.turned = prefix.following(self.decoder.spec, self.turned)
+        first, last = [*self._tables(self.turned), blocks.turn], self._places(1)
         self.next_positions = self.next_positions + 1
         hidden = self.decoder.entrance.of(tokens, positions[:, 0])
         for group in blocks.groups:
