@@ -6,8 +6,9 @@ written by `scale_decoder_outputs`.
 """
 
 from msft.errors import InputError
+from msft.models.ckpt_layout import split_layout
 from msft.models.encoder import Cross, Encoder, RelativePositions
-from msft.models.family import Family, FileNames
+from msft.models.family import CkptTensor, Family, FileNames, MindFormersNames
 from msft.models.hf_config import MAX_LAYERS, HfConfig
 from msft.models.spec import Block, ModelSpec, Outside
 
@@ -48,6 +49,25 @@ CROSS = tuple(f"layer.1.EncDecAttention.{leaf}" for leaf in "qkvo")
 POSITIONS = "layer.0.SelfAttention.relative_attention_bias"
 OUTSIDE = Outside("shared", layers="decoder.block", norm="decoder.final_layer_norm")
 LORA_TARGETS = ("q", "v")
+# MindFormers 1.3.2, mindformers/models/t5/convert_weight.py.
+RENAMES = (
+    ("shared.weight", "t5_model.tfm_embedding_lookup.embedding_table"),
+    ("encoder.final_layer_norm.weight", "t5_model.encoder_layernorm.gamma"),
+    ("decoder.final_layer_norm.weight", "t5_model.decoder_layernorm.gamma"),
+    ("encoder.block.", "t5_model.tfm_encoder.blocks."),
+    ("decoder.block.", "t5_model.tfm_decoder.blocks."),
+    (f".{POSITIONS}.weight", ".attention.bias_generator.embeddings_table"),
+    *((f".{name}.", f".attention.dense{number}.") for number, name in enumerate(ATTENTION[:3], 1)),
+    *((f".{name}.", f".cross_attention.dense{number}.") for number, name in enumerate(CROSS[:3], 1)),
+    (f".{ATTENTION[3]}.", ".attention.projection."),
+    (f".{CROSS[3]}.", ".cross_attention.projection."),
+    (".layer.0.layer_norm.weight", ".layernorm1.gamma"),
+    (".layer.1.layer_norm.weight", ".cross_attention_layernorm.gamma"),
+    (".layer.2.layer_norm.weight", ".layernorm2.gamma"),
+    *((f".layer.{place}.DenseReluDense.wi.", ".output.mapping.") for place in (1, 2)),
+    *((f".layer.{place}.DenseReluDense.wo.", ".output.projection.") for place in (1, 2)),
+)
+TRANSPOSED = ("o", "wi", "wo")
 FILES = FileNames(copies=tuple((f"{stack}.embed_tokens.weight", "shared.weight") for stack in ("encoder", "decoder")))
 
 
@@ -120,12 +140,26 @@ def _block(place: int, activation: str) -> Block:
     )
 
 
+def ckpt_layout(spec: ModelSpec) -> dict[str, CkptTensor]:
+    """Return what the tensors of a CKPT hold; MindFormers' T5 has no gate, and models with one keep their names."""
+    if spec.block.is_gated:
+        return split_layout(spec, (), ())
+    found = split_layout(spec, RENAMES, TRANSPOSED)
+    return {_second_norm(name): held for name, held in found.items()}
+
+
+def _second_norm(name: str) -> str:
+    """An encoder's second norm is not that of cross-attention."""
+    return name.replace("cross_attention_layernorm", "layernorm2") if ".tfm_encoder." in name else name
+
+
 FAMILY = Family(
     "t5",
     "T5ForConditionalGeneration",
     spec_from_hf,
     LORA_TARGETS,
-    files=FILES,
+    MindFormersNames(layout=ckpt_layout),
+    FILES,
     template="plain",
     is_encoder_decoder=True,
 )

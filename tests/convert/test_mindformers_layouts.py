@@ -1,6 +1,6 @@
 """Protects CKPTs whose tensors MindFormers 1.3.2 splits, joins or transposes: as its converters do, and back bit-equal.
 
-What is expected is written from its convert_weight.py of gpt2, bloom and glm2.
+What is expected is written from its convert_weight.py of gpt2, bloom, glm2 and t5.
 """
 
 import numpy as np
@@ -169,3 +169,62 @@ def test_random_weights_stand_for_hugging_face_files_of_the_same_names():
         assert not laid_out.is_meant(RandomWeights(spec, 0).tensors, spec)
     spec = spec_from_hf(CONFIGS["chatglm"])
     assert not laid_out.is_meant({"transformer.encoder.final_layernorm.weight": None}, spec)
+
+
+# T5's converter, of a layer of each stack: CKPT's name -> canonical name; it transposes .o., .wi. and .wo.
+T5_STACKS = {
+    "encoder": {
+        "layernorm1.gamma": "layer.0.layer_norm",
+        "layernorm2.gamma": "layer.1.layer_norm",
+        "output.mapping.weight": "layer.1.DenseReluDense.wi",
+        "output.projection.weight": "layer.1.DenseReluDense.wo",
+    },
+    "decoder": {
+        "layernorm1.gamma": "layer.0.layer_norm",
+        "cross_attention_layernorm.gamma": "layer.1.layer_norm",
+        "layernorm2.gamma": "layer.2.layer_norm",
+        "cross_attention.dense1.weight": "layer.1.EncDecAttention.q",
+        "cross_attention.dense2.weight": "layer.1.EncDecAttention.k",
+        "cross_attention.dense3.weight": "layer.1.EncDecAttention.v",
+        "cross_attention.projection.weight": "layer.1.EncDecAttention.o",
+        "output.mapping.weight": "layer.2.DenseReluDense.wi",
+        "output.projection.weight": "layer.2.DenseReluDense.wo",
+    },
+}
+T5_BOTH = {f"attention.dense{n}.weight": f"layer.0.SelfAttention.{leaf}" for n, leaf in enumerate("qkv", 1)}
+T5_BOTH["attention.projection.weight"] = "layer.0.SelfAttention.o"
+T5_AROUND = {
+    "t5_model.encoder_layernorm.gamma": "encoder.final_layer_norm.weight",
+    "t5_model.decoder_layernorm.gamma": "decoder.final_layer_norm.weight",
+    "t5_model.tfm_embedding_lookup.embedding_table": "shared.weight",
+    **{
+        f"t5_model.tfm_{stack}.blocks.0.attention.bias_generator.embeddings_table": (
+            f"{stack}.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
+        )
+        for stack in ("encoder", "decoder")
+    },
+}
+
+
+def test_t5_is_what_mindformers_converter_makes_of_it(tmp_path):
+    spec, source, found = converted("t5", tmp_path)
+    expected = {theirs: source.read(ours) for theirs, ours in T5_AROUND.items()}
+    for stack, own in T5_STACKS.items():
+        for layer in range(2):
+            for theirs, ours in {**T5_BOTH, **own}.items():
+                array = source.read(f"{stack}.block.{layer}.{ours}.weight")
+                is_turned = ours.endswith((".o", ".wi", ".wo"))
+                expected[f"t5_model.tfm_{stack}.blocks.{layer}.{theirs}"] = array.T if is_turned else array
+    assert found.keys() == expected.keys()
+    for tensor, array in expected.items():
+        np.testing.assert_array_equal(found[tensor], array, err_msg=tensor)
+    opened = open_weights(tmp_path / "model.ckpt")
+    check_against(spec, opened)
+    for tensor in source.tensors:
+        np.testing.assert_array_equal(opened.read(tensor), source.read(tensor), err_msg=tensor)
+
+
+def test_a_t5_with_gates_keeps_its_names(tmp_path):
+    """MindFormers has no such model."""
+    _, source, found = converted("t5, gated, with a head", tmp_path)
+    assert found.keys() == set(source.tensors)
