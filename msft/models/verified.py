@@ -120,6 +120,12 @@ CHECKS = (
         ("llama",),
     ),
     Check(
+        "cut, dealt to stages, rows shared",
+        "2 and 4 processes train as one does, with biases, windows and norms of heads: losses and norms within 1e-5",
+        "tests/conformance/test_cut_models.py::test_families_like_llama_are_cut_as_llama_is",
+        ("mistral", "qwen2", "qwen3"),
+    ),
+    Check(
         "pipeline parallel",
         CUT,
         "tests/conformance/test_staged_models.py::test_a_model_in_stages_trains_as_the_whole_one",
