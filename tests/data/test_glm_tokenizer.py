@@ -96,6 +96,15 @@ def test_a_question_ends_with_gmask_and_sop_and_its_answer_with_eop(folder):
     assert tokenizer.decode(answer) == "Done\n  it." and tokenizer.decode([eop], skip_special=False).strip() == "<eop>"
 
 
+def test_an_empty_answer_leaves_nothing_supervised_and_other_rows_as_they_are(folder):
+    tokenizer = open_tokenizer(folder)
+    encoder = Encoder(tokenizer, open_template("chatglm", tokenizer))
+    empty = Conversation((TURNS[0], Turn("assistant", "")))
+    nothing, example = encoder.encode([empty, Conversation(TURNS)])
+    assert (nothing.labels == IGNORE).all() and nothing.remarks == ("empty_answer",)
+    assert example.ids.tolist() == encoder.encode([Conversation(TURNS)])[0].ids.tolist()
+
+
 def test_copies_are_read_again_and_other_numbers_refused(folder, tmp_path):
     tokenizer = open_tokenizer(folder)
     tokenizer.save_copy(tmp_path / "copy")
