@@ -14,6 +14,7 @@ from msft.backend.contract import IGNORE
 from msft.data.encode import Encoder, encode_prompt
 from msft.data.ends import answer_ends
 from msft.data.formats import Conversation, Turn
+from msft.data.preprocess import Options, preprocess
 from msft.data.templates import default_template, model_type_beside, open_template
 from msft.data.tokenizers import encode_text, open_tokenizer
 from msft.errors import InputError
@@ -103,6 +104,14 @@ def test_an_empty_answer_leaves_nothing_supervised_and_other_rows_as_they_are(fo
     nothing, example = encoder.encode([empty, Conversation(TURNS)])
     assert (nothing.labels == IGNORE).all() and nothing.remarks == ("empty_answer",)
     assert example.ids.tolist() == encoder.encode([Conversation(TURNS)])[0].ids.tolist()
+
+
+@pytest.mark.parametrize("kind", ["wiki", "text"])
+def test_running_text_which_the_engines_would_refuse_is_refused_before(kind, folder, tmp_path):
+    (tmp_path / "a.txt").write_text("Some words.")
+    options = Options(str(tmp_path / "a.txt"), str(folder), str(tmp_path / "x.mindrecord"), kind)
+    with pytest.raises(InputError, match=f"--dataset_type {kind}: running text has no answers"):
+        preprocess(options)
 
 
 def test_copies_are_read_again_and_other_numbers_refused(folder, tmp_path):
