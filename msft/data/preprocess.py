@@ -126,7 +126,7 @@ def _check(options: Options) -> None:
 def _check_answers(options: Options, tokenizer: Tokenizer) -> None:
     if tokenizer.answer_ids and options.dataset_type != "qa":
         raise InputError(
-            f"--dataset_type {options.dataset_type}: running text has no answers, and the model of this tokenizer reads "
+            f"--dataset_type {options.dataset_type}: running text has no answers, and this tokenizer's model reads "
             "what is before them in both directions, so that it would see what it is to learn; use qa"
         )
 
