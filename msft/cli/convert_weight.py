@@ -50,7 +50,7 @@ def _convert(argv: Sequence[str]) -> None:
     from msft.convert.rank_folder import KEY, lowest_file, slices_explained
     from msft.convert.weights import write_ckpt, write_hf_folder
     from msft.errors import InputError
-    from msft.models.families import named
+    from msft.models.families import family, named
 
     asked = named(words.model).model_type
     shard_bytes = byte_size(words.max_shard_size, "--max_shard_size")
@@ -62,6 +62,8 @@ def _convert(argv: Sequence[str]) -> None:
     spec = companions.load_spec(words.config, weights)
     if spec.family != asked:
         raise InputError(f"{words.input_path}: is a {spec.family} model, not {words.model} (--model)")
+    if words.qkv_concat and not family(spec.family).mindformers.concatenated:
+        console.note(f"--qkv_concat has no effect: MindFormers has no joined tensors of another form for {spec.family}")
     dtype = WORDS.get(words.dtype)
     with verifying(words.input_path, strategy) as verified:
         with slices_explained(None if strategy else words.input_path, f"give --{KEY}"):

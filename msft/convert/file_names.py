@@ -29,17 +29,21 @@ def taken_apart(
     """Return the model's tensors, made of what `layout` says that tensors of a file hold; others keep their names."""
     found: dict[str, Stored | Joined] = {}
     parts: dict[str, list[tuple[int, Stored | Joined]]] = {}
+    shapes = tensor_shapes(spec)
     for name, entry in entries.items():
         held = layout.get(name)
         if held is None or not _holds(entry, held):
             found[name] = entry
+            continue
+        if len(held) == 1 and held[0] == Rows(held[0].tensor, 0, row_count(shapes[held[0].tensor])):
+            # As it is: only what is taken apart or put together has to lie row by row.
+            parts.setdefault(held[0].tensor, []).append((0, entry))
             continue
         entry, at = flat(entry, name), 0
         for rows in held:
             size = rows.stop - rows.start
             parts.setdefault(rows.tensor, []).append((rows.start, _rows(entry, at, at + size)))
             at += size
-    shapes = tensor_shapes(spec)
     return found | {name: _whole(name, shapes[name], pieces) for name, pieces in parts.items()}
 
 
@@ -87,7 +91,7 @@ def _rows(entry: Stored | Joined, start: int, stop: int) -> Stored | Joined:
 
 def _whole(name: str, shape: tuple[int, ...], pieces: list[tuple[int, Stored | Joined]]) -> Stored | Joined:
     """The tensor of that shape that consists of rows; it raises InputError where matrices of experts do not make it."""
-    if len(shape) < 3:
+    if len(shape) < 3 or len(pieces) == 1 and row_count(pieces[0][1].info.shape) == row_count(shape):
         return _together(pieces)
     pieces = sorted(pieces, key=lambda piece: piece[0])
     where, first = joined.file_of(pieces[0][1]), _first_gap(pieces)

@@ -7,6 +7,7 @@ import numpy as np
 from msft.convert.joined import Joined, JoinedTensors
 from msft.convert.source import TensorInfo
 from msft.convert.stored import Stored
+from msft.errors import InputError
 from msft.models.families import family
 from msft.models.family import CkptTensor, Rows
 from msft.models.shapes import tensor_shapes
@@ -54,6 +55,7 @@ class LaidOutTensors:
                 at += rows.stop - rows.start
         self.tensors = {name: info for name, info in self.source.tensors.items() if name not in fitting}
         for name, places in self.places.items():
+            self._check_dtypes(name, [place[0] for place in places])
             if sum(rows.stop - rows.start for _, _, rows, _ in places) == self._rows_of(name, places[0][3]):
                 self.tensors[name] = TensorInfo(self.shapes[name], self.source.tensors[places[0][0]].dtype)
 
@@ -71,6 +73,13 @@ class LaidOutTensors:
     def file_of(self, name: str) -> str:
         """Return the path of the (first) file that holds a tensor."""
         return self.source.file_of(self.places[name][0][0] if name in self.places else name)
+
+    def _check_dtypes(self, name: str, held_by: list[str]) -> None:
+        """Raise InputError for parts of other dtypes, of which one would be written with the other's numbers."""
+        dtypes = {theirs: self.source.tensors[theirs].dtype for theirs in held_by}
+        if len(set(dtypes.values())) > 1:
+            found = ", ".join(f"{theirs} {dtype}" for theirs, dtype in dtypes.items())
+            raise InputError(f"{self.source.file_of(held_by[0])}: parts of {name!r} must have one dtype: {found}")
 
     def _fits(self, name: str, held: CkptTensor) -> bool:
         if name not in self.source.tensors:

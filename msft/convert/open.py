@@ -144,6 +144,8 @@ def _source(stored: dict[str, Stored | Joined], spec: ModelSpec | None, file: Pa
     if ckpt_names.are_mindformers(stored):
         entries = ckpt_names.canonical(stored, spec, str(file))
     else:
+        # A CKPT of a family without names of MindFormers' holds its state and adapters all the same.
+        stored = ckpt_names.of_model(stored, str(file))
         entries = stored if spec is None else file_names.canonical(stored, spec)
     is_joined = any(isinstance(entry, Joined) for entry in entries.values())
     return (JoinedTensors if is_joined else kind)(entries)

@@ -86,7 +86,7 @@ class Encoder:
         """What is tokenized by itself: all of a conversation, or what is before the last answer, and that."""
         if not self._tokenizer.answer_ids:
             return (located.text,)
-        border = located.answers[-1][0]
+        border = located.answers[-1][0] if located.answers else len(located.text)
         return located.text[:border], located.text[border:]
 
     def _with_answer_ids(self, encodings: Iterator[Encoding], questions: Sequence[str]) -> Iterator[Encoding]:

@@ -75,6 +75,7 @@ def preprocess(options: Options) -> Report | None:
     _check(options)
     started = time.perf_counter()
     tokenizer = open_tokenizer(options.model_file)
+    _check_answers(options, tokenizer)
     options = _for_encoder(options)
     sources = list(options.sources) or [rows.Source(path) for path in _input_files(options)]
     given, template = options, None
@@ -120,6 +121,14 @@ def _check(options: Options) -> None:
         problems.append(f"--output_file {options.output_file!r} is a folder")
     if problems:
         raise InputError(*problems)
+
+
+def _check_answers(options: Options, tokenizer: Tokenizer) -> None:
+    if tokenizer.answer_ids and options.dataset_type != "qa":
+        raise InputError(
+            f"--dataset_type {options.dataset_type}: running text has no answers, and this tokenizer's model reads "
+            "what is before them in both directions, so that it would see what it is to learn; use qa"
+        )
 
 
 def _for_encoder(options: Options) -> Options:

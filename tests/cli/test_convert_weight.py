@@ -255,3 +255,14 @@ def test_help_needs_no_numpy():
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert result.stdout.strip() == "False", result.stderr
+
+
+@pytest.mark.parametrize(("name", "is_said"), [("gpt2", True), ("mixtral", False)])
+def test_joined_tensors_that_a_family_does_not_have_are_said_to_have_no_effect(name, is_said, tmp_path, capsys):
+    from tests.conformance.families import CONFIGS
+
+    spec = spec_from_hf(CONFIGS[name])
+    write_hf_folder(RandomWeights(spec, 0), spec, tmp_path / "hf", bar=False)
+    words = ["--model", name, "--input_path", str(tmp_path / "hf"), "--output_path", str(tmp_path / "x.ckpt")]
+    assert main([*words, "--qkv_concat"]) == 0
+    assert ("--qkv_concat has no effect" in "".join(capsys.readouterr())) == is_said

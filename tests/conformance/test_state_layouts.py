@@ -5,6 +5,7 @@ import sys
 
 import pytest
 
+from msft.config import experts
 from msft.config.layout import Layout, layout
 from msft.config.load import load_recipe
 from msft.errors import InputError
@@ -57,3 +58,12 @@ def test_layouts_that_cut_are_refused(family, key, write_recipe):
         layout(recipe, spec_from_hf(CONFIGS[family]), 2)
     plain = load_recipe(write_recipe("torch"))
     assert layout(plain, spec_from_hf(CONFIGS[family]), 2) == Layout(2)
+
+
+@pytest.mark.parametrize("family", ["mamba", "qwen2_moe"])
+def test_weights_that_deepspeed_would_not_gather_are_refused(family, write_recipe):
+    """Of modules that the way through a layer reads, and does not call."""
+    recipe, spec = load_recipe(write_recipe("torch", strategy="deepspeed")), spec_from_hf(CONFIGS[family])
+    with pytest.raises(InputError, match="strategy: deepspeed gathers weights of modules that are called, which "):
+        experts.check(recipe, spec, 2)
+    experts.check(recipe, spec, 1)

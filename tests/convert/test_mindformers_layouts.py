@@ -160,6 +160,31 @@ def test_what_is_missing_or_of_another_shape_is_named(tmp_path):
     assert len(caught.value.problems) == 3
 
 
+@pytest.mark.parametrize("dtype", [np.float16, np.int8])
+def test_parts_of_another_dtype_are_refused(dtype, tmp_path):
+    """They would be written into the first one's dtype without a word, quantised ones too."""
+    spec, _, found = converted("bloom", tmp_path)
+    name = "transformer.blocks.0.attention.dense2.weight"
+    found[name] = found[name].astype(dtype)
+    write(tmp_path / "bad.ckpt", found)
+    with pytest.raises(
+        InputError, match=rf"query_key_value.weight' must have one dtype: .*dense2.weight {dtype.__name__}"
+    ):
+        open_weights(tmp_path / "bad.ckpt", spec)
+
+
+def test_three_axes_of_a_state_space_are_not_told_to_be_experts(tmp_path):
+    spec = spec_from_hf(CONFIGS["mamba"])
+    write_ckpt(RandomWeights(spec, 0), spec, tmp_path / "x.ckpt")
+    stored = StoredTensors(read_index(tmp_path / "x.ckpt", True).tensors)
+    found = {name: stored.read(name) for name in stored.tensors}
+    name = "backbone.layers.0.mixer.conv1d.weight"
+    found[name] = np.ascontiguousarray(found[name][..., :-1])
+    write(tmp_path / "bad.ckpt", found)
+    with pytest.raises(InputError, match=r"conv1d.weight' has shape \[64, 1, 3\], but the config says \[64, 1, 4\]"):
+        check_against(spec, open_weights(tmp_path / "bad.ckpt", spec))
+
+
 def test_random_weights_stand_for_hugging_face_files_of_the_same_names():
     """A file of Hugging Face's names is not taken for a CKPT of MindFormers'."""
     from msft.convert import laid_out

@@ -14,6 +14,7 @@ from msft.backend.contract import IGNORE
 from msft.data.encode import Encoder, encode_prompt
 from msft.data.ends import answer_ends
 from msft.data.formats import Conversation, Turn
+from msft.data.preprocess import Options, preprocess
 from msft.data.templates import default_template, model_type_beside, open_template
 from msft.data.tokenizers import encode_text, open_tokenizer
 from msft.errors import InputError
@@ -94,6 +95,23 @@ def test_a_question_ends_with_gmask_and_sop_and_its_answer_with_eop(folder):
     assert encode_text(tokenizer, "Why?") == [*released(folder, "Why?"), gmask, sop]
     assert answer_ends(tokenizer, template).ids == (eop,)
     assert tokenizer.decode(answer) == "Done\n  it." and tokenizer.decode([eop], skip_special=False).strip() == "<eop>"
+
+
+def test_an_empty_answer_leaves_nothing_supervised_and_other_rows_as_they_are(folder):
+    tokenizer = open_tokenizer(folder)
+    encoder = Encoder(tokenizer, open_template("chatglm", tokenizer))
+    empty = Conversation((TURNS[0], Turn("assistant", "")))
+    nothing, example = encoder.encode([empty, Conversation(TURNS)])
+    assert (nothing.labels == IGNORE).all() and nothing.remarks == ("empty_answer",)
+    assert example.ids.tolist() == encoder.encode([Conversation(TURNS)])[0].ids.tolist()
+
+
+@pytest.mark.parametrize("kind", ["wiki", "text"])
+def test_running_text_which_the_engines_would_refuse_is_refused_before(kind, folder, tmp_path):
+    (tmp_path / "a.txt").write_text("Some words.")
+    options = Options(str(tmp_path / "a.txt"), str(folder), str(tmp_path / "x.mindrecord"), kind)
+    with pytest.raises(InputError, match=f"--dataset_type {kind}: running text has no answers"):
+        preprocess(options)
 
 
 def test_copies_are_read_again_and_other_numbers_refused(folder, tmp_path):

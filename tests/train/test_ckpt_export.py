@@ -6,11 +6,16 @@ import numpy as np
 import pytest
 
 from msft.backend.contract import EngineState
+from msft.convert.adapter import read_adapter
+from msft.convert.check import check_against
 from msft.convert.open import open_weights, read_spec
+from msft.convert.random_weights import RandomWeights
 from msft.models import llama
 from msft.models.adapters import peft_names
-from msft.models.shapes import tensor_shapes
+from msft.models.families import spec_from_hf
+from msft.models.shapes import linear_modules, tensor_shapes
 from msft.train import ckpt_export
+from tests.conformance.families import CONFIGS
 
 MODULE = "model.layers.1.self_attn.v_proj"
 
@@ -66,3 +71,17 @@ def test_the_newest_stay_and_meta_names_the_last(tmp_path, tiny_model, spec):
     assert meta == {"last_epoch": 2, "last_step": 1, "last_ckpt_file": "tiny_rank_0-2_1.ckpt"}
     # The sizes are found without a recipe.
     assert read_spec(folder / "tiny_rank_0-2_1.ckpt") == spec
+
+
+@pytest.mark.parametrize("name", ["qwen2_moe", "mamba"])
+def test_adapters_of_a_family_without_mindformers_names_are_left_out_of_its_model(name, tmp_path):
+    spec = spec_from_hf(CONFIGS[name])
+    base, (module, *_) = RandomWeights(spec, 3), linear_modules(spec)
+    outputs, inputs = tensor_shapes(spec)[f"{module}.weight"]
+    first, second = peft_names(module)
+    factors = {first: np.ones((2, inputs), np.float32), second: np.ones((outputs, 2), np.float32)}
+    path = ckpt_export.write(tmp_path, "tiny", (1, 1), spec, base, state_of(factors))
+    again = open_weights(path, spec)
+    check_against(spec, again)
+    assert all(np.array_equal(again.read(tensor), base.read(tensor)) for tensor in base.tensors)
+    assert read_adapter(path, spec.family)[1].keys() == factors.keys()
