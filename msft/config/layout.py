@@ -98,6 +98,12 @@ def _check_whole(recipe: Recipe) -> None:
         raise InputError(*problems)
 
 
+def not_dealt(recipe: Recipe, spec: "ModelSpec") -> list[str]:
+    """Return the keys of a recipe that ask to deal out layers that only whole processes compute."""
+    keys = ("model_parallel", "context_parallel", "pipeline_stage") if not spec.is_like_llama else ()
+    return [key for key in keys if getattr(recipe.parallel_config, key) > 1]
+
+
 def unshared(recipe: Recipe, spec: "ModelSpec") -> list[str]:
     """Return why a recipe's strategy cannot share out the weights of a model: it hooks into transformers' decoders."""
     if strategy(recipe) == "ddp" or not (spec.encoder or family(spec.family).is_ported):
@@ -151,11 +157,10 @@ def _nearest(possible: list[int], wanted: int) -> int:
 def _problems(recipe: Recipe, spec: "ModelSpec", workers: int) -> Iterator[tuple[str, str]]:
     asked = recipe.parallel_config
     yield from _stage_problems(asked, spec)
-    for key in ("context_parallel", "pipeline_stage") if not spec.is_like_llama else ():
-        if getattr(asked, key) > 1:
-            yield key, f"{getattr(asked, key)}: the layers of {spec.family} are not dealt to several processes yet"
+    for key in not_dealt(recipe, spec):
+        yield key, f"{getattr(asked, key)}: the layers of {spec.family} are not dealt to several processes yet"
     undivided = _undivided(spec, asked.model_parallel, not asked.vocab_emb_dp)
-    if undivided:
+    if undivided and spec.is_like_llama:
         yield "model_parallel", f"{asked.model_parallel} does not divide {undivided}"
     started = "one process was started" if workers == 1 else f"{workers} processes are started"
     # A single process may try out what is meant for several that share its batches.

@@ -5,7 +5,7 @@ from math import isqrt
 from typing import NamedTuple
 
 from msft.config import derive
-from msft.config.layout import unshared
+from msft.config.layout import not_dealt, unshared
 from msft.config.markers import shown
 from msft.config.schema import Recipe
 from msft.errors import InputError
@@ -138,6 +138,8 @@ def _undivided(recipe: Recipe, layout: Layout, devices: int, spec: ModelSpec) ->
             f"{tensor} is {layout.tensor}, which does not divide {sizes}{spec.intermediate_size}{tokens}; "
             f"{near} would do"
         )
+    for key in not_dealt(recipe, spec) if group > 1 else ():
+        yield f"{_place(recipe, key)}: the layers of {spec.family} are not dealt to several processes yet"
     yield from unshared(recipe, spec)
     if spec.num_hidden_layers % layout.pipeline:
         near = _nearest(layout.pipeline, divisors(spec.num_hidden_layers))

@@ -29,7 +29,7 @@ def of(tmp_path, lines):
 @pytest.mark.parametrize(
     ("lines", "problem"),
     [
-        ("parallel_config: {model_parallel: 2}\n", "model_parallel: 2 does not divide the layers of t5"),
+        ("parallel_config: {model_parallel: 2}\n", "model_parallel: 2: the layers of t5 are not dealt"),
         ("parallel_config: {context_parallel: 2}\n", "context_parallel: 2: the layers of t5 are not dealt"),
         ("parallel_config: {pipeline_stage: 3, micro_batch_num: 3}\n", "pipeline_stage: 3: the layers of t5 are not"),
         ("strategy: fsdp\n", r"r.yaml:4: strategy: fsdp: weights of an encoder-decoder are not shared out yet; ddp"),

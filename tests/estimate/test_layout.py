@@ -11,6 +11,7 @@ from msft.errors import InputError
 from msft.estimate.layout import MACHINE, Layout, divisors, layout_of, on_devices, tensor_sizes
 from msft.estimate.search import candidates
 from msft.estimate.sizes import sizes_of, work_of
+from msft.models.families import spec_from_hf
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "llama2"
 
@@ -88,6 +89,13 @@ def test_what_does_not_divide_is_refused_with_its_place(devices, words, said):
     with pytest.raises(InputError) as raised:
         placed(devices, *words)
     assert said in str(raised.value)
+
+
+def test_layers_that_are_not_dealt_are_refused_as_training_refuses_them():
+    recipe = loaded("lora_llama2_7b", "parallel_config.model_parallel=2")
+    config = {"model_type": "gpt2", "vocab_size": 96, "n_embd": 32, "n_layer": 2, "n_head": 4}
+    with pytest.raises(InputError, match="model_parallel: the layers of gpt2 are not dealt to several processes yet"):
+        on_devices(recipe, layout_of(recipe), 8, spec_from_hf(config))
 
 
 def test_the_file_and_line_of_a_layout_are_named(tmp_path):

@@ -101,5 +101,8 @@ def test_layers_that_transformers_has_not_are_not_shared_out(tmp_path, strategy)
 def test_several_processes_share_its_batches_alone(tmp_path):
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text("use_parallel: true\nparallel_config: {model_parallel: 2}\nmodel: {pretrained: x}\n")
-    with pytest.raises(InputError, match="2 does not divide the layers of chatglm1; data_parallel 2, model_parallel 1"):
+    with pytest.raises(
+        InputError,
+        match="2: the layers of chatglm1 are not dealt to several processes yet; data_parallel 2, model_parallel 1",
+    ):
         layout(load_recipe(recipe), spec_from_hf(CONFIG), 2)
