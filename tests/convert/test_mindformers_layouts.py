@@ -94,6 +94,17 @@ def converted(name, folder):
     return spec, source, {tensor: stored.read(tensor) for tensor in stored.tensors}
 
 
+def check(spec, source, found, expected, folder):
+    """A CKPT has the tensors that are expected, and is read back as what it was made of."""
+    assert found.keys() == expected.keys()
+    for tensor, array in expected.items():
+        np.testing.assert_array_equal(found[tensor], array, err_msg=tensor)
+    opened = open_weights(folder / "model.ckpt")
+    check_against(spec, opened)
+    for tensor in source.tensors:
+        np.testing.assert_array_equal(opened.read(tensor), source.read(tensor), err_msg=tensor)
+
+
 @pytest.mark.parametrize("name", LAYER)
 def test_each_tensor_is_what_mindformers_converter_makes_of_it(name, tmp_path):
     spec, source, found = converted(name, tmp_path)
@@ -101,13 +112,7 @@ def test_each_tensor_is_what_mindformers_converter_makes_of_it(name, tmp_path):
     for layer in range(2):
         for theirs, (ours, made) in LAYER[name].items():
             expected[f"{BLOCKS[name]}{layer}.{theirs}"] = made(source.read(f"transformer.h.{layer}.{ours}"))
-    assert found.keys() == expected.keys()
-    for tensor, array in expected.items():
-        np.testing.assert_array_equal(found[tensor], array, err_msg=tensor)
-    opened = open_weights(tmp_path / "model.ckpt")
-    check_against(spec, opened)
-    for tensor in source.tensors:
-        np.testing.assert_array_equal(opened.read(tensor), source.read(tensor), err_msg=tensor)
+    check(spec, source, found, expected, tmp_path)
 
 
 def test_a_chatglm_has_its_files_names_but_for_the_embedding(tmp_path):
@@ -240,13 +245,7 @@ def test_t5_is_what_mindformers_converter_makes_of_it(tmp_path):
                 array = source.read(f"{stack}.block.{layer}.{ours}.weight")
                 is_turned = ours.endswith((".o", ".wi", ".wo"))
                 expected[f"t5_model.tfm_{stack}.blocks.{layer}.{theirs}"] = array.T if is_turned else array
-    assert found.keys() == expected.keys()
-    for tensor, array in expected.items():
-        np.testing.assert_array_equal(found[tensor], array, err_msg=tensor)
-    opened = open_weights(tmp_path / "model.ckpt")
-    check_against(spec, opened)
-    for tensor in source.tensors:
-        np.testing.assert_array_equal(opened.read(tensor), source.read(tensor), err_msg=tensor)
+    check(spec, source, found, expected, tmp_path)
 
 
 def test_a_t5_with_gates_keeps_its_names(tmp_path):
