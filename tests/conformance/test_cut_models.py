@@ -59,7 +59,7 @@ def slow(*case):
     ("backend", "kind", "tensor", "workers", "settings"),
     [
         ("torch", "full", 2, 4, ALL | DEALT),
-        ("mindspore", "full", 2, 2, {}),
+        slow("mindspore", "full", 2, 2, {}),
         slow("mindspore", "full", 2, 2, ALL),
         slow("mindspore", "lora", 2, 2, ALL),
         slow("torch", "bias", 2, 2, {}),
