@@ -120,7 +120,7 @@ CHECKS = (
         ("llama",),
     ),
     Check(
-        "cut, dealt to stages, rows shared",
+        "tensor parallel; on torch stages, shared rows and fsdp too",
         "2 and 4 processes train as one does, with biases, windows and norms of heads: losses and norms within 1e-5",
         "tests/conformance/test_cut_models.py::test_families_like_llama_are_cut_as_llama_is",
         ("mistral", "qwen2", "qwen3"),

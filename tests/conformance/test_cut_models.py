@@ -171,8 +171,10 @@ def check_equal_to_one_process(backend, kind, tensor, workers, recipe, folder, s
     np.savez(folder / "start.npz", **expected)
     found, found_again = shared_out(backend, kind, tensor, workers, recipe, folder, settings, parts, pipeline)
     assert set(found) == set(expected)
-    np.testing.assert_allclose(found["losses"], expected["losses"], rtol=5e-6, atol=1e-5)
-    np.testing.assert_allclose(found["logits"], expected["logits"], atol=5e-4, rtol=1e-4)
+    # Families are held to their norms by size: with rounding alone 1.8e-5 of 4 was seen, and 3.2e-4 in two logits.
+    is_family = kind.removesuffix(" lora") in cut_models.FAMILIES
+    np.testing.assert_allclose(found["losses"], expected["losses"], rtol=5e-6 if is_family else 0, atol=1e-5)
+    np.testing.assert_allclose(found["logits"], expected["logits"], atol=5e-4 if is_family else 2e-4, rtol=1e-4)
     np.testing.assert_array_equal(found["counters"], expected["counters"])
     for name in expected:
         if name.startswith("gradients "):
